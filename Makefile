@@ -1,0 +1,60 @@
+# `make help` lists the targets. Everything here works from a clean clone on Debian 12 or 13
+# after `make setup`; `make demo` does that itself.
+SHELL := /bin/bash
+CARGO ?= cargo
+# Tests whose files are called vm_* run virtual machines: one at a time, after all others.
+NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
+
+.PHONY: help setup build lint test test-fast test-borg test-vm deny fuzz demo man clean
+
+help: ## Lists the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: ## Installs what building, testing and the demo need (Debian packages; root or sudo)
+	scripts/setup
+
+build: ## Builds the release binary
+	$(CARGO) build --release --locked
+
+lint: ## Formatting and clippy, warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+test: lint test-fast test-borg test-vm ## Runs every check and test, the quick ones first
+
+ifeq ($(NEXTEST),yes)
+FAST := nextest run --workspace --locked -E 'not binary(/^vm_/)'
+VM := nextest run --workspace --locked -E 'binary(/^vm_/)'
+BORG := nextest run --locked -p strongroom-borg --test stock
+else
+FAST := test --workspace --locked --lib --bins --test '[!v]*'
+VM := test --workspace --locked --test 'vm_*' -- --test-threads=1
+BORG := test --locked -p strongroom-borg --test stock
+endif
+
+test-fast: ## Runs the tests that need no virtual machine
+	$(CARGO) test --workspace --locked --doc
+	$(CARGO) $(FAST)
+
+test-borg: ## Runs the Borg client's tests against the newest Borg 1.4 as well
+	STRONGROOM_TEST_BORG=$$(scripts/borg-1.4) $(CARGO) $(BORG)
+
+test-vm: ## Runs the tests with real virtual machines
+	$(CARGO) $(VM)
+
+deny: ## Checks licences, sources and advisories of all dependencies (needs cargo-deny)
+	$(CARGO) deny --locked check
+
+SECONDS ?= 60
+fuzz: ## Runs each fuzz target for SECONDS=60 (needs cargo-fuzz and a nightly toolchain)
+	fuzz/run $(SECONDS)
+
+demo: setup build ## Backs up, destroys and restores a real virtual machine
+	scripts/demo/run
+
+man: ## Writes docs/man from the command line's definition
+	rm -f docs/man/*.1
+	$(CARGO) run --locked -q -p strongroom -- man docs/man
+
+clean: ## Removes build results (the cache of guests stays: see STRONGROOM_CACHE)
+	$(CARGO) clean

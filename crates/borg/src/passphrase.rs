@@ -1,0 +1,224 @@
+//! Where the passphrase comes from.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use zeroize::Zeroizing;
+
+use crate::{Error, Result, words};
+
+/// A passphrase; wiped from memory when dropped, never shown.
+#[derive(Clone)]
+pub struct Passphrase(Zeroizing<String>);
+
+impl Passphrase {
+    /// Takes over a passphrase.
+    pub fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Debug for Passphrase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Passphrase(…)")
+    }
+}
+
+/// What a prompt should ask for.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PassphraseRequest {
+    /// Which key: the location of the repository or of the key file.
+    pub key: String,
+    /// 1 for the first question, more after wrong answers.
+    pub attempt: u32,
+}
+
+type Prompt = Arc<dyn Fn(&PassphraseRequest) -> Option<Passphrase> + Send + Sync>;
+
+/// A source of passphrases, asked only when a key needs one.
+///
+/// The order is Borg's: `BORG_PASSPHRASE`, `BORG_PASSCOMMAND`, `BORG_PASSPHRASE_FD`; then the empty passphrase;
+/// then the prompt, three times. A passphrase that worked is kept for the next repository.
+#[derive(Clone, Default)]
+pub struct PassphraseSource {
+    environment: bool,
+    prompt: Option<Prompt>,
+    kept: Arc<Mutex<Option<Passphrase>>>,
+}
+
+/// How often the prompt is asked, as in Borg.
+pub(crate) const MAX_ATTEMPTS: u32 = 3;
+
+impl PassphraseSource {
+    /// The environment variables.
+    pub fn from_env() -> Self {
+        Self {
+            environment: true,
+            ..Self::default()
+        }
+    }
+
+    /// One given passphrase.
+    pub fn fixed(passphrase: Passphrase) -> Self {
+        Self {
+            kept: Arc::new(Mutex::new(Some(passphrase))),
+            ..Self::default()
+        }
+    }
+
+    /// Adds a question to the user. It returns `None` when there is nobody to answer.
+    #[must_use]
+    pub fn with_prompt(
+        mut self,
+        prompt: impl Fn(&PassphraseRequest) -> Option<Passphrase> + Send + Sync + 'static,
+    ) -> Self {
+        self.prompt = Some(Arc::new(prompt));
+        self
+    }
+
+    /// The passphrase that needs no question: one that was given or worked before, or the environment's.
+    pub(crate) fn given(&self) -> Result<Option<Passphrase>> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.is_none() && self.environment {
+            *kept = from_environment(|name| std::env::var_os(name))?;
+        }
+        Ok(kept.clone())
+    }
+
+    pub(crate) fn ask(&self, request: &PassphraseRequest) -> Option<Passphrase> {
+        self.prompt.as_ref()?(request)
+    }
+
+    pub(crate) fn keep(&self, passphrase: Passphrase) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(passphrase);
+    }
+}
+
+impl fmt::Debug for PassphraseSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PassphraseSource")
+            .field("environment", &self.environment)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Borg's order of variables; `lookup` finds one.
+fn from_environment(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Option<Passphrase>> {
+    let text = |source_name, bytes: Vec<u8>| {
+        String::from_utf8(bytes)
+            .map(Passphrase::new)
+            .map_err(|_| Error::PassphraseSource {
+                source_name,
+                reason: "it is not UTF-8".to_owned(),
+            })
+    };
+    if let Some(value) = lookup("BORG_PASSPHRASE") {
+        return text("BORG_PASSPHRASE", value.into_encoded_bytes()).map(Some);
+    }
+    if let Some(command) = lookup("BORG_PASSCOMMAND") {
+        return run_passcommand(&command.to_string_lossy())
+            .and_then(|out| text("BORG_PASSCOMMAND", out))
+            .map(Some);
+    }
+    if let Some(fd) = lookup("BORG_PASSPHRASE_FD").and_then(|fd| fd.to_str()?.parse::<u32>().ok()) {
+        // Opening it anew leaves the descriptor itself alone; for a pipe both are the same stream.
+        let bytes = std::fs::read(format!("/dev/fd/{fd}")).map_err(|source| Error::PassphraseSource {
+            source_name: "BORG_PASSPHRASE_FD",
+            reason: source.to_string(),
+        })?;
+        return text("BORG_PASSPHRASE_FD", trim_newlines(bytes)).map(Some);
+    }
+    Ok(None)
+}
+
+fn run_passcommand(command: &str) -> Result<Vec<u8>> {
+    let error = |reason: String| Error::PassphraseSource {
+        source_name: "BORG_PASSCOMMAND",
+        reason,
+    };
+    let words = words::split(command).ok_or_else(|| error("a quotation does not end".to_owned()))?;
+    let (program, args) = words
+        .split_first()
+        .ok_or_else(|| error("it is empty".to_owned()))?;
+    let output = Command::new(program)
+        .args(args)
+        .stdin(Stdio::inherit())
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|source| error(format!("cannot start {program}: {source}")))?;
+    if !output.status.success() {
+        return Err(error(format!("the command failed ({})", output.status)));
+    }
+    Ok(trim_newlines(output.stdout))
+}
+
+fn trim_newlines(mut bytes: Vec<u8>) -> Vec<u8> {
+    while bytes.last() == Some(&b'\n') {
+        bytes.pop();
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    fn lookup(pairs: &[(&str, &str)]) -> Result<Option<String>> {
+        let found = from_environment(|name| {
+            pairs
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| value.into())
+        });
+        found.map(|passphrase| passphrase.map(|passphrase| passphrase.0.to_string()))
+    }
+
+    #[test]
+    fn variables_in_borgs_order() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"from a file\n\n").unwrap();
+        let fd = file.as_raw_fd().to_string();
+        let all = [
+            ("BORG_PASSPHRASE", ""),
+            ("BORG_PASSCOMMAND", "printf 'a  b\\n'"),
+            ("BORG_PASSPHRASE_FD", &fd),
+        ];
+        assert_eq!(lookup(&all).unwrap().as_deref(), Some(""));
+        assert_eq!(lookup(&all[1..]).unwrap().as_deref(), Some("a  b"));
+        assert_eq!(lookup(&all[2..]).unwrap().as_deref(), Some("from a file"));
+        assert_eq!(lookup(&[("BORG_PASSPHRASE_FD", "no number")]).unwrap(), None);
+    }
+
+    #[test]
+    fn failing_sources_are_errors() {
+        for (name, value) in [
+            ("BORG_PASSCOMMAND", "false"),
+            ("BORG_PASSCOMMAND", "/nonexistent"),
+            ("BORG_PASSCOMMAND", "'"),
+            ("BORG_PASSCOMMAND", ""),
+            ("BORG_PASSPHRASE_FD", "987654"),
+        ] {
+            let error = lookup(&[(name, value)]).unwrap_err();
+            assert!(
+                matches!(error, Error::PassphraseSource { source_name, .. } if source_name == name),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn passphrases_are_not_shown() {
+        let source = PassphraseSource::fixed(Passphrase::new("secret".into()));
+        assert!(!format!("{source:?} {:?}", source.given()).contains("secret"));
+    }
+}

@@ -1,0 +1,387 @@
+//! An open repository.
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+use crate::archive::{Archive, ArchiveInfo};
+use crate::crypto::{Encryption, Keys, NONCE_OFFSET, parse_blob};
+use crate::fetch::{Fetch, Ids, Items};
+use crate::manifest::Manifest;
+use crate::msgpack::Value;
+use crate::nonce::Reserver;
+use crate::opener::Opener;
+use crate::passphrase::MAX_ATTEMPTS;
+use crate::rpc::{Rpc, ServerProcess, Transport};
+use crate::security::SecurityDir;
+use crate::settings::EventCallback;
+use crate::{
+    ArchiveOptions, ArchiveWriter, ChunkId, ChunkRef, Error, Location, Name, PassphraseRequest,
+    PassphraseSource, Result, Settings, keyfile,
+};
+
+/// A repository's id, which never changes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RepositoryId(pub [u8; 32]);
+
+impl fmt::Display for RepositoryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        ChunkId(self.0).fmt(f)
+    }
+}
+
+impl fmt::Debug for RepositoryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// What a repository is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading under a shared lock: others may read too.
+    Read,
+    /// Reading without a lock, for storage that cannot be written to. Whoever writes meanwhile makes reads fail.
+    ReadWithoutLock,
+    /// Writing under an exclusive lock.
+    Write,
+}
+
+/// A connection to a repository whose keys are unlocked and whose manifest is verified.
+///
+/// Dropping it closes the connection and waits for the server process to end.
+pub struct Repository {
+    pub(crate) rpc: Rpc,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) manifest: Manifest,
+    pub(crate) security: SecurityDir,
+    pub(crate) reserver: Reserver,
+    pub(crate) events: Option<EventCallback>,
+    access: Access,
+    id: RepositoryId,
+    location: Location,
+}
+
+impl Repository {
+    /// Creates a repository by calling the stock `borg init`.
+    pub fn create(
+        location: &Location,
+        encryption: Encryption,
+        settings: &Settings,
+        passphrase: &PassphraseSource,
+    ) -> Result<()> {
+        crate::init::create(location, encryption, settings, passphrase)
+    }
+
+    /// Opens a repository: starts the server, takes the lock, unlocks the key, verifies the manifest, and makes sure
+    /// that it is the repository known from before, in no older state.
+    pub fn open(
+        location: &Location,
+        access: Access,
+        settings: &Settings,
+        passphrase: &PassphraseSource,
+    ) -> Result<Self> {
+        let transport = Transport::spawn(location, settings)?;
+        Self::open_over(transport, location, access, settings, passphrase)
+    }
+
+    /// As [`Repository::open`], over a connection made by the caller.
+    pub fn open_over(
+        transport: Transport,
+        location: &Location,
+        access: Access,
+        settings: &Settings,
+        passphrase: &PassphraseSource,
+    ) -> Result<Self> {
+        let mut rpc = Rpc::new(transport, location.to_string(), settings.events.clone())?;
+        negotiate(&mut rpc)?;
+        let id = open_repository(&mut rpc, location, access, settings)?;
+        let security = SecurityDir::new(settings, id, location);
+
+        let object = rpc.get(&ChunkId::MANIFEST).map_err(|error| match error {
+            Error::ObjectNotFound(_) => Error::NoManifest,
+            other => other,
+        })?;
+        let type_byte = object.first().copied().unwrap_or(0xff);
+        let encryption = Encryption::from_type_byte(type_byte)
+            .ok_or_else(|| Error::Unsupported(format!("a key of unknown type {type_byte:#04x}")))?;
+        let (keys, secret) = unlock(&mut rpc, encryption, id, location, settings, passphrase)?;
+        let data = keys.open(&ChunkId::MANIFEST, &object, 0)?;
+        let tam_required = keys.tam_required().unwrap_or_else(|| security.tam_required());
+        let manifest = Manifest::parse(&keys, &data, tam_required)?;
+        manifest.check_features(if access == Access::Write {
+            &["read", "write"]
+        } else {
+            &["read"]
+        })?;
+        security.check(encryption, secret, manifest.timestamp())?;
+        if encryption != Encryption::None {
+            security.set_tam_required(manifest.tam_required())?;
+        }
+
+        let after_manifest = if encryption.is_encrypted() {
+            nonce_after(&object)
+        } else {
+            0
+        };
+        let reserver = Reserver::new(security.clone(), after_manifest);
+        Ok(Self {
+            rpc,
+            keys: Arc::new(keys),
+            manifest,
+            security,
+            reserver,
+            events: settings.events.clone(),
+            access,
+            id,
+            location: location.clone(),
+        })
+    }
+
+    /// The repository's id.
+    pub fn id(&self) -> RepositoryId {
+        self.id
+    }
+
+    /// How its content is protected.
+    pub fn encryption(&self) -> Encryption {
+        self.keys.encryption()
+    }
+
+    /// Where it is.
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// What it is open for.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Its archives in the order of time, checkpoints of interrupted stock runs included.
+    pub fn archives(&self) -> impl ExactSizeIterator<Item = &ArchiveInfo> + DoubleEndedIterator {
+        self.manifest.archives().iter()
+    }
+
+    /// Reads an archive's object and verifies it.
+    pub fn archive(&mut self, name: &Name) -> Result<Archive> {
+        let info = self
+            .manifest
+            .archives()
+            .iter()
+            .find(|info| info.name == *name)
+            .cloned();
+        self.archive_by_info(&info.ok_or_else(|| Error::ArchiveNotFound(name.clone()))?)
+    }
+
+    /// Reads the object of a listed archive and verifies it.
+    pub fn archive_by_info(&mut self, info: &ArchiveInfo) -> Result<Archive> {
+        let object = self.rpc.get(&info.id)?;
+        let data = self.keys.open(&info.id, &object, 0)?;
+        Archive::parse(&self.keys, info, &data)
+    }
+
+    /// The items of an archive, read as the iterator goes on.
+    pub fn items(&mut self, archive: &Archive) -> Items<'_> {
+        Items::new(self, archive.item_ids.clone())
+    }
+
+    /// Reads objects in the given order, requesting some ahead. See [`Fetch`].
+    pub fn fetch<I: IntoIterator<Item = ChunkRef>>(&mut self, chunks: I) -> Fetch<'_, I::IntoIter> {
+        Fetch::new(&mut self.rpc, chunks.into_iter())
+    }
+
+    /// Verifies and decrypts fetched objects, in any thread.
+    pub fn opener(&self) -> Opener {
+        Opener::new(Arc::clone(&self.keys))
+    }
+
+    /// Reads, verifies and decrypts chunks one after the other.
+    pub fn read_chunks(
+        &mut self,
+        chunks: impl IntoIterator<Item = ChunkRef>,
+        mut consume: impl FnMut(&ChunkRef, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let opener = self.opener();
+        for (chunk, object) in self.fetch(chunks) {
+            consume(&chunk, &opener.open(&chunk, &object?)?)?;
+        }
+        Ok(())
+    }
+
+    /// The ids of all objects, those of metadata included.
+    pub fn list_ids(&mut self) -> Ids<'_> {
+        Ids::new(&mut self.rpc)
+    }
+
+    /// Begins a new archive. The repository has to be open for writing.
+    pub fn begin(self, options: ArchiveOptions) -> Result<ArchiveWriter> {
+        ArchiveWriter::new(self, options)
+    }
+
+    /// A handle that ends the connection from any thread.
+    pub fn canceller(&self) -> Canceller {
+        Canceller::new(self.rpc.process())
+    }
+
+    /// Closes the connection and waits for the server process; its failure is an error.
+    pub fn close(mut self) -> Result<()> {
+        match self.rpc.close() {
+            Some(status) if !status.success() => Err(Error::ServerGone {
+                doing: "closing the repository".to_owned(),
+                status: Some(status),
+                message: String::new(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Repository")
+            .field("id", &self.id)
+            .field("access", &self.access)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Ends a connection from any thread: the server is terminated, calls that wait for it fail with [`Error::Cancelled`].
+#[derive(Clone)]
+pub struct Canceller(Weak<ServerProcess>);
+
+impl Canceller {
+    pub(crate) fn new(process: &Arc<ServerProcess>) -> Self {
+        Self(Arc::downgrade(process))
+    }
+
+    /// Ends the connection, if it is still there.
+    pub fn cancel(&self) {
+        if let Some(process) = self.0.upgrade() {
+            process.cancel();
+        }
+    }
+
+    /// Whether the connection has been closed, so that there is nothing left to cancel.
+    pub fn is_over(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+}
+
+impl fmt::Debug for Canceller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Canceller")
+    }
+}
+
+/// The version we announce: the server only records it.
+const CLIENT_VERSION: [i64; 4] = [1, 4, 0, -1];
+
+fn negotiate(rpc: &mut Rpc) -> Result<()> {
+    let version = Value::Array(CLIENT_VERSION.map(Value::from).to_vec());
+    let reply = rpc.call(
+        "negotiate",
+        &[("client_data", Value::map([("client_version", version)]))],
+    )?;
+    match reply.get("server_version").and_then(Value::as_array) {
+        Some([major, minor, ..]) if major.as_u64() == Some(1) && minor.as_u64() >= Some(1) => Ok(()),
+        _ => Err(Error::Unsupported(
+            "a server other than Borg 1.1 to 1.4".to_owned(),
+        )),
+    }
+}
+
+fn open_repository(
+    rpc: &mut Rpc,
+    location: &Location,
+    access: Access,
+    settings: &Settings,
+) -> Result<RepositoryId> {
+    let path = if location.is_local() {
+        location.canonical()
+    } else {
+        location.path.clone()
+    };
+    let id = rpc.call(
+        "open",
+        &[
+            ("path", path.as_str().into()),
+            ("create", false.into()),
+            ("lock_wait", settings.lock_wait.as_secs().into()),
+            ("lock", (access != Access::ReadWithoutLock).into()),
+            ("exclusive", (access == Access::Write).into()),
+            ("append_only", false.into()),
+            ("make_parent_dirs", false.into()),
+        ],
+    )?;
+    let id = id.as_raw().and_then(|id| id.try_into().ok()).map(RepositoryId);
+    id.ok_or_else(|| Error::Protocol("a repository id that is not of 32 bytes".to_owned()))
+}
+
+/// The keys, and whether it takes a secret to have them.
+fn unlock(
+    rpc: &mut Rpc,
+    encryption: Encryption,
+    id: RepositoryId,
+    location: &Location,
+    settings: &Settings,
+    source: &PassphraseSource,
+) -> Result<(Keys, bool)> {
+    if encryption == Encryption::None {
+        return Ok((Keys::plaintext(), false));
+    }
+    let (text, place) = if encryption.has_key_file() {
+        let (text, path) = keyfile::find(settings, id)?;
+        (text, path.display().to_string())
+    } else {
+        let blob = rpc.call("load_key", &[])?;
+        (blob.as_raw().unwrap_or_default().to_vec(), location.to_string())
+    };
+    let unusable = |reason: &str| Error::Key {
+        place: place.clone(),
+        reason: reason.to_owned(),
+    };
+    if text.is_empty() {
+        return Err(unusable("there is none"));
+    }
+    let blob = parse_blob(&text).map_err(unusable)?;
+    let unlock = |passphrase: &crate::Passphrase| {
+        let keys = blob.unlock(encryption, passphrase).map_err(unusable)?;
+        let secret =
+            encryption.is_encrypted() && (encryption.has_key_file() || !passphrase.as_bytes().is_empty());
+        Ok::<_, Error>(keys.map(|keys| (keys, secret)))
+    };
+    if let Some(passphrase) = source.given()? {
+        return unlock(&passphrase)?.ok_or(Error::WrongPassphrase);
+    }
+    if let Some(keys) = unlock(&crate::Passphrase::new(String::new()))? {
+        return Ok(keys);
+    }
+    for attempt in 1..=MAX_ATTEMPTS {
+        let request = PassphraseRequest {
+            key: place.clone(),
+            attempt,
+        };
+        let Some(passphrase) = source.ask(&request) else {
+            return Err(if attempt == 1 {
+                Error::NoPassphrase
+            } else {
+                Error::WrongPassphrase
+            });
+        };
+        if let Some(keys) = unlock(&passphrase)? {
+            source.keep(passphrase);
+            return Ok(keys);
+        }
+    }
+    Err(Error::WrongPassphrase)
+}
+
+/// An upper bound of the counters that the manifest object uses.
+fn nonce_after(object: &[u8]) -> u64 {
+    let nonce = object
+        .get(NONCE_OFFSET..)
+        .and_then(|rest| rest.first_chunk::<8>())
+        .copied()
+        .map_or(0, u64::from_be_bytes);
+    nonce.saturating_add((object.len() as u64).div_ceil(16))
+}

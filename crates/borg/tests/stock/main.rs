@@ -1,0 +1,11 @@
+//! Tests against stock Borg, local and over a real sshd. `STRONGROOM_TEST_BORG` names the Borg to test against.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod failures;
+mod nonces;
+mod ours;
+mod scripted;
+mod sshd;
+mod theirs;

@@ -1,0 +1,9 @@
+//! One module a command: takes settings and arguments, calls the engine, prints the result.
+
+pub mod backup;
+pub mod init;
+pub mod list;
+pub mod reference;
+pub mod restore;
+pub mod show;
+pub mod status;

@@ -1,0 +1,203 @@
+//! `strongroom init`.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+
+use serde_json::json;
+use strongroom_borg::{Access, Encryption, Error as BorgError};
+use strongroom_engine::config::{Config, Vm};
+use strongroom_engine::vm::{DiskSource, Hypervisor as _};
+
+use crate::args::Init;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::settings::{Parts, Settings};
+use crate::ui::Ui;
+use crate::ui::human::bytes;
+
+/// Adds VMs to the configuration and makes their repositories. What exists already is kept.
+pub fn run(settings: &Settings, args: &Init) -> Result<Exit, Failure> {
+    let encryption: Encryption = args.encryption.parse().map_err(Failure::usage)?;
+    let Draft { config, text } = draft(settings, args)?;
+    let parts = Settings::parts(settings.with_uri(config))?;
+    for name in &args.vms {
+        describe(settings, &parts, name)?;
+    }
+    settings.signals.undo_first();
+    // The repositories come first: a configuration never names one that could not be made.
+    for name in &args.vms {
+        settings.signals.cancel().check().map_err(Failure::failed)?;
+        repository(settings, &parts.config, name, encryption)?;
+    }
+    if let Some(text) = text {
+        write(&settings.path, &text)
+            .map_err(|error| Failure::failed(format!("write {}: {error}", settings.path.display())))?;
+    }
+    settings
+        .ui
+        .info(format!("configuration: {}", settings.path.display()));
+    if settings.ui.json() {
+        Ui::document(&json!({ "configuration": settings.path, "vms": args.vms }));
+    }
+    Ok(Exit::Done)
+}
+
+/// What the configuration is to be.
+struct Draft {
+    config: Config,
+    /// The file's text, if it changes.
+    text: Option<String>,
+}
+
+/// Adds what is missing to the configuration; checks all of it before anything is made.
+fn draft(settings: &Settings, args: &Init) -> Result<Draft, Failure> {
+    let file = &settings.path;
+    let old = file
+        .exists()
+        .then(|| std::fs::read_to_string(file))
+        .transpose()
+        .map_err(|error| Failure::usage(format!("read the configuration {}: {error}", file.display())))?;
+    let mut config = match (&old, &args.repository) {
+        (Some(text), _) => Config::parse(text, file).map_err(Failure::usage)?,
+        (None, Some(repository)) => settings.with_uri(Config::new(repository)),
+        (None, None) => {
+            return Err(
+                Failure::usage("write the configuration: where are the repositories to be?")
+                    .hint("for example --repository '/srv/backup/{vm}'"),
+            );
+        }
+    };
+    let mut new = BTreeMap::new();
+    for name in &args.vms {
+        let wanted = args
+            .repository
+            .as_ref()
+            .map(|pattern| pattern.replace("{vm}", name));
+        let repository = wanted.filter(|wanted| *wanted != config.repository_of(name));
+        match config.vm.get(name) {
+            None => {
+                let vm = Vm {
+                    swap: args.swap.clone(),
+                    exclude: args.exclude.clone(),
+                    repository,
+                };
+                new.insert(name.clone(), vm);
+            }
+            Some(vm) => {
+                let known = args.swap.iter().all(|target| vm.swap.contains(target))
+                    && args.exclude.iter().all(|target| vm.exclude.contains(target))
+                    && repository.is_none();
+                if !known {
+                    return Err(Failure::usage(format!("change {name}: it is configured already"))
+                        .hint(format!("edit [vm.{name}] in {}", file.display())));
+                }
+            }
+        }
+    }
+    config.vm.extend(new.clone());
+    config.check().map_err(|message| {
+        Failure::usage(format!("use the configuration: {message}"))
+            .hint("for example --repository '/srv/backup/{vm}'; BORG_REPO counts as --repository")
+    })?;
+    let text = match old {
+        None => config.to_toml(),
+        Some(_) if new.is_empty() => return Ok(Draft { config, text: None }),
+        // Whoever wrote the file may have commented it.
+        Some(old) => format!("{}\n\n{}", old.trim_end(), Config::vm_tables(&new)),
+    };
+    match Config::parse(&text, file) {
+        Ok(read) if read.vm == config.vm => Ok(Draft {
+            config,
+            text: Some(text),
+        }),
+        _ => Err(Failure::usage(format!(
+            "add to {}: tables cannot be appended to it",
+            file.display()
+        ))
+        .hint("add the VMs by hand")),
+    }
+}
+
+/// Says what of a VM will be backed up.
+fn describe(settings: &Settings, parts: &Parts, name: &str) -> Result<(), Failure> {
+    let domain = parts.hypervisor.domain(name).map_err(Failure::failed)?;
+    let vm: &Vm = parts.config.vm(name).map_err(Failure::usage)?.0;
+    for target in vm.swap.iter().chain(&vm.exclude) {
+        if !domain.disks.iter().any(|disk| disk.target == *target) {
+            return Err(Failure::usage(format!(
+                "leave out disk {target} of {name}: it has no such disk"
+            )));
+        }
+    }
+    for disk in domain.disks.iter().filter(|disk| disk.source != DiskSource::None) {
+        let size = disk.size.map(bytes).unwrap_or_default();
+        let marked = disk
+            .serial
+            .as_deref()
+            .is_some_and(|serial| serial.starts_with("swap"));
+        let what = if marked || vm.swap.contains(&disk.target) {
+            "swap, never backed up"
+        } else if vm.exclude.contains(&disk.target) {
+            "left out"
+        } else if disk.read_only || !matches!(disk.device.as_str(), "disk" | "lun") {
+            "removable or read-only, left out"
+        } else {
+            "backed up"
+        };
+        settings
+            .ui
+            .info(format!("{name} {}: {size} {}, {what}", disk.target, disk.format));
+    }
+    Ok(())
+}
+
+/// Makes a VM's repository unless it is there.
+fn repository(
+    settings: &Settings,
+    config: &Config,
+    name: &str,
+    encryption: Encryption,
+) -> Result<(), Failure> {
+    let location = config.repository_of(name);
+    match settings.repositories.open(&location, Access::Read) {
+        Ok(repository) => {
+            settings.ui.info(format!(
+                "{name}: repository {location} is there ({})",
+                repository.encryption()
+            ));
+            repository.close()?;
+            return Ok(());
+        }
+        Err(BorgError::NotFound { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    settings.repositories.create(&location, encryption)?;
+    settings
+        .ui
+        .info(format!("{name}: made repository {location} ({encryption})"));
+    if matches!(encryption, Encryption::Repokey | Encryption::RepokeyBlake2) {
+        settings.ui.info(format!(
+            "{name}: its key is in the repository, protected by the passphrase; `borg key export {location}` saves a copy"
+        ));
+    }
+    Ok(())
+}
+
+/// Replaces the file in one step; only its owner may read it.
+fn write(path: &Path, text: &str) -> std::io::Result<()> {
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(directory)?;
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}

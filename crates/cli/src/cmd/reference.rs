@@ -1,0 +1,22 @@
+//! Man pages and completions, from the definition of the command line.
+
+use std::path::Path;
+
+use clap::CommandFactory as _;
+
+use crate::args::Cli;
+use crate::exit::Exit;
+use crate::failure::Failure;
+
+/// Writes `strongroom.1` and a page for each command.
+pub fn man(directory: &Path) -> Result<Exit, Failure> {
+    std::fs::create_dir_all(directory).map_err(Failure::failed)?;
+    clap_mangen::generate_to(Cli::command(), directory).map_err(Failure::failed)?;
+    Ok(Exit::Done)
+}
+
+/// Prints the completion script.
+pub fn completions(shell: clap_complete::Shell) -> Exit {
+    clap_complete::generate(shell, &mut Cli::command(), "strongroom", &mut std::io::stdout());
+    Exit::Done
+}

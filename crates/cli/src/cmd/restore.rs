@@ -1,0 +1,73 @@
+//! `strongroom restore`.
+
+use serde_json::json;
+use strongroom_engine::restore::{self, ImageFormat, Outcome, Report, Request, RestorePlan};
+
+use crate::args::{Format, Restore};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::settings::Settings;
+use crate::ui::Ui;
+use crate::ui::human::bytes;
+
+/// Restores a VM, or some of its disks.
+pub fn run(settings: &Settings, args: &Restore) -> Result<Exit, Failure> {
+    let parts = Settings::parts(settings.config()?)?;
+    settings.signals.undo_first();
+    let request = Request {
+        point: args.point.clone(),
+        rename: args.rename.clone(),
+        disks: args.disks.clone(),
+        to: args.to.clone(),
+        format: match args.format {
+            Format::Qcow2 => ImageFormat::Qcow2,
+            Format::Raw => ImageFormat::Raw,
+        },
+        overwrite: args.overwrite,
+        keep_going: args.keep_going,
+        dry_run: args.dry_run,
+    };
+    match restore::run(&settings.context(&parts), &request)? {
+        Outcome::Planned(plan) => planned(settings, &plan),
+        Outcome::Done(report) => done(settings, &report),
+    }
+    Ok(Exit::Done)
+}
+
+fn planned(settings: &Settings, plan: &RestorePlan) {
+    if settings.ui.json() {
+        return Ui::document(&json!({ "plan": plan }));
+    }
+    for disk in &plan.disks {
+        Ui::out(format!(
+            "{}: {} to {}",
+            disk.target,
+            bytes(disk.size),
+            disk.path.display()
+        ));
+    }
+}
+
+fn done(settings: &Settings, report: &Report) {
+    if settings.ui.json() {
+        return Ui::document(&json!({ "restore": report, "warnings": settings.ui.said() }));
+    }
+    for disk in &report.disks {
+        let what = if disk.fresh {
+            "made anew".into()
+        } else {
+            format!("{} of data", bytes(disk.bytes_written))
+        };
+        settings
+            .ui
+            .info(format!("{}: {} ({what})", disk.target, disk.path.display()));
+    }
+    let defined = report
+        .uuid
+        .map(|uuid| format!(", defined as {uuid}"))
+        .unwrap_or_default();
+    settings.ui.info(format!(
+        "{}: {} restored in {:.1} s{defined}",
+        report.vm, report.archive, report.seconds
+    ));
+}

@@ -1,0 +1,80 @@
+//! `strongroom show`.
+
+use serde_json::json;
+use strongroom_borg::Access;
+use strongroom_engine::history;
+use strongroom_engine::manifest::{DiskRecord, Manifest};
+
+use crate::args::Show;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::settings::Settings;
+use crate::ui::Ui;
+use crate::ui::human::{self, bytes};
+
+/// Shows one restore point.
+pub fn run(settings: &Settings, args: &Show) -> Result<Exit, Failure> {
+    let config = settings.config()?;
+    let mut repository = settings
+        .repositories
+        .open(&config.repository_of(&args.point.vm), Access::Read)?;
+    let info = history::find(&mut repository, &args.point)?;
+    let manifest = history::manifest(&mut repository, &info)?;
+    repository.close()?;
+    if settings.ui.json() {
+        Ui::document(&json!({ "archive": info.name.to_string(), "manifest": manifest }));
+        return Ok(Exit::Done);
+    }
+    print(settings, &info.name.to_string(), &manifest);
+    Ok(Exit::Done)
+}
+
+fn print(_settings: &Settings, archive: &str, manifest: &Manifest) {
+    let line = |name: &str, value: String| Ui::out(format!("{name:<13}{value}"));
+    line("Archive", archive.to_owned());
+    line("VM", format!("{} ({})", manifest.vm.name, manifest.vm.uuid));
+    line("Captured", format!("{} UTC", human::time(manifest.captured)));
+    line("Method", human::method(manifest.method).to_owned());
+    line("Consistency", human::consistency(manifest.consistency).to_owned());
+    line(
+        "Stall",
+        format!("{} ms at most", manifest.stall_us.div_ceil(1000)),
+    );
+    line("Sequence", manifest.sequence.to_string());
+    line(
+        "Checkpoint",
+        manifest.checkpoint.clone().unwrap_or_else(|| "none".into()),
+    );
+    for disk in &manifest.disks {
+        line("Disk", disk_line(disk));
+        for luks in &disk.luks {
+            line(
+                "",
+                format!("LUKS{} at {}, UUID {}", luks.version, luks.offset, luks.uuid),
+            );
+        }
+    }
+    for disk in &manifest.excluded {
+        let size = disk.size.map(bytes).unwrap_or_default();
+        line(
+            "Left out",
+            format!("{} {size} ({})", disk.target, human::exclusion(disk.why)),
+        );
+    }
+    for file in &manifest.files {
+        line("File", format!("{} {}", file.path, file.sha256));
+    }
+}
+
+fn disk_line(disk: &DiskRecord) -> String {
+    format!(
+        "{} {}: {} ({}), {} read, {} stored, {} chunks",
+        disk.target,
+        bytes(disk.size),
+        human::mode(disk.mode),
+        disk.reason,
+        bytes(disk.bytes_read),
+        bytes(disk.bytes_stored),
+        disk.chunks,
+    )
+}

@@ -1,0 +1,105 @@
+//! An error on its way to the terminal: what failed, what to do about it, and the exit code.
+
+use std::fmt;
+
+use strongroom_engine::backup::BackupError;
+use strongroom_engine::config::ConfigError;
+use strongroom_engine::history::HistoryError;
+use strongroom_engine::restore::RestoreError;
+use strongroom_engine::restore::plan::PlanError;
+use strongroom_engine::restore::write::WriteError;
+use strongroom_engine::vm::HypervisorError;
+
+use crate::exit::Exit;
+
+/// Why a command ends early.
+#[derive(Debug)]
+pub struct Failure {
+    /// What failed, as a fragment that fits "failed to …".
+    pub message: String,
+    /// What to do next.
+    pub hint: Option<String>,
+    /// The exit code.
+    pub exit: Exit,
+}
+
+impl Failure {
+    /// Something went wrong.
+    pub fn failed(error: impl fmt::Display) -> Self {
+        Self {
+            message: error.to_string(),
+            hint: None,
+            exit: Exit::Failed,
+        }
+    }
+
+    /// The user asked for something that makes no sense.
+    pub fn usage(error: impl fmt::Display) -> Self {
+        Self {
+            message: error.to_string(),
+            hint: None,
+            exit: Exit::Usage,
+        }
+    }
+
+    /// Adds advice.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl From<strongroom_borg::Error> for Failure {
+    fn from(error: strongroom_borg::Error) -> Self {
+        let hint = error.hint().map(str::to_owned);
+        Self {
+            hint,
+            ..Self::failed(format!("use the repository: {error}"))
+        }
+    }
+}
+
+impl From<HistoryError> for Failure {
+    fn from(error: HistoryError) -> Self {
+        match error {
+            HistoryError::Repository(error) => error.into(),
+            HistoryError::None(_) => Self::usage(error),
+            other => Self::failed(other),
+        }
+    }
+}
+
+impl From<BackupError> for Failure {
+    fn from(error: BackupError) -> Self {
+        match error {
+            BackupError::Repository(error) => error.into(),
+            BackupError::History(error) => error.into(),
+            BackupError::Config(error @ ConfigError::UnknownVm(_)) => Self::usage(error),
+            BackupError::Plan(error) => Self::usage(error),
+            other => Self::failed(other),
+        }
+    }
+}
+
+impl From<RestoreError> for Failure {
+    fn from(error: RestoreError) -> Self {
+        let hint = match &error {
+            RestoreError::Plan(PlanError::Hypervisor(HypervisorError::Exists(..))) => Some(
+                "restore under another name with --as, or replace it with --overwrite once it is shut off",
+            ),
+            RestoreError::Disk {
+                source: WriteError::Damaged { .. },
+                ..
+            } => Some("--keep-going restores the other disks; `borg check` tells what else is damaged"),
+            _ => None,
+        };
+        match error {
+            RestoreError::Repository(error) => error.into(),
+            RestoreError::History(error) => error.into(),
+            other => Self {
+                hint: hint.map(str::to_owned),
+                ..Self::failed(other)
+            },
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! The command line of strongroom: arguments → settings → command → output.
+
+mod args;
+mod cmd;
+mod exit;
+mod failure;
+mod prompt;
+mod settings;
+mod signals;
+mod ui;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser as _;
+use serde_json::json;
+
+use args::{Cli, Command};
+use exit::Exit;
+use failure::Failure;
+use settings::Settings;
+use signals::Signals;
+use ui::Ui;
+
+fn main() -> ExitCode {
+    // clap exits with 2 for usage errors by itself, and with 0 for --help and --version.
+    let cli = Cli::parse();
+    let ui = Arc::new(Ui::new(&cli.global));
+    let exit = run(&cli, &ui).unwrap_or_else(|failure| {
+        ui.failure(&failure);
+        if ui.json() {
+            Ui::document(&json!({ "error": failure.message, "hint": failure.hint, "warnings": ui.said() }));
+        }
+        failure.exit
+    });
+    let exit = if exit == Exit::Done && ui.warnings() > 0 {
+        Exit::Warnings
+    } else {
+        exit
+    };
+    exit.into()
+}
+
+fn run(cli: &Cli, ui: &Arc<Ui>) -> Result<Exit, Failure> {
+    let signals = Signals::handle().map_err(Failure::failed)?;
+    let settings = Settings::new(&cli.global, signals, Arc::clone(ui));
+    command(cli, &settings).map_err(|failure| match settings.signals.cancel().check() {
+        // Whatever failed first when the command was stopped: it was stopped.
+        Err(cancelled) => Failure::failed(format!("finish: {cancelled}")),
+        Ok(()) => failure,
+    })
+}
+
+fn command(cli: &Cli, settings: &Settings) -> Result<Exit, Failure> {
+    match &cli.command {
+        Command::Init(args) => cmd::init::run(settings, args),
+        Command::Backup(args) => cmd::backup::run(settings, args),
+        Command::List(args) => cmd::list::run(settings, args),
+        Command::Show(args) => cmd::show::run(settings, args),
+        Command::Restore(args) => cmd::restore::run(settings, args),
+        Command::Status(args) => cmd::status::run(settings, args),
+        Command::Man { directory } => cmd::reference::man(directory),
+        Command::Completions { shell } => Ok(cmd::reference::completions(*shell)),
+    }
+}

@@ -1,0 +1,128 @@
+//! What has to hold between two runs, whatever happened in the one before.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+
+use strongroom_engine::backup::Report;
+use strongroom_engine::event::Event;
+use strongroom_engine::manifest::Manifest;
+use strongroom_engine::restore::{self, ImageFormat, Outcome, Request};
+use strongroom_engine::vm::Hypervisor as _;
+use strongroom_testkit::{Format, Lab, run, sha256_of_raw, virsh};
+
+use super::running::Said;
+use super::{Bench, Hook, names, sha256_of_export};
+
+impl Bench {
+    /// Runs the program to its end.
+    pub fn says(&self, lab: &Lab, arguments: &[&str]) -> Said {
+        Said::of(self.program(lab).args(arguments))
+    }
+
+    /// The domain runs no backup job; it has no checkpoint but the one on record; no scratch file, draft or socket lies
+    /// about; no run is open; the repository is not locked. Gives the names of the archives.
+    #[track_caller]
+    pub fn at_rest(&self, lab: &Lab, vm: &str) -> Vec<String> {
+        let domain = self.hypervisor.domain(vm).unwrap();
+        let records = self.state.peek(domain.uuid).unwrap();
+        let committed = records.and_then(|records| {
+            assert_eq!(records.run, None, "a run is still open");
+            records.committed.map(|committed| committed.checkpoint)
+        });
+        if domain.state.is_active() {
+            let job = run(&mut virsh(["domjobinfo", vm]));
+            assert_eq!(job.split_whitespace().last(), Some("None"), "{job}");
+            let checkpoints = run(&mut virsh(["checkpoint-list", "--name", vm]));
+            assert_eq!(
+                checkpoints.split_whitespace().collect::<Vec<_>>(),
+                committed.iter().collect::<Vec<_>>()
+            );
+            let sockets = names(&self.hypervisor.socket_directory(domain.uuid).unwrap());
+            assert!(!sockets.iter().any(|name| name.starts_with("sr-")), "{sockets:?}");
+        }
+        let left = |name: &String| name.contains("scratch") || name.starts_with(".strongroom-");
+        let files = names(lab.dir());
+        assert!(!files.iter().any(left), "{files:?}");
+        self.archives(vm)
+    }
+
+    /// The names of the archives, as stock Borg tells them; it has to get the repository to itself.
+    #[track_caller]
+    pub fn archives(&self, vm: &str) -> Vec<String> {
+        let repository = self.repository(vm).display().to_string();
+        self.borg.run(["with-lock", &repository, "true"]);
+        let listed = self.borg.run(["list", "--short", &repository]);
+        assert!(!Path::new(&repository).join("lock.exclusive").exists());
+        listed.lines().map(str::to_owned).collect()
+    }
+
+    /// Stock Borg finds nothing wrong with the repository.
+    #[track_caller]
+    pub fn check(&self, vm: &str) {
+        self.borg
+            .run(["check", &self.repository(vm).display().to_string()]);
+    }
+
+    /// Backs up, and takes the SHA-256 of `vda` through the frozen view: what the restore point has to be.
+    #[track_caller]
+    pub fn backup_with_hash(&self, vm: &str) -> (Report, String) {
+        let hash = Mutex::new(String::new());
+        let hook = Hook::new(|event| {
+            if let Event::Captured { exports, .. } = event {
+                let vda = exports.iter().find(|export| export.target == "vda").unwrap();
+                *hash.lock().unwrap() = sha256_of_export(&vda.at);
+            }
+        });
+        let report = self.backup(vm, &hook).unwrap();
+        (report, hash.into_inner().unwrap())
+    }
+
+    /// SHA-256 of what a restored disk holds.
+    #[track_caller]
+    pub fn sha256_of_restored(&self, lab: &Lab, vm: &str, archive: &str, disk: &str) -> String {
+        let file = lab.path("compared.qcow2");
+        let request = Request {
+            disks: vec![disk.to_owned()],
+            to: Some(file.clone()),
+            ..request(vm, archive)
+        };
+        let restored = restore::run(&self.context(&()), &request).unwrap();
+        assert!(matches!(restored, Outcome::Done(_)));
+        let hash = sha256_of_raw(&file, Format::Qcow2);
+        std::fs::remove_file(file).unwrap();
+        hash
+    }
+
+    /// The manifest of a restore point, as the program shows it.
+    #[track_caller]
+    pub fn manifest(&self, lab: &Lab, point: &str) -> Manifest {
+        let shown = self.json(lab, &["show", point]);
+        serde_json::from_value(shown["manifest"].clone()).unwrap()
+    }
+}
+
+/// A restore of everything to where it was.
+pub fn request(vm: &str, when: &str) -> Request {
+    Request {
+        point: format!("{vm}@{when}").parse().unwrap(),
+        rename: None,
+        disks: Vec::new(),
+        to: None,
+        format: ImageFormat::Qcow2,
+        overwrite: false,
+        keep_going: false,
+        dry_run: false,
+    }
+}
+
+/// Every file below a directory with its size and time: nothing was changed if it is the same as before.
+pub fn fingerprint(directory: &Path) -> String {
+    let list = ["-type", "f", "-printf", "%P %s %T@\n"];
+    let mut lines: Vec<String> = run(Command::new("find").arg(directory).args(list))
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    lines.sort();
+    lines.join("\n")
+}

@@ -1,0 +1,200 @@
+//! What the tests with virtual machines share: a configured engine over real libvirt, real Borg, real QEMU.
+#![allow(dead_code, clippy::unwrap_used)] // Each test binary uses its own part of it, and fails by panicking.
+
+pub mod checks;
+pub mod running;
+pub mod tmpfs;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use serde_json::Value;
+use strongroom_borg::{Encryption, PassphraseSource, Settings};
+use strongroom_engine::backup::{self, BackupError, Outcome, Report};
+use strongroom_engine::cancel::Cancel;
+use strongroom_engine::config::{Config, Vm};
+use strongroom_engine::context::{Context, Repositories};
+use strongroom_engine::event::{Event, Observer};
+use strongroom_engine::state::StateDirectory;
+use strongroom_libvirt::Libvirt;
+use strongroom_testkit::{Borg, Lab};
+
+/// The passphrase of [`Borg`]'s environment.
+pub const URI: &str = "qemu:///system";
+
+/// An engine with repositories, records and images inside a lab's directory.
+pub struct Bench {
+    pub borg: Borg,
+    pub config: Config,
+    pub hypervisor: Libvirt,
+    pub state: StateDirectory,
+    pub repositories: Repositories,
+    pub cancel: Cancel,
+}
+
+impl Bench {
+    /// For these VMs; makes their repositories.
+    pub fn new(lab: &Lab, vms: &[&str]) -> Self {
+        let borg = Borg::packaged();
+        let mut config = Config::new(lab.path("repo-{vm}").display().to_string());
+        lab.dir().clone_into(&mut config.images);
+        config.state = Some(lab.path("state"));
+        config.compression = "lz4".into();
+        for vm in vms {
+            config.vm.insert((*vm).to_owned(), Vm::default());
+        }
+        let settings = Settings {
+            lock_wait: Duration::from_secs(2),
+            ..Settings::from_env()
+        }
+        .with_base_dir(borg.base());
+        let passphrase = PassphraseSource::fixed(strongroom_borg::Passphrase::new(borg_passphrase(&borg)));
+        let cancel = Cancel::new();
+        let repositories = Repositories {
+            settings,
+            passphrase,
+            cancel: cancel.clone(),
+        };
+        for vm in vms {
+            repositories
+                .create(&config.repository_of(vm), Encryption::RepokeyBlake2)
+                .unwrap();
+        }
+        Self {
+            borg,
+            state: StateDirectory::open(config.state_directory()).unwrap(),
+            config,
+            hypervisor: Libvirt::connect(URI).unwrap(),
+            repositories,
+            cancel,
+        }
+    }
+
+    /// What the engine works with.
+    pub fn context<'a>(&'a self, observer: &'a dyn Observer) -> Context<'a> {
+        Context {
+            hypervisor: &self.hypervisor,
+            config: &self.config,
+            state: &self.state,
+            repositories: &self.repositories,
+            observer,
+            cancel: &self.cancel,
+        }
+    }
+
+    /// Backs up a VM.
+    pub fn backup(&self, vm: &str, observer: &dyn Observer) -> Result<Report, BackupError> {
+        match backup::run(&self.context(observer), vm, false)? {
+            Outcome::Done(report) => Ok(*report),
+            Outcome::Planned(_) => unreachable!("not a dry run"),
+        }
+    }
+
+    /// The repository of a VM.
+    pub fn repository(&self, vm: &str) -> PathBuf {
+        self.config.repository_of(vm).into()
+    }
+
+    /// A file with this configuration.
+    pub fn config_file(&self, lab: &Lab) -> PathBuf {
+        let path = lab.path("strongroom.toml");
+        std::fs::write(&path, self.config.to_toml()).unwrap();
+        path
+    }
+
+    /// The program, with this configuration and this Borg's environment.
+    pub fn strongroom(&self, lab: &Lab, arguments: &[&str]) -> Output {
+        self.program(lab).args(arguments).output().unwrap()
+    }
+
+    /// The program, ready for arguments.
+    pub fn program(&self, lab: &Lab) -> Command {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_strongroom"));
+        program
+            .envs(self.borg.environment())
+            .env("STRONGROOM_CONFIG", self.config_file(lab));
+        program
+    }
+
+    /// The program's JSON document; it has to succeed.
+    pub fn json(&self, lab: &Lab, arguments: &[&str]) -> Value {
+        let output = self.program(lab).arg("--json").args(arguments).output().unwrap();
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+fn borg_passphrase(borg: &Borg) -> String {
+    let environment = borg.environment();
+    let found = environment
+        .iter()
+        .find(|(name, _)| *name == "BORG_PASSPHRASE")
+        .unwrap();
+    found.1.to_str().unwrap().to_owned()
+}
+
+/// An observer that calls a function, and keeps the warnings.
+pub struct Hook<F> {
+    pub warnings: Mutex<Vec<String>>,
+    each: F,
+}
+
+impl<F: Fn(&Event<'_>) + Send + Sync> Hook<F> {
+    pub fn new(each: F) -> Self {
+        Self {
+            warnings: Mutex::default(),
+            each,
+        }
+    }
+}
+
+impl<F: Fn(&Event<'_>) + Send + Sync> Observer for Hook<F> {
+    fn event(&self, event: &Event<'_>) {
+        if let Event::Warning(text) = event {
+            self.warnings.lock().unwrap().push(text.clone());
+        }
+        (self.each)(event);
+    }
+}
+
+/// SHA-256 of everything that an NBD export holds, read by libnbd's own tool: not by the code under test.
+pub fn sha256_of_export(target: &strongroom_nbd::Target) -> String {
+    let strongroom_nbd::Target::Unix { path, export } = target else {
+        panic!("not a unix socket: {target:?}")
+    };
+    let line = format!(
+        "nbdcopy 'nbd+unix:///{export}?socket={}' - | sha256sum",
+        path.display()
+    );
+    let output = Command::new("bash")
+        .args(["-o", "pipefail", "-c", &line])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .to_owned()
+}
+
+/// The names of the files in a directory.
+pub fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,91 @@
+//! What lies outside the disks comes back as well: UEFI variables and the state of an emulated TPM.
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::Bench;
+use strongroom_testkit::{Format, Lab, create_disk, run, virsh};
+
+fn definition(name: &str, disk: &Path, variables: &Path) -> String {
+    format!(
+        "<domain type='qemu'><name>{name}</name><memory unit='MiB'>256</memory><vcpu>1</vcpu>
+         <os><type arch='x86_64' machine='q35'>hvm</type>
+         <loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader>
+         <nvram template='/usr/share/OVMF/OVMF_VARS_4M.fd'>{}</nvram></os>
+         <features><acpi/></features>
+         <devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}'/>
+         <target dev='vda' bus='virtio'/></disk>
+         <tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm></devices></domain>",
+        variables.display(),
+        disk.display()
+    )
+}
+
+fn uuid(name: &str) -> String {
+    run(&mut virsh(["domuuid", name])).trim().to_owned()
+}
+
+fn tpm_state(name: &str) -> PathBuf {
+    Path::new("/var/lib/libvirt/swtpm")
+        .join(uuid(name))
+        .join("tpm2/tpm2-00.permall")
+}
+
+#[test]
+fn uefi_variables_and_tpm_state_come_back_with_the_vm_and_its_copy() {
+    let lab = Lab::new();
+    let name = lab.name("firmware");
+    let (disk, variables) = (lab.path("firmware.qcow2"), lab.path("firmware-vars.fd"));
+    create_disk(&disk, Format::Qcow2, 16);
+    let xml = lab.path("firmware.xml");
+    std::fs::write(&xml, definition(&name, &disk, &variables)).unwrap();
+    run(&mut virsh(["define", xml.to_str().unwrap()]));
+    // The first start makes both.
+    run(&mut virsh(["start", &name]));
+    run(&mut virsh(["destroy", &name]));
+    let before = (
+        std::fs::read(&variables).unwrap(),
+        std::fs::read(tpm_state(&name)).unwrap(),
+    );
+    assert!(!before.0.is_empty() && !before.1.is_empty());
+
+    let bench = Bench::new(&lab, &[&name]);
+    let shown = bench.json(&lab, &["backup", &name]);
+    let files = shown["backups"][0]["backup"]["manifest"]["files"]
+        .as_array()
+        .unwrap()
+        .len();
+    assert_eq!(files, 3, "definition, variables, TPM: {shown}");
+
+    // Beside the original: places of its own.
+    let copy = lab.name("copy");
+    bench.json(&lab, &["restore", &name, "--as", &copy]);
+    assert_ne!(uuid(&copy), uuid(&name));
+    assert_eq!(std::fs::read(tpm_state(&copy)).unwrap(), before.1);
+    assert_eq!(
+        std::fs::read(lab.path(&format!("{copy}-nvram.fd"))).unwrap(),
+        before.0
+    );
+    run(&mut virsh(["start", &copy]));
+    run(&mut virsh(["destroy", &copy]));
+
+    // Gone, and back.
+    let state = tpm_state(&name);
+    run(&mut virsh(["undefine", "--nvram", "--tpm", &name]));
+    assert!(!state.exists(), "libvirt removes the state with the domain");
+    bench.json(&lab, &["restore", &name]);
+    assert_eq!(tpm_state(&name), state, "the UUID is the old one");
+    assert_eq!(std::fs::read(&state).unwrap(), before.1);
+    assert_eq!(
+        std::fs::read(lab.path(&format!("{name}-nvram.fd"))).unwrap(),
+        before.0
+    );
+    run(&mut virsh(["start", &name]));
+    run(&mut virsh(["destroy", &name]));
+    // Lab removes domains and files below its directory; this state is libvirt's.
+    for name in [&copy, &name] {
+        run(&mut virsh(["undefine", "--nvram", "--tpm", name]));
+    }
+}

@@ -1,0 +1,30 @@
+//! Words for what is on a disk, and nothing that touches one.
+//!
+//! * [`Extent`] and [`RangeSet`] name byte ranges, the latter as a set ("what changed").
+//! * [`Cover`] says something about every byte of a disk: an [`ExtentMap`] tells data from zeroes,
+//!   a [`ChangeMap`] tells what a backup has to do with each part.
+//! * [`BlockSource`] is the one way in which bytes are read, whoever serves them.
+//! * [`SwapLayout`] holds what is needed to make a swap disk again without keeping its content,
+//!   with [`gpt`] and [`swap`] as the formats underneath.
+//!
+//! Every length in here may come from a hostile image or server: arithmetic is checked, and nothing panics on
+//! what was read.
+
+pub mod change;
+pub mod cover;
+pub mod extent;
+pub mod gpt;
+pub mod layout;
+pub mod luks;
+pub mod ranges;
+pub mod source;
+pub mod swap;
+
+pub use change::{Change, ChangeMap, MapParseError};
+pub use cover::{Cover, ExtentMap, Kind};
+pub use extent::{Extent, RangeError};
+pub use layout::{DiskWrite, LayoutError, SwapLayout, SwapPartition};
+pub use luks::Luks;
+pub use ranges::RangeSet;
+pub use source::{BlockSource, ReadError};
+pub use swap::SwapArea;

@@ -1,0 +1,401 @@
+//! The story of one backup, from top to bottom.
+//!
+//! [`run`] is the whole of it (told by `tell`). What it decides is in [`plan`], how the disks are held still in [`capture`], how
+//! one of them is read in [`disk`], cut into chunks in [`cells`], audited in [`audit`], how the bytes travel in
+//! [`stream`], and what surrounds them in [`seal`].
+//!
+//! Whatever fails on the way: the guest runs on, no job and no scratch file stays, nothing is committed, and the
+//! checkpoint that the last good archive belongs to is still there.
+
+pub mod audit;
+pub mod capture;
+pub mod cells;
+pub mod disk;
+pub mod plan;
+pub mod scratch;
+pub mod seal;
+pub mod stream;
+
+use serde::Serialize;
+use strongroom_borg::{Access, ArchiveOptions, ArchiveWriter, Repository};
+
+use self::capture::{Capture, end_job};
+pub use self::plan::Plan;
+use self::plan::{Parent, RunId};
+use self::seal::Instant;
+use crate::cancel::Cancelled;
+use crate::config::ConfigError;
+use crate::context::Context;
+use crate::event::{Event, Step};
+use crate::history::{HistoryError, Point};
+use crate::manifest::{Manifest, ManifestError};
+use crate::reconcile::{ReconcileError, drop_stale, reconcile};
+use crate::state::{Committed, Run, StateError, VmState};
+use crate::vm::{Domain, HypervisorError};
+
+/// Why there is no new restore point. Each of these leaves the VM as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// Ctrl-C, or a time limit.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The hypervisor.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// Our records.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The leftovers of an earlier run.
+    #[error(transparent)]
+    Reconcile(#[from] ReconcileError),
+    /// The disks and the settings do not fit.
+    #[error(transparent)]
+    Plan(#[from] plan::PlanError),
+    /// The repository.
+    #[error("use the repository: {0}")]
+    Repository(#[from] strongroom_borg::Error),
+    /// An earlier archive.
+    #[error(transparent)]
+    History(#[from] HistoryError),
+    /// The new manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// A value of the configuration.
+    #[error("{0}")]
+    Setting(String),
+    /// A disk's frozen view cannot be served.
+    #[error("serve disk {disk}: {source}")]
+    Export {
+        /// Target device name.
+        disk: String,
+        /// The server's reason.
+        source: strongroom_nbd::ServeError,
+    },
+    /// A disk cannot be read.
+    #[error("read disk {disk}: {source}")]
+    Read {
+        /// Target device name.
+        disk: String,
+        /// The reason, with the offset.
+        source: strongroom_nbd::Error,
+    },
+    /// There is no room for old contents of what the guest overwrites.
+    #[error("back up {vm}: {reason}; the backup has given way, the guest runs on")]
+    Scratch {
+        /// The VM.
+        vm: String,
+        /// What there is too little of.
+        reason: String,
+    },
+    /// The frozen view is not as large as the disk.
+    #[error("read disk {disk}: its export has {export} bytes, the disk {expected}")]
+    Size {
+        /// Target device name.
+        disk: String,
+        /// Size of the export.
+        export: u64,
+        /// Size in the plan.
+        expected: u64,
+    },
+    /// A format that only the hypervisor can decode.
+    #[error("read disk {disk}: format {format:?} can be read only while the VM runs")]
+    Format {
+        /// Target device name.
+        disk: String,
+        /// The format as defined.
+        format: String,
+    },
+    /// Parts of a disk did not arrive, though nothing failed.
+    #[error("read disk {disk}: parts of it did not arrive")]
+    Incomplete {
+        /// Target device name.
+        disk: String,
+    },
+    /// A shut-off VM was started while it was read.
+    #[error("back up {0}: it was started or written to while it was read; run the backup again")]
+    Disturbed(String),
+    /// A shut-off VM on another machine.
+    #[error("back up {0}: it is shut off, and its disks lie on another machine; start it first")]
+    OfflineRemote(String),
+}
+
+/// A new restore point.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The VM's name.
+    pub vm: String,
+    /// The archive's name.
+    pub archive: String,
+    /// The repository's location.
+    pub repository: String,
+    /// Seconds from start to commit.
+    pub seconds: f64,
+    /// Everything about the restore point.
+    pub manifest: Manifest,
+    /// Bytes that the repository received, metadata included.
+    pub bytes_stored: u64,
+}
+
+/// What came of a call of [`run`].
+#[derive(Debug)]
+pub enum Outcome {
+    /// Only planned, as asked.
+    Planned(Plan),
+    /// Done.
+    Done(Box<Report>),
+}
+
+/// Backs up one VM; with `dry_run`, only says how.
+pub fn run(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, BackupError> {
+    tell(context, name, dry_run).map_err(|error| match context.cancel.check() {
+        // Whatever failed first when the run was stopped: it was stopped.
+        Err(cancelled) => cancelled.into(),
+        Ok(()) => error,
+    })
+}
+
+fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, BackupError> {
+    let clock = std::time::Instant::now();
+    let (settings, location) = context.config.vm(name)?;
+    let compression = context.config.compression().map_err(BackupError::Setting)?;
+    let run = RunId::new();
+    let domain = context.hypervisor.domain(name)?;
+
+    // One run a VM at a time; and whatever an interrupted one left is undone first.
+    let mut state = context.state.lock(&domain.name, domain.uuid)?;
+    context.report(&Event::Step(Step::Reconcile));
+    if !dry_run {
+        reconcile(context, &domain, &mut state)?;
+    }
+
+    // The repository comes before the VM: a wrong passphrase or a full disk must not cost the guest anything.
+    context.report(&Event::Step(Step::Plan));
+    let access = if dry_run { Access::Read } else { Access::Write };
+    let mut repository = context.repositories.open(&location, access)?;
+    // Opening it may have taken its time: a passphrase, a lock. The VM is what it is now.
+    let domain = context.hypervisor.domain(&domain.uuid.to_string())?;
+    let newest = Point::newest(&mut repository, |error| {
+        context.warn(format!("passed over: failed to {error}"));
+    })?;
+    let older = parent_point(&mut repository, &state, newest.as_ref())?;
+    let parent = parent(
+        context,
+        &domain,
+        &state,
+        &repository,
+        newest.as_ref(),
+        older.as_ref(),
+    );
+    let mut plan = plan::make(&domain, settings, context.config, &parent, &run)?;
+    context.report(&Event::Planned(&plan));
+    if dry_run {
+        repository.close()?;
+        return Ok(Outcome::Planned(plan));
+    }
+    let mut options = ArchiveOptions::new(&plan.archive);
+    options.started = run.started;
+    options.compression = compression;
+    let repository_id = repository.id().to_string();
+    let mut writer = repository.begin(options)?;
+    let points: Vec<&Point> = newest.iter().chain(&older).collect();
+    for point in &points {
+        writer.adopt(
+            plan.disks
+                .iter()
+                .filter_map(|disk| point.chunks(&disk.target))
+                .flatten()
+                .copied(),
+        );
+        writer.adopt_metadata(&point.archive);
+    }
+    context.cancel.check()?;
+
+    // Intent first, act second.
+    context.report(&Event::Step(Step::Capture));
+    let intent = capture::intent(context, &plan, &domain, run.started)?;
+    state.begin(intent.clone())?;
+    let done = capture_and_commit(context, &domain, &mut plan, &intent, &points, writer);
+    let (repository, manifest, bytes_stored) = match done {
+        Ok(done) => done,
+        Err(error) => {
+            // The job has been ended on the way out; the checkpoint of this run stands for no archive.
+            undo(context, &domain, &mut state);
+            return Err(error);
+        }
+    };
+
+    // The archive is committed: from here on nothing can make it undone. The old checkpoint goes last.
+    context.report(&Event::Step(Step::Release));
+    let committed = manifest.checkpoint.clone().map(|checkpoint| Committed {
+        run: plan.run.clone(),
+        archive: plan.archive.clone(),
+        checkpoint,
+        repository: repository_id,
+    });
+    match state.commit(committed) {
+        Ok(()) => drop_stale(context, &domain, &mut state),
+        // The journal still names the run: the next one drops its checkpoint and starts from the one before.
+        Err(error) => context.warn(format!("the archive is committed, but failed to {error}")),
+    }
+    if let Err(error) = repository.close() {
+        context.warn(format!(
+            "the repository did not close cleanly after the commit: {error}"
+        ));
+    }
+    Ok(Outcome::Done(Box::new(Report {
+        vm: domain.name,
+        archive: plan.archive,
+        repository: location,
+        seconds: clock.elapsed().as_secs_f64(),
+        manifest,
+        bytes_stored,
+    })))
+}
+
+/// The middle of the story: freeze, read, end the job, commit.
+fn capture_and_commit(
+    context: &Context<'_>,
+    domain: &Domain,
+    plan: &mut Plan,
+    run: &Run,
+    points: &[&Point],
+    mut writer: ArchiveWriter,
+) -> Result<(Repository, Manifest, u64), BackupError> {
+    scratch::check(context, plan)?;
+    let capture = Capture::begin(context, plan, run)?;
+    let plan = capture.plan();
+    context.report(&Event::Step(Step::Stream));
+    let repository = writer.canceller();
+    let disks = scratch::guarded(context, plan, run, &repository, || {
+        let read = |disk| {
+            context.cancel.check()?;
+            disk::read(context, &capture, disk, points, &mut writer)
+        };
+        plan.disks
+            .iter()
+            .map(read)
+            .collect::<Result<Vec<_>, BackupError>>()
+    })?;
+    capture.check()?;
+    let instant = Instant {
+        at: capture.at,
+        call: capture.call,
+    };
+    // The guest need not wait for the repository: its scratch files can go now.
+    capture.end()?;
+    context.cancel.check()?;
+
+    context.report(&Event::Step(Step::Seal));
+    let newest = points.first().copied();
+    let (repository, summary, manifest) = seal::seal(context, domain, plan, instant, disks, newest, writer)?;
+    Ok((
+        repository,
+        manifest,
+        summary.data_stored + summary.metadata_stored,
+    ))
+}
+
+/// The archive that belongs to the checkpoint on record, where that is not the newest archive.
+fn parent_point(
+    repository: &mut Repository,
+    state: &VmState,
+    newest: Option<&Point>,
+) -> Result<Option<Point>, BackupError> {
+    let Some(committed) = &state.records().committed else {
+        return Ok(None);
+    };
+    if newest.is_some_and(|point| point.name() == committed.archive) {
+        return Ok(None);
+    }
+    let info = repository
+        .archives()
+        .find(|info| info.name.as_str() == Some(&committed.archive));
+    let Some(info) = info.cloned() else {
+        return Ok(None);
+    };
+    match Point::read(repository, &info) {
+        Ok(point) => Ok(Some(point)),
+        // Another archive under that name, or a damaged one: not a parent, but no reason to stop.
+        Err(error) if error.concerns_one_archive() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether there is a pair of checkpoint and archive to start from. Our records, the repository and the hypervisor
+/// all have to agree on it.
+fn parent<'a>(
+    context: &Context<'_>,
+    domain: &Domain,
+    state: &'a VmState,
+    repository: &Repository,
+    newest: Option<&'a Point>,
+    older: Option<&'a Point>,
+) -> Parent<'a> {
+    let Some(committed) = &state.records().committed else {
+        let why = if newest.is_none() {
+            "first backup"
+        } else {
+            "no checkpoint is on record"
+        };
+        return Parent::None(why.into());
+    };
+    let Committed {
+        archive, checkpoint, ..
+    } = committed;
+    if repository.id().to_string() != committed.repository {
+        return Parent::None("the last backup went to another repository".into());
+    }
+    let Some(point) = [newest, older]
+        .into_iter()
+        .flatten()
+        .find(|point| point.name() == *archive)
+    else {
+        return Parent::None(format!(
+            "archive {archive}, which the checkpoint belongs to, is not in the repository"
+        ));
+    };
+    let written = &point.manifest;
+    if written.run != committed.run
+        || written.checkpoint.as_ref() != Some(checkpoint)
+        || written.vm.uuid != domain.uuid
+    {
+        return Parent::None(format!(
+            "archive {archive} is not the one that the checkpoint belongs to"
+        ));
+    }
+    match context.hypervisor.checkpoints(domain.uuid) {
+        Ok(names) if names.contains(checkpoint) => {}
+        Ok(_) => return Parent::None(format!("checkpoint {checkpoint} is gone")),
+        Err(error) => return Parent::None(format!("the checkpoints cannot be listed: {error}")),
+    }
+    if domain.state.is_active()
+        && let Err(error) = context.hypervisor.check_checkpoint(domain.uuid, checkpoint)
+    {
+        return Parent::None(format!("checkpoint {checkpoint} cannot be used: {error}"));
+    }
+    Parent::Usable(committed, point)
+}
+
+/// After a failure: this run's checkpoint stands for no archive. What cannot be undone now stays on record, and the
+/// next run tries again.
+fn undo(context: &Context<'_>, domain: &Domain, state: &mut VmState) {
+    let Some(run) = state.records().run.clone() else {
+        return;
+    };
+    if let Err(error) = end_job(context, domain.uuid, &run) {
+        context.warn(format!(
+            "the backup job may still run on {}; the next run ends it: failed to {error}",
+            domain.name
+        ));
+        return;
+    }
+    match state.abandon() {
+        Ok(()) => drop_stale(context, domain, state),
+        Err(error) => context.warn(format!(
+            "the next run has to tidy up after this one: failed to {error}"
+        )),
+    }
+}

@@ -1,0 +1,324 @@
+//! What a backup will do, decided before anything is touched. Pure: facts in, [`Plan`] out.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::config::{Config, Vm};
+use crate::digest;
+use crate::history::Point;
+use crate::manifest::{Exclusion, Method, Mode};
+use crate::state::Committed;
+use crate::vm::{Bitmaps, Disk, DiskSource, Domain};
+
+/// What our checkpoints, sockets and scratch files are called, before the run's id.
+pub const PREFIX: &str = "strongroom-";
+
+/// What a backup will do.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// The VM's name.
+    pub vm: String,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// The run's id.
+    pub run: String,
+    /// The archive that will be written.
+    pub archive: String,
+    /// How the disks are held still.
+    pub method: Method,
+    /// The checkpoint that will be made, if any disk can keep track of changes.
+    pub checkpoint: Option<String>,
+    /// The disks that will be read.
+    pub disks: Vec<DiskPlan>,
+    /// The disks that will not.
+    pub excluded: Vec<ExcludedPlan>,
+}
+
+/// How one disk will be read.
+#[derive(Debug, Clone, Serialize)]
+pub struct DiskPlan {
+    /// Target device name.
+    pub target: String,
+    /// Guest-visible size in bytes.
+    pub size: u64,
+    /// Image format as defined.
+    pub format: String,
+    /// The image on the hypervisor, where it is a file or a block device.
+    pub source: Option<PathBuf>,
+    /// Everything, or changes only.
+    pub mode: Mode,
+    /// Why.
+    pub reason: String,
+    /// The archive whose chunks stand for what has not changed.
+    pub parent: Option<String>,
+    /// The checkpoint whose changes are read.
+    pub since: Option<String>,
+    /// Whether changes after this run will be known.
+    pub tracked: bool,
+    /// Where old contents of overwritten blocks go meanwhile.
+    pub scratch: PathBuf,
+}
+
+/// A disk that will not be read.
+#[derive(Debug, Clone, Serialize)]
+pub struct ExcludedPlan {
+    /// Target device name.
+    pub target: String,
+    /// Why.
+    pub why: Exclusion,
+}
+
+/// Why nothing sensible can be planned.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The configuration names a disk that the VM does not have.
+    #[error("plan the backup of {vm}: the configuration names disk {target}, the VM has {}", .has.join(", "))]
+    NoSuchDisk {
+        /// The VM.
+        vm: String,
+        /// The disk named.
+        target: String,
+        /// The disks that there are.
+        has: Vec<String>,
+    },
+    /// All disks are excluded, or there are none.
+    #[error("plan the backup of {0}: no disk is left to back up")]
+    NoDisks(String),
+    /// A disk's size is not known.
+    #[error("plan the backup of {vm}: the hypervisor does not tell the size of disk {target}")]
+    NoSize {
+        /// The VM.
+        vm: String,
+        /// The disk.
+        target: String,
+    },
+    /// A disk of a shut-off VM that cannot be opened as a file or device.
+    #[error(
+        "plan the backup of {vm}: it is shut off, and disk {target} is neither a file nor a block device; start the VM"
+    )]
+    NotReadable {
+        /// The VM.
+        vm: String,
+        /// The disk.
+        target: String,
+    },
+}
+
+/// The restore point that an incremental backup may start from, or why there is none.
+#[derive(Debug)]
+pub enum Parent<'a> {
+    /// A checkpoint that the hypervisor vouches for, and the archive that was made at that instant.
+    Usable(&'a Committed, &'a Point),
+    /// None, and why.
+    None(String),
+}
+
+/// One run: its id and its instant.
+#[derive(Debug, Clone)]
+pub struct RunId {
+    /// Unique among the runs of a VM.
+    pub id: String,
+    /// The run's start.
+    pub started: Timestamp,
+}
+
+impl RunId {
+    /// A new run, now.
+    pub fn new() -> Self {
+        let started = Timestamp::now();
+        let random = Uuid::new_v4().simple().to_string();
+        Self {
+            id: format!("{}-{}", started.strftime("%Y%m%dT%H%M%SZ"), &random[..8]),
+            started,
+        }
+    }
+}
+
+impl Default for RunId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Decides what to read and how.
+pub fn make(
+    domain: &Domain,
+    settings: &Vm,
+    config: &Config,
+    parent: &Parent<'_>,
+    run: &RunId,
+) -> Result<Plan, PlanError> {
+    let vm = domain.name.clone();
+    for target in settings.swap.iter().chain(&settings.exclude) {
+        if !domain.disks.iter().any(|disk| disk.target == *target) {
+            let has = domain.disks.iter().map(|disk| disk.target.clone()).collect();
+            return Err(PlanError::NoSuchDisk {
+                vm,
+                target: target.clone(),
+                has,
+            });
+        }
+    }
+    let mut disks = Vec::new();
+    let mut excluded = Vec::new();
+    for disk in &domain.disks {
+        if let Some(why) = exclusion(disk, settings) {
+            excluded.push(ExcludedPlan {
+                target: disk.target.clone(),
+                why,
+            });
+        } else {
+            disks.push(plan_disk(domain, disk, config, parent, run)?);
+        }
+    }
+    if disks.is_empty() {
+        return Err(PlanError::NoDisks(vm));
+    }
+    let online = domain.state.is_active();
+    let tracked = online && disks.iter().any(|disk| disk.tracked);
+    Ok(Plan {
+        archive: format!(
+            "{}-{}",
+            archive_prefix(&vm),
+            run.started.strftime("%Y-%m-%dT%H:%M:%S%.3fZ")
+        ),
+        uuid: domain.uuid,
+        run: run.id.clone(),
+        method: if online {
+            Method::Checkpoint
+        } else {
+            Method::Offline
+        },
+        checkpoint: tracked.then(|| format!("{PREFIX}{}", run.id)),
+        disks,
+        excluded,
+        vm,
+    })
+}
+
+/// A VM's name as it appears in archive names: without what Borg or a shell could take for something else.
+pub fn archive_prefix(vm: &str) -> String {
+    vm.chars()
+        .map(|c| {
+            if c.is_alphanumeric() || "._-+".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        })
+        .take(128)
+        .collect()
+}
+
+fn exclusion(disk: &Disk, settings: &Vm) -> Option<Exclusion> {
+    let marked_swap = disk
+        .serial
+        .as_deref()
+        .is_some_and(|serial| serial.starts_with("swap"));
+    if settings.swap.contains(&disk.target) || marked_swap {
+        Some(Exclusion::Swap)
+    } else if settings.exclude.contains(&disk.target) {
+        Some(Exclusion::Configured)
+    } else if disk.read_only
+        || !matches!(disk.device.as_str(), "disk" | "lun")
+        || disk.source == DiskSource::None
+    {
+        Some(Exclusion::Removable)
+    } else {
+        None
+    }
+}
+
+fn plan_disk(
+    domain: &Domain,
+    disk: &Disk,
+    config: &Config,
+    parent: &Parent<'_>,
+    run: &RunId,
+) -> Result<DiskPlan, PlanError> {
+    let target = disk.target.clone();
+    let online = domain.state.is_active();
+    let source = disk.source.path().map(Path::to_owned);
+    if !online && source.is_none() {
+        return Err(PlanError::NotReadable {
+            vm: domain.name.clone(),
+            target,
+        });
+    }
+    let Some(size) = disk.size else {
+        return Err(PlanError::NoSize {
+            vm: domain.name.clone(),
+            target,
+        });
+    };
+    let basis = if online {
+        basis(disk, size, parent)
+    } else {
+        Err("the VM is shut off: its changes are found by reading".into())
+    };
+    let (mode, reason, committed) = match basis {
+        Ok(committed) => (
+            Mode::Incremental,
+            format!("changes since {}", committed.archive),
+            Some(committed),
+        ),
+        Err(reason) => (Mode::Full, reason, None),
+    };
+    // Scratch files grow with what the guest overwrites: they belong on the storage that holds the disk.
+    let directory = match &disk.source {
+        DiskSource::File(path) => path.parent().unwrap_or(&config.images),
+        _ => &config.images,
+    };
+    Ok(DiskPlan {
+        size,
+        format: disk.format.clone(),
+        source,
+        mode,
+        reason,
+        parent: committed.map(|committed| committed.archive.clone()),
+        since: committed.map(|committed| committed.checkpoint.clone()),
+        tracked: online && !matches!(disk.bitmaps, Bitmaps::Unsupported(_)),
+        scratch: directory.join(format!("{PREFIX}{}-{target}.scratch", run.id)),
+        target,
+    })
+}
+
+/// Whether a disk can be read incrementally; if not, why not.
+fn basis<'a>(disk: &Disk, size: u64, parent: &Parent<'a>) -> Result<&'a Committed, String> {
+    if let Bitmaps::Unsupported(why) = &disk.bitmaps {
+        return Err(why.clone());
+    }
+    let (committed, point) = match parent {
+        Parent::Usable(committed, point) => (*committed, *point),
+        Parent::None(why) => return Err(why.clone()),
+    };
+    let Some(record) = point.manifest.disk(&disk.target) else {
+        return Err(format!("the disk is not in {}", committed.archive));
+    };
+    if !record.tracked {
+        return Err(format!(
+            "its changes were not tracked since {}",
+            committed.archive
+        ));
+    }
+    if record.size != size {
+        return Err(format!("its size changed from {} to {size} bytes", record.size));
+    }
+    let Some(chunks) = point.chunks(&disk.target) else {
+        return Err(format!(
+            "its copy in {} was damaged and patched",
+            committed.archive
+        ));
+    };
+    let total: u64 = chunks.iter().map(|chunk| u64::from(chunk.size)).sum();
+    if total != size || digest::of_chunks(chunks) != record.digest {
+        return Err(format!(
+            "its copy in {} is not the one that was written",
+            committed.archive
+        ));
+    }
+    Ok(committed)
+}

@@ -1,0 +1,161 @@
+//! Room for scratch files. When they cannot grow any more, QEMU pauses the *guest*; so the backup gives way early.
+//!
+//! While disks are read, a thread looks at the storage that holds the scratch files. If there is less free space than
+//! the configured floor, or a file has grown beyond its limit, it ends the backup job at once: the files are gone, the
+//! guest goes on, and the reading fails. Only for storage on this machine.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use strongroom_borg::Canceller;
+
+use super::BackupError;
+use super::capture::end_job;
+use super::plan::Plan;
+use crate::config::Limits;
+use crate::context::Context;
+use crate::manifest::Method;
+use crate::state::Run;
+
+/// Between two looks. A guest that writes 1 GB/s meanwhile fills a quarter of the default floor.
+const PERIOD: Duration = Duration::from_millis(250);
+
+/// Whether there is room to begin.
+pub fn check(context: &Context<'_>, plan: &Plan) -> Result<(), BackupError> {
+    match shortage(context, plan) {
+        Some(reason) => Err(BackupError::Scratch {
+            vm: plan.vm.clone(),
+            reason,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Does the work, with the backup job ended as soon as there is no room any more, and the repository let go of: the
+/// work may be waiting for it.
+pub fn guarded<T>(
+    context: &Context<'_>,
+    plan: &Plan,
+    run: &Run,
+    repository: &Canceller,
+    work: impl FnOnce() -> Result<T, BackupError>,
+) -> Result<T, BackupError> {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watch = scope.spawn(|| watch(context, plan, run, repository, &done));
+        let ended = Done(&done);
+        let result = work();
+        drop(ended);
+        match watch.join() {
+            // Why the reading failed.
+            Ok(Some(reason)) if result.is_err() => Err(BackupError::Scratch {
+                vm: plan.vm.clone(),
+                reason,
+            }),
+            _ => result,
+        }
+    })
+}
+
+/// Tells the watching thread to end, also when the work panics.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+fn watch(
+    context: &Context<'_>,
+    plan: &Plan,
+    run: &Run,
+    repository: &Canceller,
+    done: &AtomicBool,
+) -> Option<String> {
+    let mut reason = None;
+    while !done.load(Ordering::SeqCst) {
+        reason = reason.or_else(|| shortage(context, plan));
+        if let Some(reason) = &reason {
+            match end_job(context, plan.uuid, run) {
+                Ok(()) => {
+                    repository.cancel();
+                    break;
+                }
+                Err(error) => {
+                    context.warn(format!(
+                        "{}: {reason}, and the backup job does not end: {error}",
+                        plan.vm
+                    ));
+                }
+            }
+        }
+        thread::sleep(PERIOD);
+    }
+    reason
+}
+
+/// What there is too little of, if anything.
+fn shortage(context: &Context<'_>, plan: &Plan) -> Option<String> {
+    if plan.method != Method::Checkpoint || !context.hypervisor.is_local() {
+        return None;
+    }
+    plan.disks
+        .iter()
+        .find_map(|disk| shortage_at(&disk.scratch, &context.config.limits))
+}
+
+fn shortage_at(scratch: &Path, limits: &Limits) -> Option<String> {
+    const MIB: u64 = 1 << 20;
+    // st_blocks counts units of 512 bytes, whatever the file system's block size (stat(2)).
+    let used = std::fs::metadata(scratch).map_or(0, |file| file.blocks() * 512);
+    if limits.scratch_mib > 0 && used > limits.scratch_mib.saturating_mul(MIB) {
+        return Some(format!(
+            "{} has grown beyond {} MiB",
+            scratch.display(),
+            limits.scratch_mib
+        ));
+    }
+    let directory = scratch.parent()?;
+    // Storage that cannot be asked is no reason to give up.
+    let storage = rustix::fs::statvfs(directory).ok()?;
+    let free = storage.f_bavail.saturating_mul(storage.f_frsize);
+    if free < limits.free_mib.saturating_mul(MIB) {
+        let (directory, left, floor) = (directory.display(), free / MIB, limits.free_mib);
+        return Some(format!(
+            "{directory} has {left} MiB left, and at least {floor} MiB are to stay free"
+        ));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_on_the_file_and_on_its_storage() {
+        let directory = tempfile::tempdir().unwrap();
+        let scratch = directory.path().join("scratch");
+        let limits = |scratch_mib, free_mib| Limits {
+            scratch_mib,
+            free_mib,
+        };
+        assert_eq!(shortage_at(&scratch, &limits(1, 0)), None, "not there yet");
+        std::fs::write(&scratch, vec![1; 2 << 20]).unwrap();
+        assert!(
+            shortage_at(&scratch, &limits(1, 0))
+                .unwrap()
+                .contains("beyond 1 MiB")
+        );
+        assert_eq!(shortage_at(&scratch, &limits(4, 0)), None);
+        assert!(
+            shortage_at(&scratch, &limits(0, u64::MAX))
+                .unwrap()
+                .contains("stay free")
+        );
+    }
+}

@@ -1,0 +1,164 @@
+//! The archive around the disks: definition, firmware variables, manifest; and the commit.
+
+use jiff::Timestamp;
+use strongroom_borg::{ArchiveWriter, Item, Repository, Summary};
+use strongroom_disk::SwapLayout;
+use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve};
+
+use super::BackupError;
+use super::disk::DiskResult;
+use super::plan::Plan;
+use crate::context::Context;
+use crate::digest;
+use crate::firmware::{self, FirmwareFile};
+use crate::history::Point;
+use crate::manifest::{
+    Consistency, DOMAIN_PATH, DiskRecord, ExcludedDisk, Exclusion, FORMAT, FileRecord, MANIFEST_PATH,
+    Manifest, Method, VmIdentity, disk_path,
+};
+use crate::vm::Domain;
+
+/// What the capture was like.
+#[derive(Debug, Clone, Copy)]
+pub struct Instant {
+    /// When.
+    pub at: Timestamp,
+    /// How long the switch took.
+    pub call: std::time::Duration,
+}
+
+/// Adds everything but the disks' data to the archive and commits it. Gives the manifest as well.
+pub fn seal(
+    context: &Context<'_>,
+    domain: &Domain,
+    plan: &Plan,
+    instant: Instant,
+    disks: Vec<DiskResult>,
+    newest: Option<&Point>,
+    mut writer: ArchiveWriter,
+) -> Result<(Repository, Summary, Manifest), BackupError> {
+    let mut files = vec![FirmwareFile {
+        path: DOMAIN_PATH.to_owned(),
+        bytes: domain.xml.clone().into_bytes(),
+    }];
+    files.extend(firmware::collect(context, domain));
+    let file_record = |file: &FirmwareFile| FileRecord {
+        path: file.path.clone(),
+        sha256: digest::sha256(&file.bytes),
+    };
+    let mut manifest = Manifest {
+        format: FORMAT,
+        vm: VmIdentity {
+            name: domain.name.clone(),
+            uuid: domain.uuid,
+        },
+        run: plan.run.clone(),
+        sequence: newest.map_or(0, |point| point.manifest.sequence) + 1,
+        previous: newest.map(|point| point.link.clone()),
+        captured: instant.at,
+        method: plan.method,
+        consistency: if plan.method == Method::Offline && domain.shut_down {
+            Consistency::Clean
+        } else {
+            Consistency::Crash
+        },
+        stall_us: instant.call.as_micros() as u64,
+        checkpoint: plan.checkpoint.clone(),
+        disks: Vec::new(),
+        excluded: excluded(context, domain, plan),
+        files: files.iter().map(file_record).collect(),
+        inventory: context.config.vm.keys().cloned().collect(),
+        producer: concat!("strongroom ", env!("CARGO_PKG_VERSION")).into(),
+    };
+    let mut items = Vec::new();
+    for (disk, result) in plan.disks.iter().zip(disks) {
+        manifest.disks.push(DiskRecord {
+            target: disk.target.clone(),
+            size: disk.size,
+            source_format: disk.format.clone(),
+            mode: result.mode,
+            reason: result.reason,
+            parent: result.parent,
+            tracked: disk.tracked,
+            digest: digest::of_chunks(&result.chunks),
+            chunks: result.chunks.len() as u64,
+            audited: result.audited,
+            bytes_read: result.read,
+            bytes_stored: result.stored,
+            luks: result.luks,
+        });
+        items.push(Item::regular(&disk_path(&disk.target), result.chunks));
+    }
+    // The manifest comes first: whoever wants only that need not read the disks' lists of chunks.
+    files.insert(
+        0,
+        FirmwareFile {
+            path: MANIFEST_PATH.to_owned(),
+            bytes: manifest.to_bytes()?,
+        },
+    );
+    for file in files {
+        let chunks = file
+            .bytes
+            .chunks(1 << 20)
+            .map(|part| writer.put_data(part))
+            .collect::<Result<_, _>>()?;
+        writer.add_item(&Item::regular(&file.path, chunks))?;
+    }
+    for item in &items {
+        writer.add_item(item)?;
+    }
+    let (repository, summary) = writer.commit()?;
+    Ok((repository, summary, manifest))
+}
+
+fn excluded(context: &Context<'_>, domain: &Domain, plan: &Plan) -> Vec<ExcludedDisk> {
+    plan.excluded
+        .iter()
+        .map(|excluded| {
+            let disk = domain.disks.iter().find(|disk| disk.target == excluded.target);
+            let layout = match (excluded.why, disk) {
+                (Exclusion::Swap, Some(disk)) => swap_layout(context, disk),
+                _ => None,
+            };
+            ExcludedDisk {
+                target: excluded.target.clone(),
+                why: excluded.why,
+                size: disk.and_then(|disk| disk.size),
+                layout,
+            }
+        })
+        .collect()
+}
+
+/// The partition table and labels by which a guest finds its swap: sectors that hold no swapped-out page.
+fn swap_layout(context: &Context<'_>, disk: &crate::vm::Disk) -> Option<SwapLayout> {
+    let read = || -> Result<SwapLayout, String> {
+        let path = disk
+            .source
+            .path()
+            .ok_or("it is neither a file nor a block device")?;
+        if !context.hypervisor.is_local() {
+            return Err("it lies on another machine".into());
+        }
+        let format = if disk.format == "qcow2" {
+            Format::Qcow2
+        } else {
+            Format::Raw
+        };
+        let server = QemuNbd::start(path, &Serve::peek(format)).map_err(|error| error.to_string())?;
+        let mut client =
+            Client::connect(&server.target(), &Options::default()).map_err(|error| error.to_string())?;
+        SwapLayout::read(&mut client).map_err(|error| format!("{error} (it has {} bytes)", client.size()))
+    };
+    match read() {
+        Ok(layout) => Some(layout),
+        Err(error) => {
+            context.warn(format!(
+                "swap disk {}: its layout cannot be told, it will come back blank: {error}",
+                disk.target
+            ));
+            None
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! The configuration file: which hypervisor, which VMs, where their repositories are.
+//!
+//! One TOML file, `/etc/strongroom/strongroom.toml` for root and `$XDG_CONFIG_HOME/strongroom/strongroom.toml`
+//! for others. Unknown keys are errors. Everything but `repository` and the VMs has a default.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use strongroom_borg::{Compression, Location};
+
+/// What is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read the configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file is not valid TOML, or has keys or values that are not understood.
+    #[error("understand the configuration {path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The parser's words, with line and column.
+        message: String,
+    },
+    /// A value makes no sense.
+    #[error("use the configuration {path}: {message}")]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What and why.
+        message: String,
+    },
+    /// A VM is asked for that the configuration does not name.
+    #[error("find {0:?} in the configuration: no [vm.{0}] there; `strongroom init {0}` adds it")]
+    UnknownVm(String),
+}
+
+/// The configuration file, as written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// libvirt URI of the hypervisor.
+    #[serde(default = "default_hypervisor")]
+    pub hypervisor: String,
+    /// Where a VM's repository is, as Borg writes locations; `{vm}` stands for the VM's name.
+    pub repository: String,
+    /// Where restored disks go on the hypervisor.
+    #[serde(default = "default_images")]
+    pub images: PathBuf,
+    /// Where our own records are kept; the default is `/var/lib/strongroom` for root, the XDG state directory for others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<PathBuf>,
+    /// `none`, `lz4`, `zstd` or `zstd,LEVEL`. Data that does not shrink is stored as it is.
+    #[serde(default = "default_compression")]
+    pub compression: String,
+    /// How a running guest's disks are read.
+    #[serde(default)]
+    pub reader: Reader,
+    /// What a backup may take from the hypervisor's storage.
+    #[serde(default)]
+    pub limits: Limits,
+    /// How the map of changes is checked.
+    #[serde(default)]
+    pub audit: Audit,
+    /// The VMs that are to be protected: the inventory.
+    #[serde(default)]
+    pub vm: BTreeMap<String, Vm>,
+}
+
+/// How hard a running guest's disk is read. Requests in flight are what its own requests have to queue behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reader {
+    /// Requests of at most 1 MiB in flight.
+    pub depth: usize,
+    /// Bytes a second at most, in MiB; 0 for no limit.
+    pub limit_mib: u64,
+}
+
+impl Default for Reader {
+    fn default() -> Self {
+        Self {
+            depth: 4,
+            limit_mib: 200,
+        }
+    }
+}
+
+/// What a backup of a running VM may take from the storage that holds its disks. Beyond that it gives up, before the
+/// storage is full and the guest stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Size of a scratch file, in MiB; 0 for no limit.
+    pub scratch_mib: u64,
+    /// Free space that has to stay, in MiB; 0 for none.
+    pub free_mib: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            scratch_mib: 0,
+            free_mib: 1024,
+        }
+    }
+}
+
+/// How much of what has not changed is read all the same, to find out whether that is true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// Chunks of 4 MiB a disk and run; 0 for none.
+    pub chunks: usize,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { chunks: 8 }
+    }
+}
+
+/// One protected VM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vm {
+    /// Disks that hold nothing but swap. They are never read, and come back empty. A disk whose serial number
+    /// starts with `swap` counts as one without being named here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub swap: Vec<String>,
+    /// Other disks that are left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
+    /// This VM's repository, where the pattern does not fit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
+}
+
+fn default_hypervisor() -> String {
+    "qemu:///system".into()
+}
+
+fn default_images() -> PathBuf {
+    "/var/lib/libvirt/images".into()
+}
+
+fn default_compression() -> String {
+    "zstd,3".into()
+}
+
+impl Config {
+    /// A configuration with nothing but a repository pattern.
+    pub fn new(repository: impl Into<String>) -> Self {
+        Self {
+            hypervisor: default_hypervisor(),
+            repository: repository.into(),
+            images: default_images(),
+            state: None,
+            compression: default_compression(),
+            reader: Reader::default(),
+            limits: Limits::default(),
+            audit: Audit::default(),
+            vm: BTreeMap::new(),
+        }
+    }
+
+    /// Reads and checks a configuration file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Understands and checks the text of a configuration file; the path is for errors only.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            message: error.to_string(),
+        })?;
+        config.check().map_err(|message| ConfigError::Invalid {
+            path: path.to_owned(),
+            message,
+        })?;
+        Ok(config)
+    }
+
+    /// The file's text; the opposite of [`Config::read`].
+    pub fn to_toml(&self) -> String {
+        // Strings, numbers, lists and string-keyed tables only: TOML can hold all of them.
+        toml::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// The tables of these VMs alone, to be appended to a file's text.
+    pub fn vm_tables(vm: &BTreeMap<String, Vm>) -> String {
+        #[derive(Serialize)]
+        struct Tables<'a> {
+            vm: &'a BTreeMap<String, Vm>,
+        }
+        toml::to_string_pretty(&Tables { vm }).unwrap_or_default()
+    }
+
+    /// Whether the values make sense, and fit each other.
+    pub fn check(&self) -> Result<(), String> {
+        self.compression()?;
+        if self.reader.depth == 0 || self.reader.depth > 64 {
+            return Err("reader.depth: 1 to 64 requests".into());
+        }
+        let mut owners: BTreeMap<String, &str> = BTreeMap::new();
+        for name in self.vm.keys() {
+            let location = self.repository_of(name);
+            // The same place can be written in several ways.
+            let place = location
+                .parse()
+                .map_or_else(|_| location.clone(), |location: Location| location.canonical());
+            if let Some(other) = owners.insert(place, name) {
+                return Err(format!(
+                    "repository: {other} and {name} would share {location}; with `{{vm}}` in it each has one of its own"
+                ));
+            }
+        }
+        for (name, vm) in &self.vm {
+            if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
+                return Err(format!(
+                    "vm.{name:?}: a VM's name has no slash and no leading dot"
+                ));
+            }
+            for target in vm.swap.iter().chain(&vm.exclude) {
+                if !is_target(target) {
+                    return Err(format!(
+                        "vm.{name}: {target:?} is not a disk's target name (such as vda)"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How new chunks are compressed.
+    pub fn compression(&self) -> Result<Compression, String> {
+        self.compression
+            .parse()
+            .map_err(|error| format!("compression: {error}"))
+    }
+
+    /// One VM's settings and its repository's location.
+    pub fn vm(&self, name: &str) -> Result<(&Vm, String), ConfigError> {
+        let vm = self
+            .vm
+            .get(name)
+            .ok_or_else(|| ConfigError::UnknownVm(name.to_owned()))?;
+        Ok((vm, self.repository_of(name)))
+    }
+
+    /// Where the repository of a VM of this name is, configured or not.
+    pub fn repository_of(&self, name: &str) -> String {
+        match self.vm.get(name).and_then(|vm| vm.repository.as_ref()) {
+            Some(own) => own.clone(),
+            None => self.repository.replace("{vm}", name),
+        }
+    }
+
+    /// Where our own records are kept.
+    pub fn state_directory(&self) -> PathBuf {
+        if let Some(state) = &self.state {
+            return state.clone();
+        }
+        default_directory("XDG_STATE_HOME", ".local/state", "/var/lib/strongroom")
+    }
+
+    /// The configuration file that is read when none is named.
+    pub fn default_path() -> PathBuf {
+        default_directory("XDG_CONFIG_HOME", ".config", "/etc/strongroom").join("strongroom.toml")
+    }
+}
+
+fn default_directory(variable: &str, below_home: &str, for_root: &str) -> PathBuf {
+    let is_root =
+        std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+    if is_root {
+        return for_root.into();
+    }
+    let base = std::env::var_os(variable)
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(below_home)));
+    base.map_or_else(|| for_root.into(), |base| base.join("strongroom"))
+}
+
+/// Whether this can be a disk's target name (`vda`, `sdb`, `nvme0n1`): two or more lower-case letters, then letters
+/// and digits; Linux allows 31 characters for a block device. Such names are part of paths, NBD export names and
+/// archive paths. Both what is backed up and what is restored goes by this rule.
+pub fn is_target(name: &str) -> bool {
+    let letters = name.bytes().take_while(u8::is_ascii_lowercase).count();
+    (2..=31).contains(&name.len())
+        && letters >= 2
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+}
+
+impl fmt::Display for Reader {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} requests in flight", self.depth)?;
+        if self.limit_mib > 0 {
+            write!(out, ", {} MiB/s at most", self.limit_mib)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Config::read(file.path())
+    }
+
+    #[test]
+    fn a_minimal_file_gets_the_defaults() {
+        let config = parse("repository = '/srv/{vm}'\n[vm.web01]\n").unwrap();
+        assert_eq!(config.hypervisor, "qemu:///system");
+        assert_eq!(config.vm("web01").unwrap().1, "/srv/web01");
+        assert_eq!(
+            config.reader,
+            Reader {
+                depth: 4,
+                limit_mib: 200
+            }
+        );
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let mut config = Config::new("ssh://backup@host/./{vm}");
+        config.vm.insert(
+            "db".into(),
+            Vm {
+                swap: vec!["vdb".into()],
+                ..Vm::default()
+            },
+        );
+        let again = parse(&config.to_toml()).unwrap();
+        assert_eq!(again.vm, config.vm);
+        assert_eq!(again.repository, config.repository);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, word) in [
+            ("repository = '/srv/{vm}'\nrepositry = 'x'\n", "repositry"),
+            ("repository = '/srv/one'\n[vm.a]\n[vm.b]\n", "{vm}"),
+            (
+                "repository = '/srv/{vm}'\n[vm.a]\n[vm.b]\nrepository = 'file:///srv/./a/'\n",
+                "a and b would share",
+            ),
+            ("repository = '/srv/{vm}'\ncompression = 'rar'\n", "compression"),
+            ("repository = '/srv/{vm}'\n[vm.a]\nswap = ['../x']\n", "target"),
+            ("repository = '/srv/{vm}'\n[vm.\"../a\"]\n", "slash"),
+            ("repository = '/srv/{vm}'\n[reader]\ndepth = 0\n", "depth"),
+            ("hypervisor = 'qemu:///system'\n", "repository"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(word), "{error:?} does not name {word:?}");
+        }
+    }
+
+    #[test]
+    fn tables_can_be_appended() {
+        let text = "# mine\nrepository = '/srv/{vm}'\n[vm.a]\nswap = ['vdb']\n";
+        let other = Vm {
+            exclude: vec!["vdc".into()],
+            ..Vm::default()
+        };
+        let new = BTreeMap::from([("b".to_owned(), other), ("c d".to_owned(), Vm::default())]);
+        let both = format!("{text}\n{}", Config::vm_tables(&new));
+        let mut expected = parse(text).unwrap().vm;
+        expected.extend(new);
+        assert_eq!(parse(&both).unwrap().vm, expected, "{both}");
+    }
+
+    #[test]
+    fn target_names_have_one_rule() {
+        for good in ["vda", "sdaa", "nvme0n1", "vdabcdefghijklmnop", &"v".repeat(31)] {
+            assert!(is_target(good), "{good}");
+        }
+        for bad in [
+            "",
+            "v",
+            "1a",
+            "v1a",
+            "VDA",
+            "vd a",
+            "../x",
+            "vd/a",
+            "vdä",
+            &"v".repeat(32),
+        ] {
+            assert!(!is_target(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_vm_that_is_not_configured_is_refused_with_advice() {
+        let config = parse("repository = '/srv/{vm}'\n[vm.web01]\n").unwrap();
+        let error = config.vm("web02").unwrap_err().to_string();
+        assert!(error.contains("strongroom init web02"), "{error}");
+    }
+}

@@ -1,0 +1,90 @@
+//! What every command works with: the hypervisor, the settings, the records, the way to a repository.
+
+use std::time::Duration;
+
+use strongroom_borg::{
+    Access, Canceller, Encryption, Location, PassphraseSource, Repository, Settings, Transport,
+};
+
+use crate::cancel::Cancel;
+use crate::config::Config;
+use crate::event::{Event, Observer};
+use crate::state::StateDirectory;
+use crate::vm::Hypervisor;
+
+/// Between two looks at whether the work is cancelled.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The surroundings of a command.
+#[derive(Clone)]
+pub struct Context<'a> {
+    /// The host that runs the VMs.
+    pub hypervisor: &'a dyn Hypervisor,
+    /// The configuration.
+    pub config: &'a Config,
+    /// Our own records.
+    pub state: &'a StateDirectory,
+    /// How repositories are reached.
+    pub repositories: &'a Repositories,
+    /// Who hears of what happens.
+    pub observer: &'a dyn Observer,
+    /// Asks long work to stop.
+    pub cancel: &'a Cancel,
+}
+
+impl Context<'_> {
+    /// Reports an event.
+    pub fn report(&self, event: &Event<'_>) {
+        self.observer.event(event);
+    }
+
+    /// Reports that something is not as it should be.
+    pub fn warn(&self, text: impl Into<String>) {
+        self.report(&Event::Warning(text.into()));
+    }
+
+    /// Reports something worth knowing.
+    pub fn note(&self, text: impl Into<String>) {
+        self.report(&Event::Note(text.into()));
+    }
+}
+
+/// How Borg repositories are reached and opened.
+#[derive(Clone)]
+pub struct Repositories {
+    /// Programs, directories and time limits of the Borg client.
+    pub settings: Settings,
+    /// Where the passphrase comes from.
+    pub passphrase: PassphraseSource,
+    /// Ends connections once it is set: a call that waits for a lock or for a dead network would not notice otherwise.
+    pub cancel: Cancel,
+}
+
+impl Repositories {
+    /// Opens the repository at a location as Borg writes it.
+    pub fn open(&self, location: &str, access: Access) -> Result<Repository, strongroom_borg::Error> {
+        let location: Location = location.parse()?;
+        let transport = Transport::spawn(&location, &self.settings)?;
+        self.watch(transport.canceller());
+        Repository::open_over(transport, &location, access, &self.settings, &self.passphrase)
+    }
+
+    /// Makes a new, empty repository.
+    pub fn create(&self, location: &str, encryption: Encryption) -> Result<(), strongroom_borg::Error> {
+        let location: Location = location.parse()?;
+        Repository::create(&location, encryption, &self.settings, &self.passphrase)
+    }
+
+    /// Closes a connection when the work is cancelled.
+    fn watch(&self, connection: Canceller) {
+        let cancel = self.cancel.clone();
+        std::thread::spawn(move || {
+            while !connection.is_over() {
+                if cancel.is_cancelled() {
+                    return connection.cancel();
+                }
+                std::thread::sleep(LOOK);
+            }
+        });
+    }
+}

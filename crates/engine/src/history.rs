@@ -1,0 +1,243 @@
+//! The restore points in a repository, as far as a command needs to know them.
+
+use std::collections::BTreeMap;
+
+use strongroom_borg::{Archive, ArchiveInfo, ChunkRef, Item, Repository};
+
+use crate::firmware;
+use crate::manifest::{self, Manifest, ManifestError};
+use crate::when::PointName;
+
+/// Why a restore point cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum HistoryError {
+    /// The repository's reason.
+    #[error("use the repository: {0}")]
+    Repository(#[from] strongroom_borg::Error),
+    /// The archive was not made by strongroom.
+    #[error("find manifest.json in archive {0}: strongroom did not make it")]
+    Foreign(String),
+    /// The archive is of another VM.
+    #[error("use archive {archive}: it is of VM {vm:?}")]
+    OtherVm {
+        /// The archive's name.
+        archive: String,
+        /// The VM in its manifest.
+        vm: String,
+    },
+    /// No archive fits.
+    #[error(
+        "find restore point {0}: the repository has none that fits; `strongroom list` shows what there is"
+    )]
+    None(String),
+    /// Its manifest makes no sense.
+    #[error("read archive {archive}: {source}")]
+    Manifest {
+        /// The archive's name.
+        archive: String,
+        /// What is wrong.
+        source: ManifestError,
+    },
+    /// An item is larger than such an item can be.
+    #[error("read {path} of archive {archive}: it has {size} bytes, at most {limit} are expected")]
+    TooLarge {
+        /// The archive's name.
+        archive: String,
+        /// The item.
+        path: String,
+        /// Its size in bytes.
+        size: u64,
+        /// What was expected at most.
+        limit: u64,
+    },
+}
+
+/// The restore point that is meant: the newest of this VM that fits. Archives of others in the same repository are
+/// passed over.
+pub fn find(repository: &mut Repository, point: &PointName) -> Result<ArchiveInfo, HistoryError> {
+    let archives: Vec<ArchiveInfo> = repository.archives().cloned().collect();
+    let mut other = None;
+    for info in point.candidates(archives) {
+        match manifest(repository, &info) {
+            Ok(manifest) if manifest.vm.name == point.vm => return Ok(info),
+            Ok(manifest) => {
+                other = Some(HistoryError::OtherVm {
+                    archive: info.name.to_string(),
+                    vm: manifest.vm.name,
+                });
+            }
+            Err(error @ HistoryError::Foreign(_)) => other = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(other.unwrap_or_else(|| HistoryError::None(point.to_string())))
+}
+
+/// Reads only the manifest of an archive. It comes first, so the lists of chunks behind it are not fetched.
+pub fn manifest(repository: &mut Repository, info: &ArchiveInfo) -> Result<Manifest, HistoryError> {
+    let name = info.name.to_string();
+    let archive = repository.archive_by_info(info)?;
+    let first = repository.items(&archive).next().transpose()?;
+    let item = first
+        .filter(is_manifest)
+        .ok_or_else(|| HistoryError::Foreign(name.clone()))?;
+    let bytes = read_item(repository, &name, &item, manifest::MAX_BYTES)?;
+    Manifest::parse(&bytes).map_err(|source| HistoryError::Manifest {
+        archive: name,
+        source,
+    })
+}
+
+/// One archive of ours, with everything but its disks' bytes.
+#[derive(Debug)]
+pub struct Point {
+    /// The archive.
+    pub archive: Archive,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// SHA-256 of the manifest's bytes: what the next one names.
+    pub link: String,
+    /// Its items by path. Only paths that can be ours are kept.
+    pub items: BTreeMap<String, Item>,
+}
+
+impl Point {
+    /// Reads an archive's items and manifest.
+    pub fn read(repository: &mut Repository, info: &ArchiveInfo) -> Result<Self, HistoryError> {
+        let name = info.name.to_string();
+        let archive = repository.archive_by_info(info)?;
+        let mut items = BTreeMap::new();
+        for item in repository.items(&archive) {
+            let item = item?;
+            if items.is_empty() && !is_manifest(&item) {
+                return Err(HistoryError::Foreign(name));
+            }
+            // Pieces of a file that Borg left at a checkpoint are not the file.
+            if let Some(path) = item
+                .path
+                .as_str()
+                .filter(|path| is_ours(path) && item.is_file() && !item.is_part())
+            {
+                items.insert(path.to_owned(), item);
+            }
+        }
+        let Some(item) = items.get(manifest::MANIFEST_PATH) else {
+            return Err(HistoryError::Foreign(name));
+        };
+        let bytes = read_item(repository, &name, item, manifest::MAX_BYTES)?;
+        let manifest = Manifest::parse(&bytes).map_err(|source| HistoryError::Manifest {
+            archive: name,
+            source,
+        })?;
+        Ok(Self {
+            archive,
+            link: Manifest::link(&bytes),
+            manifest,
+            items,
+        })
+    }
+
+    /// The newest archive of ours that can be read, if there is one. `passed_over` hears of those that cannot: a
+    /// damaged archive is no reason to make no new one.
+    pub fn newest(
+        repository: &mut Repository,
+        mut passed_over: impl FnMut(&HistoryError),
+    ) -> Result<Option<Self>, HistoryError> {
+        let mut archives: Vec<ArchiveInfo> = repository.archives().cloned().collect();
+        archives.sort_by_key(|info| info.time);
+        for info in archives.iter().rev() {
+            match Self::read(repository, info) {
+                Ok(point) => return Ok(Some(point)),
+                Err(HistoryError::Foreign(_)) => {}
+                Err(error) if error.concerns_one_archive() => passed_over(&error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The archive's name.
+    pub fn name(&self) -> String {
+        self.archive.info.name.to_string()
+    }
+
+    /// The chunks of a disk, in order; none if it is not there or was damaged and patched by `borg check --repair`.
+    pub fn chunks(&self, target: &str) -> Option<&[ChunkRef]> {
+        let item = self.items.get(&manifest::disk_path(target))?;
+        if item.is_intact() {
+            item.chunks.as_deref()
+        } else {
+            None
+        }
+    }
+
+    /// The content of a small file in the archive.
+    pub fn file(
+        &self,
+        repository: &mut Repository,
+        path: &str,
+        limit: u64,
+    ) -> Result<Option<Vec<u8>>, HistoryError> {
+        self.items
+            .get(path)
+            .map(|item| read_item(repository, &self.name(), item, limit))
+            .transpose()
+    }
+}
+
+impl HistoryError {
+    /// Whether it is this archive that cannot be used, and not the repository.
+    pub fn concerns_one_archive(&self) -> bool {
+        use strongroom_borg::Error;
+        match self {
+            Self::Repository(error) => matches!(
+                error,
+                Error::Damaged { .. }
+                    | Error::ObjectNotFound(_)
+                    | Error::TooLarge { .. }
+                    | Error::Unsupported(_)
+            ),
+            _ => true,
+        }
+    }
+}
+
+fn is_manifest(item: &Item) -> bool {
+    item.path.as_str() == Some(manifest::MANIFEST_PATH)
+}
+
+/// Whether an item of this path can be one that we wrote.
+fn is_ours(path: &str) -> bool {
+    path == manifest::MANIFEST_PATH
+        || path == manifest::DOMAIN_PATH
+        || firmware::limit(path).is_some()
+        || path
+            .strip_prefix("disks/")
+            .and_then(|name| name.strip_suffix(".raw"))
+            .is_some_and(crate::config::is_target)
+}
+
+fn read_item(
+    repository: &mut Repository,
+    archive: &str,
+    item: &Item,
+    limit: u64,
+) -> Result<Vec<u8>, HistoryError> {
+    let chunks = item.chunks.clone().unwrap_or_default();
+    let size: u64 = chunks.iter().map(|chunk| u64::from(chunk.size)).sum();
+    if size > limit {
+        let (archive, path) = (archive.to_owned(), item.path.to_string());
+        return Err(HistoryError::TooLarge {
+            archive,
+            path,
+            size,
+            limit,
+        });
+    }
+    let mut bytes = Vec::new();
+    repository.read_chunks(chunks, |_, data| {
+        bytes.extend_from_slice(data);
+        Ok(())
+    })?;
+    Ok(bytes)
+}

@@ -1,0 +1,20 @@
+//! Strongroom's decisions: what is backed up, how, and how it comes back. No terminal, no libvirt headers.
+//!
+//! The story of a backup is [`backup::run`], that of a restore [`restore::run`]. Everything outside is reached
+//! through the port [`vm::Hypervisor`], the Borg client and NBD; everything that happens is reported to an
+//! [`event::Observer`].
+
+pub mod backup;
+pub mod cancel;
+pub mod config;
+pub mod context;
+pub mod digest;
+pub mod event;
+pub mod firmware;
+pub mod history;
+pub mod manifest;
+pub mod reconcile;
+pub mod restore;
+pub mod state;
+pub mod vm;
+pub mod when;

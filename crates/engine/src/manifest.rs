@@ -1,0 +1,253 @@
+//! `manifest.json`: what an archive holds and how it came about.
+//!
+//! The format is described in `docs/formats/manifest.md`. It is written as compact JSON with the fields in the
+//! order of these structures, so the same facts always give the same bytes. A reader refuses a `format` above its
+//! own and ignores fields that it does not know.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use strongroom_disk::SwapLayout;
+use uuid::Uuid;
+
+use crate::digest;
+
+/// The format that this version writes, and the newest that it reads.
+pub const FORMAT: u32 = 1;
+
+/// The largest manifest that is read, in bytes.
+pub const MAX_BYTES: u64 = 16 << 20;
+
+/// Path of the manifest inside an archive.
+pub const MANIFEST_PATH: &str = "manifest.json";
+/// Path of the domain's definition inside an archive.
+pub const DOMAIN_PATH: &str = "domain.xml";
+/// Path of the UEFI variable store inside an archive.
+pub const NVRAM_PATH: &str = "nvram.fd";
+
+/// Path of a disk inside an archive.
+pub fn disk_path(target: &str) -> String {
+    format!("disks/{target}.raw")
+}
+
+/// The whole of `manifest.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of this format.
+    pub format: u32,
+    /// Which VM this is.
+    pub vm: VmIdentity,
+    /// The run that made the archive; also part of its checkpoint's name.
+    pub run: String,
+    /// 1 for the first archive of a repository, then one more each time.
+    pub sequence: u64,
+    /// SHA-256 of the previous archive's manifest, in hexadecimal; absent in the first.
+    pub previous: Option<String>,
+    /// The instant whose state the disks show.
+    pub captured: Timestamp,
+    /// How the disks were held still.
+    pub method: Method,
+    /// The level of consistency that was reached.
+    pub consistency: Consistency,
+    /// How long the hypervisor took to switch to the frozen view, in microseconds: an upper bound of the pause
+    /// that the guest could see. 0 for a VM that was shut off.
+    pub stall_us: u64,
+    /// The checkpoint made at that instant, if any.
+    pub checkpoint: Option<String>,
+    /// The disks in the archive, in the order of the domain's definition.
+    pub disks: Vec<DiskRecord>,
+    /// The disks that are not in the archive, and why.
+    pub excluded: Vec<ExcludedDisk>,
+    /// SHA-256 of each other file in the archive, in hexadecimal.
+    pub files: Vec<FileRecord>,
+    /// All VMs that were configured at the time.
+    pub inventory: Vec<String>,
+    /// The program that wrote this.
+    pub producer: String,
+}
+
+/// Which VM an archive is of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmIdentity {
+    /// libvirt's name.
+    pub name: String,
+    /// libvirt's UUID.
+    pub uuid: Uuid,
+}
+
+/// How the disks were held still while they were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// A pull-mode backup job of the running VM.
+    Checkpoint,
+    /// The VM was shut off.
+    Offline,
+}
+
+/// What a guest finds when it boots from the archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Consistency {
+    /// What it would find after a power cut at that instant.
+    Crash,
+    /// What it left when it shut down.
+    Clean,
+}
+
+/// Whether all of a disk was read or only what had changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// All allocated extents.
+    Full,
+    /// What had changed since the parent archive.
+    Incremental,
+}
+
+/// One disk in an archive.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// Target device name (`vda`).
+    pub target: String,
+    /// Guest-visible size in bytes; also the size of the item in the archive.
+    pub size: u64,
+    /// The image's format on the hypervisor.
+    pub source_format: String,
+    /// Full or incremental.
+    pub mode: Mode,
+    /// Why.
+    pub reason: String,
+    /// Name of the archive that unchanged chunks were taken over from.
+    pub parent: Option<String>,
+    /// Whether this disk is part of the archive's checkpoint.
+    pub tracked: bool,
+    /// Digest over the ordered list of chunks, see [`digest::of_chunks`].
+    pub digest: String,
+    /// Length of that list.
+    pub chunks: u64,
+    /// Chunks that the map of changes called unchanged, that were read all the same, and that were unchanged.
+    #[serde(default)]
+    pub audited: u64,
+    /// Bytes read from the hypervisor.
+    pub bytes_read: u64,
+    /// Bytes that the repository had to store for this disk.
+    pub bytes_stored: u64,
+    /// The LUKS volumes on it: never keys.
+    pub luks: Vec<LuksRecord>,
+}
+
+/// Public facts of a LUKS volume, from its header.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LuksRecord {
+    /// Where the header starts on the disk, in bytes.
+    pub offset: u64,
+    /// LUKS version, 1 or 2.
+    pub version: u16,
+    /// The volume's UUID.
+    pub uuid: String,
+    /// Digests of the volume key (salted; equal keys do not show as equal digests).
+    pub digests: Vec<String>,
+    /// Types of the tokens (`clevis`, `systemd-tpm2` …).
+    pub tokens: Vec<String>,
+}
+
+/// One disk that is not in an archive.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExcludedDisk {
+    /// Target device name.
+    pub target: String,
+    /// Why it is not there.
+    pub why: Exclusion,
+    /// Guest-visible size in bytes, if it has a medium.
+    pub size: Option<u64>,
+    /// For a swap disk, the partitions and labels that the guest looks for.
+    pub layout: Option<SwapLayout>,
+}
+
+/// Why a disk is not in an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exclusion {
+    /// It holds nothing but swap.
+    Swap,
+    /// The configuration leaves it out.
+    Configured,
+    /// A CD-ROM or floppy drive, or a read-only disk.
+    Removable,
+}
+
+/// One file beside the disks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// Path in the archive.
+    pub path: String,
+    /// SHA-256 in hexadecimal.
+    pub sha256: String,
+}
+
+/// Why a manifest cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Not JSON of this shape.
+    #[error("understand {MANIFEST_PATH}: {0}")]
+    Parse(#[from] serde_json::Error),
+    /// Written by a newer version.
+    #[error("understand {MANIFEST_PATH}: its format is {0}, this version knows up to {FORMAT}")]
+    Format(u32),
+    /// A value that no writer of ours produces.
+    #[error("understand {MANIFEST_PATH}: {0}")]
+    Invalid(String),
+}
+
+impl Manifest {
+    /// The bytes of `manifest.json`.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, ManifestError> {
+        let mut bytes = serde_json::to_vec(self)?;
+        bytes.push(b'\n');
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(ManifestError::Invalid(format!(
+                "it has {} bytes, {MAX_BYTES} are the limit",
+                bytes.len()
+            )));
+        }
+        // What is written can be read: whatever a guest or a definition put into it.
+        Self::parse(&bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads `manifest.json`. Everything in it that is later used as a name is checked here.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let Version { format } = serde_json::from_slice(bytes)?;
+        if format == 0 || format > FORMAT {
+            return Err(ManifestError::Format(format));
+        }
+        let manifest: Self = serde_json::from_slice(bytes)?;
+        let mut seen = std::collections::BTreeSet::new();
+        let targets = manifest.disks.iter().map(|disk| &disk.target);
+        for target in targets.chain(manifest.excluded.iter().map(|disk| &disk.target)) {
+            if !crate::config::is_target(target) {
+                return Err(ManifestError::Invalid(format!(
+                    "{target:?} is not a disk's target name"
+                )));
+            }
+            if !seen.insert(target) {
+                return Err(ManifestError::Invalid(format!("disk {target} is there twice")));
+            }
+        }
+        Ok(manifest)
+    }
+
+    /// The disk of this target name.
+    pub fn disk(&self, target: &str) -> Option<&DiskRecord> {
+        self.disks.iter().find(|disk| disk.target == target)
+    }
+
+    /// What the next manifest of the chain names as [`Manifest::previous`].
+    pub fn link(bytes: &[u8]) -> String {
+        digest::sha256(bytes)
+    }
+}

@@ -1,0 +1,88 @@
+//! Undoes what an interrupted run left behind.
+//!
+//! | the run died … | it left | what happens here |
+//! |---|---|---|
+//! | before its job began | a journal entry | the entry is closed |
+//! | with its job running | job, scratch files, new checkpoint | the job is ended (the hypervisor removes the scratch files), the checkpoint becomes stale |
+//! | after the VM went down | socket, perhaps scratch files | both are removed |
+//! | after Borg's commit, before the records | two checkpoints | the new one becomes stale: the older one and its archive still belong together |
+//!
+//! A Borg transaction that was not committed vanishes by itself. Only objects that the journal names are touched,
+//! and a job only if it listens on the journal's socket.
+
+use std::path::Path;
+
+use crate::backup::capture::end_job;
+use crate::context::Context;
+use crate::state::{StateError, VmState};
+use crate::vm::{Domain, HypervisorError};
+
+/// Why the traces of a run could not be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// The hypervisor's reason.
+    #[error("undo what an interrupted run left: {0}")]
+    Hypervisor(#[from] HypervisorError),
+    /// Our records' reason.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// Undoes what the run in the journal left, if there is one.
+pub fn reconcile(context: &Context<'_>, domain: &Domain, state: &mut VmState) -> Result<(), ReconcileError> {
+    let Some(run) = state.records().run.clone() else {
+        return Ok(());
+    };
+    context.warn(format!(
+        "the backup of {} that began at {} was interrupted; undoing what it left",
+        domain.name,
+        run.started.strftime("%Y-%m-%d %H:%M:%S UTC")
+    ));
+    if domain.state.is_active() {
+        end_job(context, domain.uuid, &run)?;
+    }
+    // Scratch files of a job that still runs, somebody else's, have other names.
+    if context.hypervisor.is_local() {
+        for path in run.scratch.iter().chain([&run.socket]) {
+            remove_leftover(context, path);
+        }
+    }
+    state.abandon()?;
+    Ok(())
+}
+
+/// Deletes the checkpoints of ours that are of no use any more. Those of a shut-off VM cannot be deleted; they do no
+/// harm, since none of them is ever built upon, and wait for the next backup of the running VM.
+pub fn drop_stale(context: &Context<'_>, domain: &Domain, state: &mut VmState) {
+    for checkpoint in state.records().stale.clone() {
+        if !domain.state.is_active() {
+            context.note(format!(
+                "checkpoint {checkpoint} stays until {} runs again",
+                domain.name
+            ));
+            continue;
+        }
+        match context.hypervisor.delete_checkpoint(domain.uuid, &checkpoint) {
+            Ok(()) => {
+                context.note(format!("deleted checkpoint {checkpoint}"));
+                if let Err(error) = state.deleted(&checkpoint) {
+                    context.warn(format!("failed to {error}"));
+                }
+            }
+            Err(error) => context.warn(format!(
+                "checkpoint {checkpoint} stays for now: failed to {error}"
+            )),
+        }
+    }
+}
+
+fn remove_leftover(context: &Context<'_>, path: &Path) {
+    if path.as_os_str().is_empty() {
+        return;
+    }
+    match std::fs::remove_file(path) {
+        Ok(()) => context.note(format!("removed {}", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => context.warn(format!("failed to remove {}: {error}", path.display())),
+    }
+}

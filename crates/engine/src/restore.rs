@@ -1,0 +1,331 @@
+//! The story of one restore, from top to bottom.
+//!
+//! [`run`] decides where everything goes ([`plan`]), writes the disks beside their final places ([`write`]), moves
+//! there when all are whole ([`draft`]), and defines the domain last. What fails leaves everything as it was.
+
+pub mod draft;
+pub mod plan;
+pub mod write;
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use strongroom_borg::{Access, Repository};
+use uuid::Uuid;
+
+use self::draft::{Draft, Published};
+pub use self::plan::{DiskContent, DiskTarget, RestorePlan};
+use self::write::WriteError;
+use crate::cancel::Cancelled;
+use crate::context::Context;
+use crate::digest;
+use crate::event::{Event, Step};
+use crate::firmware;
+use crate::history::{self, HistoryError, Point};
+use crate::manifest::DOMAIN_PATH;
+use crate::vm::{HypervisorError, Retarget};
+use crate::when::PointName;
+
+/// The largest domain definition that is read, in bytes.
+const MAX_DOMAIN_XML: u64 = 16 << 20;
+
+/// What is to be restored, and where to.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Which restore point.
+    pub point: PointName,
+    /// Give the VM this name, and with it a new UUID and new MAC addresses.
+    pub rename: Option<String>,
+    /// Only these disks, and no domain is defined; all disks and the domain if empty.
+    pub disks: Vec<String>,
+    /// Directory for the disks, or, with exactly one disk asked for, its file.
+    pub to: Option<PathBuf>,
+    /// Image format of the restored disks.
+    pub format: ImageFormat,
+    /// Replace files, and the definition of a shut-off domain, that exist.
+    pub overwrite: bool,
+    /// A damaged disk does not keep the others from being restored. The domain is not defined then.
+    pub keep_going: bool,
+    /// Only say what would be done.
+    pub dry_run: bool,
+}
+
+/// Format of a restored image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageFormat {
+    /// qcow2, holes are not allocated.
+    Qcow2,
+    /// Raw, holes are sparse.
+    Raw,
+}
+
+/// Why nothing, or not everything, was restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// Ctrl-C.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    /// The hypervisor.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// The repository.
+    #[error("use the repository: {0}")]
+    Repository(#[from] strongroom_borg::Error),
+    /// The archive.
+    #[error(transparent)]
+    History(#[from] HistoryError),
+    /// What was asked for does not fit the archive or the host.
+    #[error(transparent)]
+    Plan(#[from] plan::PlanError),
+    /// A disk could not be written.
+    #[error("restore disk {disk}: {source}")]
+    Disk {
+        /// Target device name.
+        disk: String,
+        /// Why; damage is named by its offset on the disk.
+        source: WriteError,
+    },
+    /// A file could not be written, or not take its place.
+    #[error("restore {path}: {source}")]
+    File {
+        /// Path in the archive, or the file's place.
+        path: String,
+        /// Why.
+        source: WriteError,
+    },
+    /// With `keep_going`: some disks are there, these are not.
+    #[error("restore {}; the other disks are restored, the domain is not defined", .0.join("; "))]
+    Partial(Vec<String>),
+    /// A file in the archive is not the one that its manifest describes.
+    #[error("restore {path}: its content is not what the manifest of {archive} describes")]
+    Altered {
+        /// The archive's name.
+        archive: String,
+        /// Path in the archive.
+        path: String,
+    },
+    /// The archive lacks a file.
+    #[error("restore {path}: archive {archive} does not hold it")]
+    Missing {
+        /// The archive's name.
+        archive: String,
+        /// Path in the archive.
+        path: String,
+    },
+}
+
+/// What was restored.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The restored VM's name.
+    pub vm: String,
+    /// Its UUID, if it was defined.
+    pub uuid: Option<Uuid>,
+    /// The archive.
+    pub archive: String,
+    /// The disks written.
+    pub disks: Vec<RestoredDisk>,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// One restored disk.
+#[derive(Debug, Clone, Serialize)]
+pub struct RestoredDisk {
+    /// Target device name.
+    pub target: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Guest-visible size in bytes.
+    pub size: u64,
+    /// Bytes that were not zero, and so were written.
+    pub bytes_written: u64,
+    /// True for a swap disk, which is made anew.
+    pub fresh: bool,
+}
+
+/// What came of a call of [`run`].
+#[derive(Debug)]
+pub enum Outcome {
+    /// Only planned, as asked.
+    Planned(RestorePlan),
+    /// Done.
+    Done(Report),
+}
+
+/// Restores a VM, or some of its disks.
+pub fn run(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreError> {
+    tell(context, request).map_err(|error| match context.cancel.check() {
+        Err(cancelled) => cancelled.into(),
+        Ok(()) => error,
+    })
+}
+
+fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreError> {
+    let clock = std::time::Instant::now();
+    context.report(&Event::Step(Step::Plan));
+    let location = context.config.repository_of(&request.point.vm);
+    let mut repository = context.repositories.open(&location, Access::Read)?;
+    let info = history::find(&mut repository, &request.point)?;
+    let point = Point::read(&mut repository, &info)?;
+    let plan = plan::make(context, request, &point)?;
+    let definition = plan
+        .define
+        .as_ref()
+        .map(|change| definition(context, &mut repository, &point, change));
+    let definition = definition.transpose()?;
+    plan::check(context, request, &plan, definition.as_deref())?;
+    if request.dry_run {
+        repository.close()?;
+        return Ok(Outcome::Planned(plan));
+    }
+
+    // Everything is written under other names first.
+    context.report(&Event::Step(Step::Restore));
+    let (drafts, failures) = write_all(context, request, &mut repository, &point, &plan)?;
+    repository.close()?;
+    context.cancel.check()?;
+
+    // All is there. What held hours ago may not hold any more; only then take the places, and tell the hypervisor.
+    plan::check(context, request, &plan, definition.as_deref())?;
+    let published = publish(drafts, request)?;
+    let mut uuid = None;
+    if let Some(definition) = definition.filter(|_| failures.is_empty()) {
+        let defined = context.hypervisor.define(&definition, request.overwrite)?;
+        uuid = Some(defined);
+        // Checkpoints that the old disks had mean nothing for the new ones.
+        let retired = context
+            .state
+            .lock(&request.point.vm, defined)
+            .and_then(|mut state| state.retire());
+        if let Err(error) = retired {
+            context.warn(format!("the records of the old disks stay: failed to {error}"));
+        }
+    }
+    let mut disks = Vec::new();
+    for file in published {
+        let kept = file.keep().map_err(|source| WriteError::File {
+            path: PathBuf::from("the old file"),
+            source,
+        });
+        disks.extend(kept.map_err(|source| RestoreError::File {
+            path: plan.vm.clone(),
+            source,
+        })?);
+    }
+    if !failures.is_empty() {
+        return Err(RestoreError::Partial(failures));
+    }
+    let (archive, seconds) = (point.name(), clock.elapsed().as_secs_f64());
+    Ok(Outcome::Done(Report {
+        vm: plan.vm,
+        uuid,
+        archive,
+        disks,
+        seconds,
+    }))
+}
+
+/// Writes disks and files under temporary names. With `keep_going`, says what failed.
+fn write_all(
+    context: &Context<'_>,
+    request: &Request,
+    repository: &mut Repository,
+    point: &Point,
+    plan: &RestorePlan,
+) -> Result<(Vec<Draft>, Vec<String>), RestoreError> {
+    let mut drafts = Vec::new();
+    let mut failures = Vec::new();
+    for disk in &plan.disks {
+        context.cancel.check()?;
+        match write::disk(context, repository, point, disk) {
+            Ok(draft) => drafts.push(draft),
+            Err(source) if request.keep_going && !context.cancel.is_cancelled() => {
+                failures.push(format!("disk {}: {source}", disk.target));
+            }
+            Err(source) => {
+                return Err(RestoreError::Disk {
+                    disk: disk.target.clone(),
+                    source,
+                });
+            }
+        }
+    }
+    for file in &plan.files {
+        let limit = firmware::limit(&file.path).unwrap_or_default();
+        let written = checked_file(repository, point, &file.path, limit).and_then(|bytes| {
+            Draft::of_bytes(&file.to, &bytes).map_err(|source| RestoreError::File {
+                path: file.path.clone(),
+                source: WriteError::File {
+                    path: file.to.clone(),
+                    source,
+                },
+            })
+        });
+        match written {
+            Ok(draft) => drafts.push(draft),
+            Err(error) if request.keep_going && !context.cancel.is_cancelled() => {
+                failures.push(error.to_string());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((drafts, failures))
+}
+
+/// Moves all files to their places. If one place is taken, all places are given back.
+fn publish(drafts: Vec<Draft>, request: &Request) -> Result<Vec<Published>, RestoreError> {
+    let mut published = Vec::new();
+    for draft in drafts {
+        let path = draft.place().to_owned();
+        published.push(
+            draft
+                .publish(request.overwrite)
+                .map_err(|source| RestoreError::File {
+                    path: path.display().to_string(),
+                    source: WriteError::File { path, source },
+                })?,
+        );
+    }
+    Ok(published)
+}
+
+/// The definition as it will be.
+fn definition(
+    context: &Context<'_>,
+    repository: &mut Repository,
+    point: &Point,
+    change: &Retarget,
+) -> Result<String, RestoreError> {
+    let bytes = checked_file(repository, point, DOMAIN_PATH, MAX_DOMAIN_XML)?;
+    let text = String::from_utf8(bytes).map_err(|_| RestoreError::Altered {
+        archive: point.name(),
+        path: DOMAIN_PATH.to_owned(),
+    })?;
+    Ok(context.hypervisor.retarget(&text, change)?)
+}
+
+/// A file of the archive, compared with the manifest.
+fn checked_file(
+    repository: &mut Repository,
+    point: &Point,
+    path: &str,
+    limit: u64,
+) -> Result<Vec<u8>, RestoreError> {
+    let described = point.manifest.files.iter().find(|file| file.path == path);
+    let bytes = point.file(repository, path, limit)?;
+    let (Some(described), Some(bytes)) = (described, bytes) else {
+        return Err(RestoreError::Missing {
+            archive: point.name(),
+            path: path.to_owned(),
+        });
+    };
+    if digest::sha256(&bytes) != described.sha256 {
+        return Err(RestoreError::Altered {
+            archive: point.name(),
+            path: path.to_owned(),
+        });
+    }
+    Ok(bytes)
+}

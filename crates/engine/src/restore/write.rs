@@ -1,0 +1,341 @@
+//! Writing one disk: fetch, verify, write, beside the place where it will be.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::PathBuf;
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use strongroom_borg::{ChunkId, ChunkRef, Object, Opener, Repository};
+use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, WriteOptions};
+
+use super::draft::Draft;
+use super::{DiskContent, DiskTarget, ImageFormat, RestoredDisk};
+use crate::context::Context;
+use crate::digest;
+use crate::event::Event;
+use crate::history::Point;
+
+/// Chunks that wait for a worker, and for the disk.
+const QUEUE: usize = 4;
+/// Writes in flight.
+const DEPTH: usize = 4;
+
+/// What a qcow2 image allocates at least, in bytes.
+const CLUSTER: usize = 64 << 10;
+
+/// Why a disk could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// A chunk is missing or not what was written: the offset on the disk tells where.
+    #[error("damaged at offset {offset} ({length} bytes): {source}")]
+    Damaged {
+        /// First byte concerned.
+        offset: u64,
+        /// Bytes concerned.
+        length: u64,
+        /// What is wrong with the chunk.
+        source: strongroom_borg::Error,
+    },
+    /// The archive's list of chunks is not the one that the manifest describes.
+    #[error("its list of chunks is not the one that the manifest describes")]
+    List,
+    /// The repository.
+    #[error("use the repository: {0}")]
+    Repository(#[from] strongroom_borg::Error),
+    /// A swap disk's layout.
+    #[error("lay out the swap space: {0}")]
+    Layout(#[from] strongroom_disk::LayoutError),
+    /// The image could not be made.
+    #[error(transparent)]
+    Create(#[from] strongroom_nbd::ImageError),
+    /// The image could not be opened for writing, or not be closed.
+    #[error(transparent)]
+    Serve(#[from] strongroom_nbd::ServeError),
+    /// The image could not be written to.
+    #[error("write {path}: {source}")]
+    Image {
+        /// The image.
+        path: PathBuf,
+        /// The reason, with the offset.
+        source: strongroom_nbd::Error,
+    },
+    /// A file could not be made or moved.
+    #[error("write {path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// Writes a disk.
+pub fn disk(
+    context: &Context<'_>,
+    repository: &mut Repository,
+    point: &Point,
+    disk: &DiskTarget,
+) -> Result<Draft, WriteError> {
+    let file_error = |source| WriteError::File {
+        path: disk.path.clone(),
+        source,
+    };
+    let mut draft = Draft::new(&disk.path).map_err(file_error)?;
+    let image_error = |source| WriteError::Image {
+        path: disk.path.clone(),
+        source,
+    };
+    let format = match disk.format {
+        ImageFormat::Qcow2 => {
+            strongroom_nbd::create_qcow2(draft.temporary(), disk.size)?;
+            Format::Qcow2
+        }
+        ImageFormat::Raw => {
+            draft
+                .create()
+                .and_then(|file| file.set_len(disk.size))
+                .map_err(file_error)?;
+            Format::Raw
+        }
+    };
+    let server = QemuNbd::start(draft.temporary(), &Serve::writable(format))?;
+    let mut image = Client::connect(&server.target(), &Options::default()).map_err(image_error)?;
+    let bytes_written = match &disk.content {
+        DiskContent::Archived => archived(context, repository, point, disk, &mut image)?,
+        DiskContent::Swap(layout) => {
+            let writes = layout.write(disk.size)?;
+            for write in &writes {
+                image.write_at(write.offset, &write.bytes).map_err(image_error)?;
+            }
+            writes.iter().map(|write| write.bytes.len() as u64).sum()
+        }
+    };
+    image.flush().map_err(image_error)?;
+    drop(image);
+    server.stop()?;
+    draft.disk = Some(RestoredDisk {
+        target: disk.target.clone(),
+        path: disk.path.clone(),
+        size: disk.size,
+        bytes_written,
+        fresh: matches!(disk.content, DiskContent::Swap(_)),
+    });
+    Ok(draft)
+}
+
+/// One chunk at its place.
+type Placed = (u64, ChunkRef);
+
+/// Writes the archived content of a disk onto a new, empty image. Gives the bytes written.
+fn archived(
+    context: &Context<'_>,
+    repository: &mut Repository,
+    point: &Point,
+    disk: &DiskTarget,
+    image: &mut Client,
+) -> Result<u64, WriteError> {
+    let chunks = point.chunks(&disk.target).ok_or(WriteError::List)?;
+    let record = point.manifest.disk(&disk.target).ok_or(WriteError::List)?;
+    let total: u64 = chunks.iter().map(|chunk| u64::from(chunk.size)).sum();
+    if total != disk.size || digest::of_chunks(chunks) != record.digest {
+        return Err(WriteError::List);
+    }
+    let mut offset = 0;
+    let placed: Vec<Placed> = chunks
+        .iter()
+        .map(|chunk| {
+            let here = (offset, *chunk);
+            offset += u64::from(chunk.size);
+            here
+        })
+        .collect();
+    let zero = repeated_zeros(repository, &placed)?;
+    let wanted: Vec<Placed> = placed
+        .into_iter()
+        .filter(|(_, chunk)| !zero.contains(&chunk.id))
+        .collect();
+    let bytes = wanted.iter().map(|(_, chunk)| u64::from(chunk.size)).sum();
+    context.report(&Event::DiskStarted {
+        target: &disk.target,
+        bytes,
+    });
+
+    let opener = repository.opener();
+    let written = thread::scope(|scope| {
+        let (to_workers, objects) = bounded::<(Placed, Object)>(QUEUE);
+        let (to_image, data) = bounded::<(u64, Vec<u8>)>(QUEUE);
+        let mut workers = Vec::new();
+        for _ in 0..thread::available_parallelism().map_or(2, usize::from).min(4) {
+            let (opener, objects, to_image) = (opener.clone(), objects.clone(), to_image.clone());
+            workers.push(scope.spawn(move || open_chunks(&opener, &objects, &to_image)));
+        }
+        drop((objects, to_image));
+        let writer = scope.spawn(move || write_chunks(context, disk, image, &data));
+
+        let fetched = fetch(context, repository, &wanted, &to_workers);
+        drop(to_workers);
+        // The first cause counts: damage found by a worker, then the image, then what followed from those.
+        workers.into_iter().try_for_each(join)?;
+        let written = join(writer)?;
+        fetched?;
+        Ok::<u64, WriteError>(written)
+    })?;
+    context.report(&Event::DiskDone {
+        target: &disk.target,
+        read: bytes,
+        stored: written,
+    });
+    Ok(written)
+}
+
+/// Ids that stand more than once in the list and turn out to be nothing but zeroes: holes, which are not fetched
+/// again for each of their places.
+fn repeated_zeros(repository: &mut Repository, placed: &[Placed]) -> Result<HashSet<ChunkId>, WriteError> {
+    let mut count: HashMap<ChunkId, (usize, Placed)> = HashMap::new();
+    for &(offset, chunk) in placed {
+        count.entry(chunk.id).or_insert((0, (offset, chunk))).0 += 1;
+    }
+    let repeated: Vec<Placed> = count
+        .into_values()
+        .filter(|(times, _)| *times > 1)
+        .map(|(_, first)| first)
+        .collect();
+    let opener = repository.opener();
+    let mut zero = HashSet::new();
+    let mut places = repeated.iter();
+    for (chunk, object) in repository.fetch(repeated.iter().map(|(_, chunk)| *chunk)) {
+        let offset = places.next().map_or(0, |(offset, _)| *offset);
+        let damaged = |source| WriteError::Damaged {
+            offset,
+            length: u64::from(chunk.size),
+            source,
+        };
+        let bytes = opener.open(&chunk, &object.map_err(damaged)?).map_err(damaged)?;
+        if digest::is_zero(&bytes) {
+            zero.insert(chunk.id);
+        }
+    }
+    Ok(zero)
+}
+
+/// Asks the repository for all chunks, in order, and hands them to the workers.
+fn fetch(
+    context: &Context<'_>,
+    repository: &mut Repository,
+    wanted: &[Placed],
+    to_workers: &Sender<(Placed, Object)>,
+) -> Result<(), WriteError> {
+    let mut places = wanted.iter();
+    for (chunk, object) in repository.fetch(wanted.iter().map(|(_, chunk)| *chunk)) {
+        let offset = places.next().map_or(0, |(offset, _)| *offset);
+        let object = object.map_err(|source| WriteError::Damaged {
+            offset,
+            length: u64::from(chunk.size),
+            source,
+        })?;
+        if context.cancel.is_cancelled() || to_workers.send(((offset, chunk), object)).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A worker thread: verifies and decrypts.
+fn open_chunks(
+    opener: &Opener,
+    objects: &Receiver<(Placed, Object)>,
+    to_image: &Sender<(u64, Vec<u8>)>,
+) -> Result<(), WriteError> {
+    for ((offset, chunk), object) in objects {
+        let bytes = opener
+            .open(&chunk, &object)
+            .map_err(|source| WriteError::Damaged {
+                offset,
+                length: u64::from(chunk.size),
+                source,
+            })?;
+        if to_image.send((offset, bytes)).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The image's thread: writes what is not zero, so that holes stay holes. Gives the bytes written.
+fn write_chunks(
+    context: &Context<'_>,
+    disk: &DiskTarget,
+    image: &mut Client,
+    data: &Receiver<(u64, Vec<u8>)>,
+) -> Result<u64, WriteError> {
+    let mut written = 0;
+    let writes = data.iter().flat_map(|(offset, bytes)| {
+        context.report(&Event::DiskProgress {
+            target: &disk.target,
+            bytes: bytes.len() as u64,
+        });
+        let runs = data_runs(&bytes);
+        written += runs.iter().map(|run| run.len() as u64).sum::<u64>();
+        let pieces = |run: std::ops::Range<usize>| {
+            (
+                offset + run.start as u64,
+                bytes.get(run).unwrap_or_default().to_vec(),
+            )
+        };
+        runs.into_iter().map(pieces).collect::<Vec<_>>()
+    });
+    let options = WriteOptions {
+        depth: DEPTH,
+        cancel: Some(context.cancel.flag()),
+        ..WriteOptions::default()
+    };
+    image
+        .write_pipelined(writes, &options)
+        .map_err(|source| WriteError::Image {
+            path: disk.path.clone(),
+            source,
+        })?;
+    Ok(written)
+}
+
+/// The parts of a chunk that hold data, in whole clusters: runs of blocks that are not all zero.
+fn data_runs(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
+    let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
+    for (number, block) in bytes.chunks(CLUSTER).enumerate() {
+        if digest::is_zero(block) {
+            continue;
+        }
+        let start = number * CLUSTER;
+        match runs.last_mut() {
+            Some(run) if run.end == start => run.end = start + block.len(),
+            _ => runs.push(start..start + block.len()),
+        }
+    }
+    runs
+}
+
+/// The thread's result; a panic goes on in this thread.
+fn join<T>(handle: thread::ScopedJoinHandle<'_, T>) -> T {
+    handle
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_clusters_with_data_are_written() {
+        let mut bytes = vec![0; 5 * CLUSTER + 10];
+        assert!(data_runs(&bytes).is_empty());
+        bytes[CLUSTER] = 1;
+        bytes[2 * CLUSTER + 5] = 1;
+        bytes[5 * CLUSTER + 9] = 1;
+        assert_eq!(
+            data_runs(&bytes),
+            [CLUSTER..3 * CLUSTER, 5 * CLUSTER..5 * CLUSTER + 10]
+        );
+    }
+}

@@ -1,0 +1,355 @@
+//! Our own records of a VM: the journal of the run under way, and the restore points that a next run may build on.
+//!
+//! One JSON file a VM, named by the VM's UUID, in the state directory; replaced by write, fsync, rename, fsync of
+//! the directory. A lock file beside it is held for the length of a run, so that two runs never work on one VM.
+//!
+//! The journal is written *before* each act and names the objects about to be made: it is the intent. libvirt and
+//! the repository are the truth. What a run leaves behind when it dies is described, and undone, in
+//! [`crate::reconcile`].
+//!
+//! Only this file says which checkpoints are committed. A checkpoint that an aborted run left looks valid to libvirt,
+//! and an incremental backup from it would silently miss data.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The version of the state file.
+const VERSION: u32 = 1;
+
+/// Why the records cannot be read or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Another run works on this VM.
+    #[error("lock VM {0}: another run of strongroom works on it")]
+    Busy(String),
+    /// The operating system's reason.
+    #[error("keep records in {path}: {source}")]
+    Io {
+        /// File or directory.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The file is not what was written.
+    #[error(
+        "read the records in {path}: {message}; without it the next backup reads everything: move it away to go on"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// What one run is about to make, or has made and not yet taken down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// The run's id; its checkpoint, socket and scratch files carry it in their names.
+    pub id: String,
+    /// When it started.
+    pub started: Timestamp,
+    /// The archive that it writes.
+    pub archive: String,
+    /// The checkpoint that it makes, if any.
+    pub checkpoint: Option<String>,
+    /// The NBD socket of its backup job.
+    pub socket: PathBuf,
+    /// Its scratch files, on the hypervisor.
+    pub scratch: Vec<PathBuf>,
+    /// Whether the guest ran when it began: then it has to run afterwards.
+    pub running: bool,
+}
+
+/// A finished run whose checkpoint a next run may start from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Committed {
+    /// The run's id.
+    pub run: String,
+    /// Its archive.
+    pub archive: String,
+    /// Its checkpoint.
+    pub checkpoint: String,
+    /// The repository that holds the archive, by its id in hexadecimal.
+    pub repository: String,
+}
+
+/// Everything that is on record about one VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Records {
+    version: u32,
+    /// The VM's name when it was last seen, for people who look at the file.
+    pub vm: String,
+    /// The run under way, or the one that died.
+    pub run: Option<Run>,
+    /// The checkpoint that stands for a committed archive, with that archive.
+    pub committed: Option<Committed>,
+    /// Checkpoints of ours that are of no use any more and still have to be deleted.
+    pub stale: Vec<String>,
+}
+
+/// The directory with the records of all VMs.
+#[derive(Debug, Clone)]
+pub struct StateDirectory(PathBuf);
+
+/// The records of one VM, locked for one run.
+#[derive(Debug)]
+pub struct VmState {
+    path: PathBuf,
+    records: Records,
+    _lock: File,
+}
+
+impl StateDirectory {
+    /// Uses, and makes if needed, this directory. Only its owner may look inside.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, StateError> {
+        let path = path.into();
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)
+            .map_err(|source| StateError::Io {
+                path: path.clone(),
+                source,
+            })?;
+        Ok(Self(path))
+    }
+
+    /// Locks a VM's records and reads them.
+    pub fn lock(&self, vm: &str, uuid: Uuid) -> Result<VmState, StateError> {
+        let lock_path = self.0.join(format!("{uuid}.lock"));
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(|source| StateError::Io {
+                path: lock_path.clone(),
+                source,
+            })?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StateError::Busy(vm.to_owned())),
+            Err(TryLockError::Error(source)) => {
+                return Err(StateError::Io {
+                    path: lock_path,
+                    source,
+                });
+            }
+        }
+        let path = self.0.join(format!("{uuid}.json"));
+        let mut records = Self::read(&path)?.unwrap_or_else(|| Records::new(vm));
+        vm.clone_into(&mut records.vm);
+        Ok(VmState {
+            path,
+            records,
+            _lock: lock,
+        })
+    }
+
+    /// What is on record about a VM, without a lock: for `status`.
+    pub fn peek(&self, uuid: Uuid) -> Result<Option<Records>, StateError> {
+        Self::read(&self.0.join(format!("{uuid}.json")))
+    }
+
+    fn read(path: &Path) -> Result<Option<Records>, StateError> {
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                return Err(StateError::Io {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        };
+        let damaged = |message: String| StateError::Damaged {
+            path: path.to_owned(),
+            message,
+        };
+        let records: Records = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        if records.version != VERSION {
+            return Err(damaged(format!(
+                "its version is {}, this program knows {VERSION}",
+                records.version
+            )));
+        }
+        Ok(Some(records))
+    }
+}
+
+impl Records {
+    fn new(vm: &str) -> Self {
+        Self {
+            version: VERSION,
+            vm: vm.to_owned(),
+            run: None,
+            committed: None,
+            stale: Vec::new(),
+        }
+    }
+}
+
+impl VmState {
+    /// The records as they are on disk.
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// Writes the intent of a run, before it acts.
+    pub fn begin(&mut self, run: Run) -> Result<(), StateError> {
+        self.change(|records| records.run = Some(run))
+    }
+
+    /// Closes the run: its archive is in the repository. Its checkpoint, if it made one, is now the one to start
+    /// from; the older one has become stale.
+    pub fn commit(&mut self, committed: Option<Committed>) -> Result<(), StateError> {
+        self.change(|records| {
+            records.run = None;
+            if let Some(committed) = committed {
+                let older = records.committed.replace(committed);
+                records.stale.extend(older.map(|older| older.checkpoint));
+            }
+        })
+    }
+
+    /// Closes the run: it made no restore point. Its checkpoint, if it made one, is stale.
+    pub fn abandon(&mut self) -> Result<(), StateError> {
+        self.change(|records| {
+            let run = records.run.take();
+            records.stale.extend(run.and_then(|run| run.checkpoint));
+        })
+    }
+
+    /// The VM's disks were replaced: what its checkpoints say is not about these disks.
+    pub fn retire(&mut self) -> Result<(), StateError> {
+        self.change(|records| {
+            let committed = records.committed.take();
+            records
+                .stale
+                .extend(committed.map(|committed| committed.checkpoint));
+        })
+    }
+
+    /// A stale checkpoint has been deleted.
+    pub fn deleted(&mut self, checkpoint: &str) -> Result<(), StateError> {
+        self.change(|records| records.stale.retain(|stale| stale != checkpoint))
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Records)) -> Result<(), StateError> {
+        let mut next = self.records.clone();
+        change(&mut next);
+        self.write(&next).map_err(|source| StateError::Io {
+            path: self.path.clone(),
+            source,
+        })?;
+        self.records = next;
+        Ok(())
+    }
+
+    fn write(&self, records: &Records) -> io::Result<()> {
+        let directory = self.path.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(directory)?;
+        serde_json::to_writer_pretty(&mut file, records)?;
+        file.write_all(b"\n")?;
+        file.as_file().sync_all()?;
+        file.persist(&self.path).map_err(|error| error.error)?;
+        File::open(directory)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(id: &str) -> Run {
+        Run {
+            id: id.into(),
+            started: Timestamp::UNIX_EPOCH,
+            archive: format!("vm-{id}"),
+            checkpoint: Some(format!("strongroom-{id}")),
+            socket: "/run/x".into(),
+            scratch: vec!["/images/scratch".into()],
+            running: true,
+        }
+    }
+
+    fn committed(id: &str) -> Committed {
+        Committed {
+            run: id.into(),
+            archive: format!("vm-{id}"),
+            checkpoint: format!("strongroom-{id}"),
+            repository: "00".into(),
+        }
+    }
+
+    #[test]
+    fn a_run_survives_its_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let uuid = Uuid::from_u128(7);
+        state.lock("web", uuid).unwrap().begin(run("1")).unwrap();
+        assert_eq!(state.lock("web", uuid).unwrap().records().run, Some(run("1")));
+        assert_eq!(state.peek(uuid).unwrap().unwrap().vm, "web");
+        assert_eq!(state.peek(Uuid::from_u128(8)).unwrap(), None);
+    }
+
+    #[test]
+    fn only_a_committed_checkpoint_is_built_upon_and_every_other_one_is_due_for_deletion() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut state = StateDirectory::open(directory.path())
+            .unwrap()
+            .lock("web", Uuid::nil())
+            .unwrap();
+        state.begin(run("1")).unwrap();
+        state.commit(Some(committed("1"))).unwrap();
+        assert_eq!(state.records().committed, Some(committed("1")));
+        assert!(state.records().stale.is_empty());
+        // A run that fails.
+        state.begin(run("2")).unwrap();
+        state.abandon().unwrap();
+        assert_eq!(state.records().committed, Some(committed("1")));
+        assert_eq!(state.records().stale, ["strongroom-2"]);
+        state.deleted("strongroom-2").unwrap();
+        // One that succeeds.
+        state.begin(run("3")).unwrap();
+        state.commit(Some(committed("3"))).unwrap();
+        assert_eq!(state.records().committed, Some(committed("3")));
+        assert_eq!(state.records().stale, ["strongroom-1"]);
+        // A backup of the shut-off VM makes no checkpoint, and the one that stands is still good.
+        state.begin(run("4")).unwrap();
+        state.commit(None).unwrap();
+        assert_eq!(state.records().committed, Some(committed("3")));
+        assert_eq!(state.records().run, None);
+    }
+
+    #[test]
+    fn two_runs_of_one_vm_exclude_each_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let _held = state.lock("web", Uuid::nil()).unwrap();
+        assert!(matches!(state.lock("web", Uuid::nil()), Err(StateError::Busy(vm)) if vm == "web"));
+        assert!(state.lock("db", Uuid::from_u128(1)).is_ok());
+    }
+
+    #[test]
+    fn damaged_records_stop_the_run_and_say_what_to_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        for text in [
+            "{",
+            r#"{"version":99,"vm":"web","run":null,"committed":null,"stale":[]}"#,
+        ] {
+            std::fs::write(directory.path().join(format!("{}.json", Uuid::nil())), text).unwrap();
+            let error = state.lock("web", Uuid::nil()).unwrap_err().to_string();
+            assert!(error.contains("move it away"), "{error}");
+        }
+    }
+}

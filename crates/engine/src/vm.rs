@@ -1,0 +1,285 @@
+//! The port to the hypervisor: what a backup or a restore needs to know of a virtual machine and to ask of its host.
+//!
+//! The words are libvirt's (domain, checkpoint, pull-mode backup job, target). The rules that every implementation keeps:
+//!
+//! * An error means *unknown*, never "not done". Callers re-read ([`Hypervisor::backup_job`],
+//!   [`Hypervisor::checkpoints`]) before they decide what to do next.
+//! * Nothing is probed. A disk's format is the one in the domain's definition; a guest can write the rest.
+//! * A call touches the one domain that it names, and there only objects that the caller names.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+/// Why the hypervisor did not do, or did not say, what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum HypervisorError {
+    /// No connection, or the connection was lost.
+    #[error("connect to the hypervisor at {uri}: {message}")]
+    Connect {
+        /// The URI as configured.
+        uri: String,
+        /// The hypervisor's own words.
+        message: String,
+    },
+    /// No domain of that name or UUID.
+    #[error("find a domain {0:?} on {1}")]
+    NoSuchDomain(String, String),
+    /// Something of that name or UUID exists already.
+    #[error("define domain {0:?}: a domain of that {1} exists already")]
+    Exists(String, &'static str),
+    /// The definition could not be understood, or is not one that can be handled.
+    #[error("read the definition of domain {domain:?}: {reason}")]
+    Definition {
+        /// Name of the domain.
+        domain: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Another job holds the domain.
+    #[error("start a backup job on domain {domain:?}: it is busy with another job ({message})")]
+    Busy {
+        /// Name or UUID of the domain.
+        domain: String,
+        /// The hypervisor's own words.
+        message: String,
+    },
+    /// Any other failure.
+    #[error("{what}: {message}")]
+    Failed {
+        /// What was asked, on which domain.
+        what: String,
+        /// The hypervisor's own words.
+        message: String,
+    },
+}
+
+/// What a domain is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    /// Its CPUs run.
+    Running,
+    /// It exists as a process, but its CPUs stand still (paused, suspended, I/O error).
+    Paused,
+    /// There is no process.
+    ShutOff,
+}
+
+impl RunState {
+    /// Whether there is a QEMU process that owns the disks.
+    pub fn is_active(self) -> bool {
+        !matches!(self, Self::ShutOff)
+    }
+}
+
+/// Where a disk's bytes lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskSource {
+    /// A regular file on the hypervisor.
+    File(PathBuf),
+    /// A block device on the hypervisor.
+    Block(PathBuf),
+    /// Anything else (network, volume, vhost-user …), named by libvirt's `type`.
+    Other(String),
+    /// No medium (an empty drive).
+    None,
+}
+
+impl DiskSource {
+    /// The path on the hypervisor, where there is one.
+    pub fn path(&self) -> Option<&std::path::Path> {
+        match self {
+            Self::File(path) | Self::Block(path) => Some(path),
+            Self::Other(_) | Self::None => None,
+        }
+    }
+}
+
+/// Whether a disk's format can keep a dirty bitmap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bitmaps {
+    /// It can.
+    Supported,
+    /// It cannot, and why (`"raw has no place for a dirty bitmap"`, `"qcow2 version 2 …"`).
+    Unsupported(String),
+    /// It cannot be told from here; trying will tell.
+    Unknown,
+}
+
+/// One disk of a domain, as defined.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// Target device name, unique in the domain (`vda`); letters and digits only.
+    pub target: String,
+    /// libvirt's `device` attribute: `disk`, `lun`, `cdrom`, `floppy`.
+    pub device: String,
+    /// Where the bytes lie.
+    pub source: DiskSource,
+    /// Image format as defined (`qcow2`, `raw`), never probed.
+    pub format: String,
+    /// `<serial>`, if any.
+    pub serial: Option<String>,
+    /// `<readonly/>` is set.
+    pub read_only: bool,
+    /// Guest-visible size in bytes; `None` without a medium.
+    pub size: Option<u64>,
+    /// Whether the format can keep a dirty bitmap.
+    pub bitmaps: Bitmaps,
+}
+
+/// A virtual machine as its hypervisor has defined it.
+#[derive(Clone)]
+pub struct Domain {
+    /// Name.
+    pub name: String,
+    /// UUID; what the rest of the port addresses it by.
+    pub uuid: Uuid,
+    /// What it is doing.
+    pub state: RunState,
+    /// Its disks in the order of the definition (of the live one while it runs).
+    pub disks: Vec<Disk>,
+    /// The inactive definition with its secrets: what [`Hypervisor::define`] takes back.
+    pub xml: String,
+    /// UEFI variable store, if any.
+    pub nvram: Option<PathBuf>,
+    /// Its memory is saved: the next start resumes it, with the disks as they are now.
+    pub saved: bool,
+    /// It is off because its guest shut down, so that its disks are as the guest left them.
+    pub shut_down: bool,
+    /// Whether it has an emulated TPM, whose state lies in [`Hypervisor::tpm_directory`].
+    pub has_tpm: bool,
+}
+
+/// Without the definition, which holds secrets.
+impl fmt::Debug for Domain {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            name,
+            uuid,
+            state,
+            disks,
+            ..
+        } = self;
+        out.debug_struct("Domain")
+            .field("name", name)
+            .field("uuid", uuid)
+            .field("state", state)
+            .field("disks", disks)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One disk in a [`BackupJob`].
+#[derive(Debug, Clone)]
+pub struct JobDisk {
+    /// Target device name; also the name of its NBD export.
+    pub target: String,
+    /// File that takes the old contents of blocks that the guest overwrites meanwhile. Must not exist yet; the
+    /// hypervisor makes it and removes it when the job ends.
+    pub scratch: PathBuf,
+    /// Checkpoint since which changes are exported as a dirty bitmap; `None` for a full export.
+    pub since: Option<String>,
+    /// Whether the new checkpoint includes this disk.
+    pub checkpoint: bool,
+}
+
+/// A pull-mode backup: frozen views of some disks at one instant, served over NBD until the job is ended.
+#[derive(Debug, Clone)]
+pub struct BackupJob {
+    /// Exactly the disks to export. No other disk takes part.
+    pub disks: Vec<JobDisk>,
+    /// Name of the checkpoint to make at the same instant; `None` for none.
+    pub checkpoint: Option<String>,
+    /// Unix socket that the hypervisor listens on; its directory must be writable for QEMU's user.
+    pub socket: PathBuf,
+}
+
+impl BackupJob {
+    /// Name of the exported dirty bitmap with the blocks of `target` changed since its `since` checkpoint: what
+    /// libvirt calls it unless told otherwise (`exportbitmap` in the backup XML).
+    pub fn dirty_bitmap(target: &str) -> String {
+        format!("backup-{target}")
+    }
+}
+
+/// A backup job found running on a domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningJob {
+    /// Its NBD socket, if it listens on one: tells whose job it is.
+    pub socket: Option<PathBuf>,
+    /// Its scratch files.
+    pub scratch: Vec<PathBuf>,
+}
+
+/// How a definition is changed before it is defined again.
+#[derive(Debug, Clone, Default)]
+pub struct Retarget {
+    /// New name; `None` keeps the old one.
+    pub name: Option<String>,
+    /// New UUID; `None` keeps the old one.
+    pub uuid: Option<Uuid>,
+    /// Drop the MAC addresses, so that new ones are made.
+    pub new_macs: bool,
+    /// `(target, file)`: these disks become qcow2 files at these paths, without a backing store.
+    pub disks: Vec<(String, PathBuf)>,
+    /// These disks are taken out.
+    pub drop_disks: Vec<String>,
+    /// The UEFI variable store lies here.
+    pub nvram: Option<PathBuf>,
+}
+
+/// The hypervisor. Implementations are shared between threads.
+pub trait Hypervisor: Send + Sync {
+    /// The URI as configured, for messages.
+    fn uri(&self) -> &str;
+
+    /// Whether the paths in definitions are paths on this machine.
+    fn is_local(&self) -> bool;
+
+    /// Names of all domains, running or not, sorted.
+    fn domain_names(&self) -> Result<Vec<String>, HypervisorError>;
+
+    /// Finds a domain by name or, failing that, by UUID.
+    fn domain(&self, name_or_uuid: &str) -> Result<Domain, HypervisorError>;
+
+    /// Names of all checkpoints of the domain, whoever made them, oldest first.
+    fn checkpoints(&self, domain: Uuid) -> Result<Vec<String>, HypervisorError>;
+
+    /// Whether a checkpoint can be believed: asks for the size of the changes since then, for which the
+    /// hypervisor has to find a consistent, unbroken chain of bitmaps. The error says what is wrong.
+    fn check_checkpoint(&self, domain: Uuid, name: &str) -> Result<(), HypervisorError>;
+
+    /// Deletes a checkpoint; where its bitmaps are lost or broken, at least its metadata. Succeeds if there is none of that name.
+    fn delete_checkpoint(&self, domain: Uuid, name: &str) -> Result<(), HypervisorError>;
+
+    /// Starts a pull-mode backup. Gives how long the call took: an upper bound of the guest-visible pause.
+    fn begin_backup(&self, domain: Uuid, job: &BackupJob) -> Result<Duration, HypervisorError>;
+
+    /// The backup job running on the domain, if any.
+    fn backup_job(&self, domain: Uuid) -> Result<Option<RunningJob>, HypervisorError>;
+
+    /// Ends the backup job and waits until it is gone. Succeeds if there is none.
+    fn end_backup(&self, domain: Uuid) -> Result<(), HypervisorError>;
+
+    /// Lets a domain run on that is paused because of an I/O error (its storage was full). Gives whether it was;
+    /// a domain that is paused for another reason stays so.
+    fn resume_after_io_error(&self, domain: Uuid) -> Result<bool, HypervisorError>;
+
+    /// A directory on the hypervisor in which QEMU may make the sockets of this (running) domain.
+    fn socket_directory(&self, domain: Uuid) -> Result<PathBuf, HypervisorError>;
+
+    /// The directory on the hypervisor in which the emulated TPM of a domain with this UUID keeps its state.
+    fn tpm_directory(&self, domain: Uuid) -> PathBuf;
+
+    /// Rewrites a definition as [`Retarget`] says. Pure: nothing is defined yet.
+    fn retarget(&self, xml: &str, change: &Retarget) -> Result<String, HypervisorError>;
+
+    /// Whether [`Hypervisor::define`] would refuse, and why.
+    fn check_definable(&self, xml: &str, replace: bool) -> Result<(), HypervisorError>;
+
+    /// Defines a domain. Refuses ([`HypervisorError::Exists`]) a name or UUID that is taken, unless `replace`.
+    fn define(&self, xml: &str, replace: bool) -> Result<Uuid, HypervisorError>;
+}

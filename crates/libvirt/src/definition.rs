@@ -1,0 +1,123 @@
+//! Reads a domain definition (libvirt's `formatdomain`): only what a backup or a restore decides by.
+
+use std::path::PathBuf;
+
+use roxmltree::Node;
+use strongroom_engine::config::is_target;
+use strongroom_engine::vm::{Bitmaps, Disk, DiskSource};
+use uuid::Uuid;
+
+use crate::xml::{child, children, only_child, parse, text};
+
+/// What one definition says.
+#[derive(Debug)]
+pub struct Definition {
+    /// Name, never empty.
+    pub name: String,
+    /// UUID; a definition that was never defined may have none.
+    pub uuid: Option<Uuid>,
+    /// Disks in order; sizes and bitmaps are not known from a definition.
+    pub disks: Vec<Disk>,
+    /// UEFI variable store.
+    pub nvram: Option<PathBuf>,
+    /// An emulated TPM is there.
+    pub has_tpm: bool,
+}
+
+/// Reads a definition. The error says what is wrong with it.
+pub fn read(xml: &str) -> Result<Definition, String> {
+    let document = parse(xml, "domain")?;
+    let domain = document.root_element();
+    let name = only_child(domain, "name")?
+        .map(text)
+        .filter(|name| !name.is_empty())
+        .ok_or("it has no name")?;
+    let uuid = match only_child(domain, "uuid")?.map(text) {
+        None => None,
+        Some(text) => Some(
+            text.trim()
+                .parse()
+                .map_err(|_| format!("{text:?} is not a UUID"))?,
+        ),
+    };
+    let mut disks: Vec<Disk> = Vec::new();
+    for element in children(domain, "devices").flat_map(|devices| children(devices, "disk")) {
+        let disk = disk(element)?;
+        if disks.iter().any(|other| other.target == disk.target) {
+            return Err(format!("it has more than one disk {}", disk.target));
+        }
+        disks.push(disk);
+    }
+    let has_tpm = children(domain, "devices")
+        .flat_map(|devices| children(devices, "tpm"))
+        .flat_map(|tpm| children(tpm, "backend"))
+        .any(|backend| backend.attribute("type") == Some("emulator"));
+    let nvram = child(domain, "os")
+        .and_then(|os| child(os, "nvram"))
+        .and_then(nvram);
+    Ok(Definition {
+        name,
+        uuid,
+        disks,
+        nvram,
+        has_tpm,
+    })
+}
+
+/// Checks that a target device name is one, by the rule of archives and restores.
+pub fn check_target(target: &str) -> Result<(), String> {
+    if is_target(target) {
+        return Ok(());
+    }
+    Err(format!("{target:?} is not a disk's target device name"))
+}
+
+fn disk(element: Node<'_, '_>) -> Result<Disk, String> {
+    let target = only_child(element, "target")?
+        .and_then(|target| target.attribute("dev"))
+        .ok_or("it has a disk without a target")?;
+    check_target(target)?;
+    let serial = child(element, "serial")
+        .map(text)
+        .filter(|serial| !serial.is_empty());
+    Ok(Disk {
+        target: target.to_owned(),
+        device: element.attribute("device").unwrap_or("disk").to_owned(),
+        source: source(element),
+        // libvirt takes a disk without a format as raw; it never probes by default.
+        format: child(element, "driver")
+            .and_then(|driver| driver.attribute("type"))
+            .unwrap_or("raw")
+            .to_owned(),
+        serial,
+        read_only: child(element, "readonly").is_some(),
+        size: None,
+        bitmaps: Bitmaps::Unknown,
+    })
+}
+
+fn source(disk: Node<'_, '_>) -> DiskSource {
+    let path = |attribute| {
+        let value = child(disk, "source").and_then(|source| source.attribute(attribute));
+        value.filter(|path| !path.is_empty()).map(PathBuf::from)
+    };
+    match disk.attribute("type").unwrap_or("file") {
+        "file" => path("file").map_or(DiskSource::None, DiskSource::File),
+        "block" => path("dev").map_or(DiskSource::None, DiskSource::Block),
+        other => DiskSource::Other(other.to_owned()),
+    }
+}
+
+/// Old definitions name the variable store as text, newer ones may as a source.
+fn nvram(element: Node<'_, '_>) -> Option<PathBuf> {
+    let plain = text(element);
+    let source = child(element, "source");
+    let path = match plain.trim() {
+        "" => source.and_then(|source| source.attribute("file").or(source.attribute("dev")))?,
+        path => path,
+    };
+    Some(PathBuf::from(path))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,421 @@
+//! The port, put together.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use strongroom_engine::vm::{
+    BackupJob, Disk, DiskSource, Domain, Hypervisor, HypervisorError, Retarget, RunState, RunningJob,
+};
+use uuid::Uuid;
+use virt::connect::Connect;
+use virt::domain::{
+    Domain as Handle, DomainPausedReason, DomainShutoffReason, DomainState, DomainStateReason,
+};
+use virt::enumutil::Enum;
+use virt::error::{Error, ErrorNumber};
+use virt::sys::{VIR_DOMAIN_XML_INACTIVE, VIR_DOMAIN_XML_SECURE};
+
+use crate::connection::{Libvirt, words};
+use crate::job::Described;
+use crate::sys::Checkpoint;
+use crate::{definition, image, job, retarget, sockets, sys};
+
+/// How long an aborted job may take to go away: QEMU closes its scratch files first.
+const END_DEADLINE: Duration = Duration::from_mins(1);
+
+/// How long it is watched when the call itself failed: an error may hide a success.
+const DOUBT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Between two looks at a job that ends.
+const POLL: Duration = Duration::from_millis(20);
+
+impl Hypervisor for Libvirt {
+    fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    fn is_local(&self) -> bool {
+        self.local()
+    }
+
+    fn domain_names(&self) -> Result<Vec<String>, HypervisorError> {
+        let failed = |error: Error| self.failed("list domains".into(), &error);
+        let domains = self.connection()?.list_all_domains(0).map_err(failed)?;
+        let mut names = domains
+            .iter()
+            .map(Handle::name)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(failed)?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn domain(&self, name_or_uuid: &str) -> Result<Domain, HypervisorError> {
+        let connection = self.connection()?;
+        let mut found = self.by_name(&connection, name_or_uuid)?;
+        if let (None, Ok(uuid)) = (&found, name_or_uuid.parse()) {
+            found = self.by_uuid(&connection, uuid)?;
+        }
+        let handle = found.ok_or_else(|| self.no_such_domain(name_or_uuid))?;
+        self.describe(&handle)
+    }
+
+    fn checkpoints(&self, domain: Uuid) -> Result<Vec<String>, HypervisorError> {
+        let handle = self.handle(domain)?;
+        sys::checkpoint_names(&handle)
+            .map_err(|error| self.failed(format!("list the checkpoints of domain {domain}"), &error))
+    }
+
+    fn check_checkpoint(&self, domain: Uuid, name: &str) -> Result<(), HypervisorError> {
+        let handle = self.handle(domain)?;
+        let what = || format!("check checkpoint {name:?} of domain {domain}");
+        let checkpoint = Checkpoint::lookup(&handle, name).map_err(|error| self.failed(what(), &error))?;
+        if !self.is_active(&handle)? {
+            // Only a running QEMU has the bitmaps open; that the checkpoint exists is all that can be said.
+            return Ok(());
+        }
+        let xml = checkpoint
+            .xml_with_sizes()
+            .map_err(|error| self.failed(what(), &error))?;
+        job::check_sizes(&xml, &self.live_disks(&handle)?).map_err(|message| HypervisorError::Failed {
+            what: what(),
+            message,
+        })
+    }
+
+    fn delete_checkpoint(&self, domain: Uuid, name: &str) -> Result<(), HypervisorError> {
+        let handle = self.handle(domain)?;
+        let what = || format!("delete checkpoint {name:?} of domain {domain}");
+        let checkpoint = match Checkpoint::lookup(&handle, name) {
+            Err(error) if is(&error, ErrorNumber::NoDomainCheckpoint) => return Ok(()),
+            found => found.map_err(|error| self.failed(what(), &error))?,
+        };
+        if !self.is_active(&handle)? {
+            // libvirt could forget it, but its bitmap would stay in the image for ever.
+            let message = "its bitmap can be removed only while the domain runs".into();
+            return Err(HypervisorError::Failed {
+                what: what(),
+                message,
+            });
+        }
+        let Err(error) = checkpoint.delete() else {
+            return Ok(());
+        };
+        let disks = self.live_disks(&handle)?;
+        let broken = checkpoint
+            .xml_with_sizes()
+            .is_ok_and(|xml| job::check_sizes(&xml, &disks).is_err());
+        if !broken {
+            return Err(self.failed(what(), &error));
+        }
+        checkpoint
+            .delete_metadata()
+            .map_err(|error| self.failed(what(), &error))
+    }
+
+    fn begin_backup(&self, domain: Uuid, job: &BackupJob) -> Result<Duration, HypervisorError> {
+        let handle = self.handle(domain)?;
+        let what = || format!("start a backup job on domain {domain}");
+        let busy = |message: String| HypervisorError::Busy {
+            domain: domain.to_string(),
+            message,
+        };
+        // Asked of a busy domain, libvirt would wait half a minute for its lock.
+        if let Some(running) = self.described(&handle)? {
+            let socket = running.running.socket.unwrap_or_default();
+            return Err(busy(format!(
+                "a backup job with the socket {} runs already",
+                socket.display()
+            )));
+        }
+        let failed = |error: Error| {
+            if is_busy(&error) {
+                busy(words(&error))
+            } else {
+                self.failed(what(), &error)
+            }
+        };
+        let disks = disks(&handle, &handle.xml_desc(0).map_err(failed)?)?;
+        let request = job::request(job, &disks).map_err(|message| HypervisorError::Failed {
+            what: what(),
+            message,
+        })?;
+        let start = Instant::now();
+        let begun = sys::backup_begin(&handle, &request.backup, request.checkpoint.as_deref());
+        let took = start.elapsed();
+        begun.map_err(failed)?;
+        self.verify(domain, &handle, job)?;
+        Ok(took)
+    }
+
+    fn backup_job(&self, domain: Uuid) -> Result<Option<RunningJob>, HypervisorError> {
+        let handle = self.handle(domain)?;
+        Ok(self.described(&handle)?.map(|job| job.running))
+    }
+
+    fn end_backup(&self, domain: Uuid) -> Result<(), HypervisorError> {
+        let handle = self.handle(domain)?;
+        // Aborting ends whatever job there is, a migration too: only a backup job is meant.
+        let Some(job) = self.described(&handle)? else {
+            return Ok(());
+        };
+        let aborted = sys::abort_job(&handle);
+        let deadline = Instant::now()
+            + if aborted.is_ok() {
+                END_DEADLINE
+            } else {
+                DOUBT_DEADLINE
+            };
+        while self.described(&handle)?.is_some_and(|running| running == job) {
+            if Instant::now() < deadline {
+                std::thread::sleep(POLL);
+                continue;
+            }
+            let what = format!("end the backup job of domain {domain}");
+            let Err(error) = aborted else {
+                let message = format!("it is still there after {} seconds", END_DEADLINE.as_secs());
+                return Err(HypervisorError::Failed { what, message });
+            };
+            return Err(self.failed(what, &error));
+        }
+        Ok(())
+    }
+
+    fn resume_after_io_error(&self, domain: Uuid) -> Result<bool, HypervisorError> {
+        let handle = self.handle(domain)?;
+        let failed = |error: Error| self.failed(format!("resume domain {domain}"), &error);
+        let reason = handle.state().map_err(failed)?.1;
+        let stopped = DomainStateReason::Paused(Enum::Known(DomainPausedReason::IOError));
+        if reason != Enum::Known(stopped) {
+            return Ok(false);
+        }
+        handle.resume().map_err(failed)?;
+        Ok(true)
+    }
+
+    fn socket_directory(&self, domain: Uuid) -> Result<PathBuf, HypervisorError> {
+        let handle = self.handle(domain)?;
+        let what = || format!("find the directory for sockets of domain {domain}");
+        let fail = |message| HypervisorError::Failed {
+            what: what(),
+            message,
+        };
+        let name = handle.name().map_err(|error| self.failed(what(), &error))?;
+        let id = handle
+            .id()
+            .ok_or_else(|| fail("the domain does not run".into()))?;
+        sockets::directory(&self.reported, self.local(), id, &name).map_err(fail)
+    }
+
+    fn tpm_directory(&self, domain: Uuid) -> PathBuf {
+        // What libvirt's driver for system domains uses unless the definition names another place.
+        PathBuf::from(format!("/var/lib/libvirt/swtpm/{domain}"))
+    }
+
+    fn retarget(&self, xml: &str, change: &Retarget) -> Result<String, HypervisorError> {
+        retarget::rewrite(xml, change).map_err(|reason| {
+            let domain = definition::read(xml).map_or_else(|_| "(unreadable)".to_owned(), |read| read.name);
+            HypervisorError::Definition { domain, reason }
+        })
+    }
+
+    fn check_definable(&self, xml: &str, replace: bool) -> Result<(), HypervisorError> {
+        let wanted = definition::read(xml).map_err(|reason| HypervisorError::Definition {
+            domain: "(new)".into(),
+            reason,
+        })?;
+        let connection = self.connection()?;
+        let what = || format!("define domain {:?}", wanted.name);
+        let failed = |error: Error| self.failed(what(), &error);
+        let by_name = self.by_name(&connection, &wanted.name)?;
+        let by_uuid = wanted
+            .uuid
+            .map(|uuid| self.by_uuid(&connection, uuid))
+            .transpose()?
+            .flatten();
+        for (found, kind) in [(&by_name, "name"), (&by_uuid, "UUID")] {
+            let Some(found) = found else { continue };
+            let name = found.name().map_err(failed)?;
+            let uuid = found.uuid().map_err(failed)?;
+            if !replace || name != wanted.name || Some(uuid) != wanted.uuid {
+                return Err(HypervisorError::Exists(wanted.name.clone(), kind));
+            }
+            let refuse = |message: &str| HypervisorError::Failed {
+                what: what(),
+                message: message.into(),
+            };
+            if self.is_active(found)? {
+                return Err(refuse("the domain of that name runs"));
+            }
+            if found.has_managed_save(0).map_err(failed)? {
+                return Err(refuse(
+                    "its memory is saved, to be resumed with the disks that it has now",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn define(&self, xml: &str, replace: bool) -> Result<Uuid, HypervisorError> {
+        self.check_definable(xml, replace)?;
+        let defined = self
+            .connection()?
+            .define_domain_xml(xml)
+            .and_then(|domain| domain.uuid());
+        defined.map_err(|error| self.failed("define a domain".into(), &error))
+    }
+}
+
+impl Libvirt {
+    fn no_such_domain(&self, name: &str) -> HypervisorError {
+        HypervisorError::NoSuchDomain(name.to_owned(), self.uri.clone())
+    }
+
+    fn by_name(&self, connection: &Connect, name: &str) -> Result<Option<Handle>, HypervisorError> {
+        if name.contains('\0') {
+            return Ok(None);
+        }
+        self.found(name, connection.lookup_domain_by_name(name))
+    }
+
+    fn by_uuid(&self, connection: &Connect, uuid: Uuid) -> Result<Option<Handle>, HypervisorError> {
+        self.found(&uuid.to_string(), connection.lookup_domain_by_uuid(uuid))
+    }
+
+    fn found(&self, wanted: &str, result: Result<Handle, Error>) -> Result<Option<Handle>, HypervisorError> {
+        match result {
+            Ok(handle) => Ok(Some(handle)),
+            Err(error) if is(&error, ErrorNumber::NoDomain) => Ok(None),
+            Err(error) => Err(self.failed(format!("find domain {wanted:?}"), &error)),
+        }
+    }
+
+    fn handle(&self, domain: Uuid) -> Result<Handle, HypervisorError> {
+        let found = self.by_uuid(&self.connection()?, domain)?;
+        found.ok_or_else(|| self.no_such_domain(&domain.to_string()))
+    }
+
+    fn is_active(&self, handle: &Handle) -> Result<bool, HypervisorError> {
+        handle
+            .is_active()
+            .map_err(|error| self.failed("read the state of a domain".into(), &error))
+    }
+
+    fn describe(&self, handle: &Handle) -> Result<Domain, HypervisorError> {
+        let name = handle
+            .name()
+            .map_err(|error| self.failed("read a domain's name".into(), &error))?;
+        let failed = |error: Error| self.failed(format!("read domain {name:?}"), &error);
+        let bad = |reason| HypervisorError::Definition {
+            domain: name.clone(),
+            reason,
+        };
+        // A crashed guest may still have its process: only libvirt's word that there is none counts.
+        let state = match handle.info().map_err(failed)?.state {
+            _ if !self.is_active(handle)? => RunState::ShutOff,
+            Enum::Known(DomainState::Running | DomainState::Blocked) => RunState::Running,
+            _ => RunState::Paused,
+        };
+        let xml = handle
+            .xml_desc(VIR_DOMAIN_XML_INACTIVE | VIR_DOMAIN_XML_SECURE)
+            .map_err(failed)?;
+        let definition = definition::read(&xml).map_err(bad)?;
+        let mut disks = if state.is_active() {
+            self.live_disks(handle)?
+        } else {
+            definition.disks
+        };
+        for disk in &mut disks {
+            disk.bitmaps = image::bitmaps(&disk.format, &disk.source, self.local());
+            disk.size = match size(handle, disk) {
+                // A running domain has its media open; that it cannot say how large they are is no missing medium.
+                Err(error) if state.is_active() => return Err(failed(error)),
+                size => size.ok().flatten(),
+            };
+        }
+        let reason = handle.state().map_err(failed)?.1;
+        let shut_down = DomainStateReason::Shutoff(Enum::Known(DomainShutoffReason::Shutdown));
+        let saved = handle.has_managed_save(0).map_err(failed)?;
+        Ok(Domain {
+            saved,
+            shut_down: state == RunState::ShutOff && !saved && reason == Enum::Known(shut_down),
+            uuid: handle.uuid().map_err(failed)?,
+            state,
+            disks,
+            xml,
+            nvram: definition.nvram,
+            has_tpm: definition.has_tpm,
+            name,
+        })
+    }
+
+    /// The disks as QEMU has them, which may differ from the definition for the next start.
+    fn live_disks(&self, handle: &Handle) -> Result<Vec<Disk>, HypervisorError> {
+        let failed = |error: Error| self.failed("read the running definition of a domain".into(), &error);
+        let xml = handle.xml_desc(0).map_err(failed)?;
+        disks(handle, &xml)
+    }
+
+    fn described(&self, handle: &Handle) -> Result<Option<Described>, HypervisorError> {
+        let what = || "read the backup job of a domain".to_owned();
+        let xml = match sys::backup_xml(handle) {
+            Err(error) if is(&error, ErrorNumber::NoDomainBackup) || is(&error, ErrorNumber::NoDomain) => {
+                return Ok(None);
+            }
+            xml => xml.map_err(|error| self.failed(what(), &error))?,
+        };
+        let job = job::described(&xml).map_err(|message| HypervisorError::Failed {
+            what: what(),
+            message,
+        })?;
+        Ok(Some(job))
+    }
+
+    /// Makes sure that exactly the asked disks are exported; if not, the job is ended at once.
+    fn verify(&self, domain: Uuid, handle: &Handle, job: &BackupJob) -> Result<(), HypervisorError> {
+        let mut asked: Vec<&str> = job.disks.iter().map(|disk| disk.target.as_str()).collect();
+        asked.sort_unstable();
+        match self.described(handle)? {
+            Some(running) if running.targets == asked => Ok(()),
+            running => {
+                self.end_backup(domain)?;
+                Err(HypervisorError::Failed {
+                    what: format!("start a backup job on domain {domain}"),
+                    message: format!(
+                        "it exports {:?} instead of {asked:?}",
+                        running.map_or_else(Vec::new, |job| job.targets)
+                    ),
+                })
+            }
+        }
+    }
+}
+
+/// The disks in a definition of the domain.
+fn disks(handle: &Handle, xml: &str) -> Result<Vec<Disk>, HypervisorError> {
+    let definition = definition::read(xml).map_err(|reason| {
+        let domain = handle.name().unwrap_or_default();
+        HypervisorError::Definition { domain, reason }
+    })?;
+    Ok(definition.disks)
+}
+
+/// Guest-visible size; `None` without a medium. For a file that is not there libvirt says zero.
+fn size(handle: &Handle, disk: &Disk) -> Result<Option<u64>, Error> {
+    if disk.source == DiskSource::None {
+        return Ok(None);
+    }
+    let info = handle.block_info(&disk.target, 0)?;
+    Ok(Some(info.capacity).filter(|size| *size > 0))
+}
+
+fn is(error: &Error, number: ErrorNumber) -> bool {
+    error.code().is(number)
+}
+
+/// Another job holds the domain. The daemon may speak any language, hence the code first.
+fn is_busy(error: &Error) -> bool {
+    is(error, ErrorNumber::OperationTimeout)
+        || error.message().contains("state change lock")
+        || error.message().contains("already in active")
+}

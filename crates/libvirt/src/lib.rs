@@ -1,0 +1,29 @@
+//! Strongroom's hypervisor port ([`strongroom_engine::vm::Hypervisor`]) over libvirt.
+//!
+//! One [`Libvirt`] is one connection; it is shared between threads and reconnects by itself when libvirtd was
+//! restarted. Everything goes through libvirt's public API: nothing of its state files is read or written.
+//!
+//! * `connection` opens a connection, keeps it alive and says where it leads;
+//! * `sys` wraps the calls that the `virt` crate lacks, the only unsafe code here;
+//! * `definition` reads domain XML, `retarget` rewrites it, `job` speaks backup and checkpoint XML, all over the
+//!   guards of `xml` and the tree of `tree`;
+//! * `image` and `sockets` know the two facts that libvirt does not tell: an image's version, a domain's directory;
+//! * `hypervisor` puts them together behind the port.
+//!
+//! The `virt` crate is LGPL-2.1 and binds the system's libvirt dynamically.
+
+mod connection;
+mod definition;
+mod hypervisor;
+mod image;
+mod job;
+mod retarget;
+mod sockets;
+mod sys;
+mod tree;
+mod xml;
+
+#[doc(hidden)]
+pub mod fuzzing;
+
+pub use connection::Libvirt;

@@ -1,0 +1,170 @@
+//! Rewrites a domain definition for another place, name or identity, and keeps all the rest of it as it was.
+
+use std::path::PathBuf;
+
+use strongroom_engine::vm::{Disk, DiskSource, Retarget};
+use uuid::Uuid;
+
+use crate::definition::{self, Definition};
+use crate::tree::Element;
+use crate::xml::{writable, writable_path};
+
+/// What is written for a disk that becomes a file.
+const FORMAT: &str = "qcow2";
+
+/// Children of a disk that belong to its old source, or that a qcow2 file cannot have (`shareable` wants raw).
+const OF_THE_SOURCE: [&str; 5] = ["backingStore", "mirror", "auth", "encryption", "shareable"];
+
+/// Gives the changed definition. The error says what cannot be done.
+///
+/// Done twice, it changes nothing the second time. The result has been read back: it says what was asked.
+pub fn rewrite(xml: &str, change: &Retarget) -> Result<String, String> {
+    let before = definition::read(xml)?;
+    let wanted = wanted(&before, change)?;
+    let mut domain = Element::parse(xml)?;
+    if let Some(name) = &change.name {
+        domain.replace_element(Element::new("name").with_text(writable("the new name", name)?));
+    }
+    if let Some(uuid) = change.uuid {
+        set_uuid(&mut domain, uuid);
+    }
+    for devices in domain.elements_mut("devices") {
+        devices.drop_elements(|device| match target(device) {
+            Some(target) => change.drop_disks.contains(&target),
+            None => false,
+        });
+        for disk in devices.elements_mut("disk") {
+            let target = target(disk);
+            if let Some((_, file)) = change
+                .disks
+                .iter()
+                .find(|(name, _)| Some(name) == target.as_ref())
+            {
+                to_file(disk, writable_path("the new place of a disk", file)?)?;
+            }
+        }
+        if change.new_macs {
+            let interfaces = devices.elements_mut("interface");
+            interfaces.for_each(|interface| interface.drop_elements(|child| child.name() == "mac"));
+        }
+    }
+    if let Some(nvram) = &change.nvram {
+        let path = writable_path("the new place of the UEFI variable store", nvram)?;
+        for nvram in domain.elements_mut("os").flat_map(|os| os.elements_mut("nvram")) {
+            nvram.edit_attributes(&[("type", None)])?;
+            nvram.set_text(path);
+        }
+    }
+    let result = domain.to_xml()?;
+    if facts(definition::read(&result)?) != wanted {
+        return Err("it is written in a way that cannot be changed safely".into());
+    }
+    Ok(result)
+}
+
+/// What is compared between the definition as asked for and as read back.
+type Facts = (String, Option<Uuid>, Vec<DiskFacts>, Option<PathBuf>, bool);
+type DiskFacts = (String, String, DiskSource, String, Option<String>, bool);
+
+fn facts(definition: Definition) -> Facts {
+    let disk = |disk: Disk| {
+        (
+            disk.target,
+            disk.device,
+            disk.source,
+            disk.format,
+            disk.serial,
+            disk.read_only,
+        )
+    };
+    let disks = definition.disks.into_iter().map(disk).collect();
+    (
+        definition.name,
+        definition.uuid,
+        disks,
+        definition.nvram,
+        definition.has_tpm,
+    )
+}
+
+fn wanted(before: &Definition, change: &Retarget) -> Result<Facts, String> {
+    let mut disks = Vec::new();
+    for (target, _) in &change.disks {
+        if !before.disks.iter().any(|disk| disk.target == *target) {
+            return Err(format!("it has no disk {target}"));
+        }
+        if change.drop_disks.contains(target) {
+            return Err(format!("disk {target} cannot be both placed and taken out"));
+        }
+    }
+    for disk in before
+        .disks
+        .iter()
+        .filter(|disk| !change.drop_disks.contains(&disk.target))
+    {
+        let mut disk = disk.clone();
+        if let Some((_, file)) = change.disks.iter().find(|(target, _)| *target == disk.target) {
+            disk.source = DiskSource::File(file.clone());
+            FORMAT.clone_into(&mut disk.format);
+            if disk.device == "lun" {
+                "disk".clone_into(&mut disk.device);
+            }
+        }
+        disks.push(disk);
+    }
+    if change.nvram.is_some() && before.nvram.is_none() {
+        return Err("it has no UEFI variable store".into());
+    }
+    Ok(facts(Definition {
+        name: change.name.clone().unwrap_or_else(|| before.name.clone()),
+        uuid: change.uuid.or(before.uuid),
+        disks,
+        nvram: change.nvram.clone().or_else(|| before.nvram.clone()),
+        has_tpm: before.has_tpm,
+    }))
+}
+
+/// Sets the UUID, also where the domain repeats it as that of its mainboard: libvirt refuses the two to differ.
+fn set_uuid(domain: &mut Element, uuid: Uuid) {
+    let text = uuid.to_string();
+    domain.replace_element(Element::new("uuid").with_text(&text));
+    for system in domain
+        .elements_mut("sysinfo")
+        .flat_map(|sysinfo| sysinfo.elements_mut("system"))
+    {
+        for entry in system.elements_mut("entry") {
+            if entry.attribute("name").as_deref() == Some("uuid") {
+                entry.set_text(&text);
+            }
+        }
+    }
+}
+
+/// The target of a disk element; `None` for other elements.
+fn target(element: &Element) -> Option<String> {
+    if element.name() != "disk" {
+        return None;
+    }
+    element.elements("target").next()?.attribute("dev")
+}
+
+/// Makes a disk a qcow2 file of its own; how it is attached, cached and identified stays.
+fn to_file(disk: &mut Element, file: &str) -> Result<(), String> {
+    // `lun`, `rawio` and `sgio` pass SCSI commands to a real device.
+    let mut attributes = vec![("type", Some("file")), ("rawio", None), ("sgio", None)];
+    if disk.attribute("device").as_deref() == Some("lun") {
+        attributes.push(("device", Some("disk")));
+    }
+    disk.edit_attributes(&attributes)?;
+    let mut driver = disk
+        .take_element("driver")
+        .unwrap_or_else(|| Element::new("driver"));
+    driver.edit_attributes(&[("name", Some("qemu")), ("type", Some(FORMAT))])?;
+    disk.replace_element(driver);
+    disk.replace_element(Element::new("source").with("file", file));
+    disk.drop_elements(|child| OF_THE_SOURCE.contains(&child.name()));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

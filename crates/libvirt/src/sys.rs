@@ -1,0 +1,139 @@
+//! Calls that the `virt` crate lacks: backup jobs and checkpoints. The only unsafe code of this crate.
+//!
+//! All of them are plain libvirt calls on a domain that the caller holds. Strings that libvirt gives are copied
+//! and freed here; nothing borrowed from C leaves this module.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_char, c_uint};
+use std::ptr;
+
+use virt::domain::Domain;
+use virt::error::Error;
+use virt::sys;
+
+/// Starts a backup job with, or without, a new checkpoint.
+pub fn backup_begin(domain: &Domain, backup: &str, checkpoint: Option<&str>) -> Result<(), Error> {
+    let backup = CString::new(backup)?;
+    let checkpoint = checkpoint.map(CString::new).transpose()?;
+    let checkpoint = checkpoint.as_ref().map_or(ptr::null(), |xml| xml.as_ptr());
+    // SAFETY: the domain is alive while borrowed; both strings outlive the call and end in NUL, a null checkpoint
+    // means none.
+    done(unsafe { sys::virDomainBackupBegin(domain.as_ptr(), backup.as_ptr(), checkpoint, 0) })
+}
+
+/// Describes the backup job that runs; `VIR_ERR_NO_DOMAIN_BACKUP` when there is none.
+pub fn backup_xml(domain: &Domain) -> Result<String, Error> {
+    // SAFETY: the domain is alive while borrowed; the result is null or a string that is ours to free.
+    unsafe { owned_string(sys::virDomainBackupGetXMLDesc(domain.as_ptr(), 0)) }
+}
+
+/// Asks whatever job holds the domain to stop.
+pub fn abort_job(domain: &Domain) -> Result<(), Error> {
+    // SAFETY: the domain is alive while borrowed.
+    done(unsafe { sys::virDomainAbortJob(domain.as_ptr()) })
+}
+
+/// Names of all checkpoints of a domain, parents before their children.
+pub fn checkpoint_names(domain: &Domain) -> Result<Vec<String>, Error> {
+    let mut list: *mut sys::virDomainCheckpointPtr = ptr::null_mut();
+    // SAFETY: the domain is alive while borrowed; `list` takes an array that libvirt allocates.
+    let count = unsafe {
+        sys::virDomainListAllCheckpoints(
+            domain.as_ptr(),
+            &raw mut list,
+            sys::VIR_DOMAIN_CHECKPOINT_LIST_TOPOLOGICAL,
+        )
+    };
+    let Ok(count) = usize::try_from(count) else {
+        return Err(Error::last_error());
+    };
+    let mut checkpoints = Vec::with_capacity(count);
+    for index in 0..count {
+        // SAFETY: on success the array has `count` valid checkpoints, each with a reference that becomes ours.
+        checkpoints.push(Checkpoint(unsafe { *list.add(index) }));
+    }
+    // SAFETY: the array was allocated with malloc for us; it is freed once and not used again.
+    unsafe { libc::free(list.cast()) };
+    checkpoints.iter().map(Checkpoint::name).collect()
+}
+
+/// A handle on a checkpoint.
+pub struct Checkpoint(sys::virDomainCheckpointPtr);
+
+impl Checkpoint {
+    /// Finds a checkpoint; `VIR_ERR_NO_DOMAIN_CHECKPOINT` when there is none of that name.
+    pub fn lookup(domain: &Domain, name: &str) -> Result<Self, Error> {
+        let name = CString::new(name)?;
+        // SAFETY: the domain is alive while borrowed; the name outlives the call and ends in NUL.
+        let found = unsafe { sys::virDomainCheckpointLookupByName(domain.as_ptr(), name.as_ptr(), 0) };
+        if found.is_null() {
+            Err(Error::last_error())
+        } else {
+            Ok(Self(found))
+        }
+    }
+
+    fn name(&self) -> Result<String, Error> {
+        // SAFETY: the handle is valid until dropped.
+        let name = unsafe { sys::virDomainCheckpointGetName(self.0) };
+        if name.is_null() {
+            return Err(Error::last_error());
+        }
+        // SAFETY: the string belongs to the handle, ends in NUL and is copied while the handle lives.
+        Ok(unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
+    }
+
+    /// Describes the checkpoint with the size of the changes since then. Only a running domain can tell it.
+    pub fn xml_with_sizes(&self) -> Result<String, Error> {
+        let flags = sys::VIR_DOMAIN_CHECKPOINT_XML_SIZE | sys::VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN;
+        // SAFETY: the handle is valid until dropped; the result is null or a string that is ours to free.
+        unsafe { owned_string(sys::virDomainCheckpointGetXMLDesc(self.0, flags)) }
+    }
+
+    /// Deletes the checkpoint with its bitmaps.
+    pub fn delete(&self) -> Result<(), Error> {
+        self.delete_with(0)
+    }
+
+    /// Deletes what libvirt knows of the checkpoint and leaves bitmaps alone.
+    pub fn delete_metadata(&self) -> Result<(), Error> {
+        self.delete_with(sys::VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+    }
+
+    fn delete_with(&self, flags: c_uint) -> Result<(), Error> {
+        // SAFETY: the handle is valid until dropped, also after the checkpoint itself is gone.
+        done(unsafe { sys::virDomainCheckpointDelete(self.0, flags) })
+    }
+}
+
+impl Drop for Checkpoint {
+    fn drop(&mut self) {
+        // SAFETY: the one reference that this handle owns is given back once.
+        unsafe { sys::virDomainCheckpointFree(self.0) };
+    }
+}
+
+/// libvirt's convention for calls without a result: negative is an error.
+fn done(result: i32) -> Result<(), Error> {
+    if result < 0 {
+        Err(Error::last_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Copies and frees a string; null is an error.
+///
+/// # Safety
+/// `string` is null or a NUL-terminated string allocated with malloc that nobody else owns.
+unsafe fn owned_string(string: *mut c_char) -> Result<String, Error> {
+    if string.is_null() {
+        return Err(Error::last_error());
+    }
+    // SAFETY: not null, so by the contract a NUL-terminated string.
+    let copy = unsafe { CStr::from_ptr(string) }.to_string_lossy().into_owned();
+    // SAFETY: by the contract it is ours, was allocated with malloc, and is not used again.
+    unsafe { libc::free(string.cast()) };
+    Ok(copy)
+}

@@ -1,0 +1,134 @@
+//! Connections: none, lost and found again, to another machine.
+
+use std::io::copy;
+use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use strongroom_engine::vm::{Bitmaps, Hypervisor, HypervisorError};
+use strongroom_libvirt::Libvirt;
+use strongroom_testkit::Sshd;
+
+use crate::fixture::{Guest, URI};
+
+#[test]
+fn no_connection() {
+    for uri in [
+        "qemu+unix:///system?socket=/nonexistent",
+        "qemu+ssh://root@127.0.0.1:1/system?no_tty=1",
+        "qemu+tcp://127.0.0.1:1/system",
+        "nonsense://",
+        "no URI at all",
+        "qemu:///sys\0tem",
+    ] {
+        let error = Libvirt::connect(uri).unwrap_err();
+        assert!(
+            matches!(&error, HypervisorError::Connect { uri: named, .. } if named == uri),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn the_connection_knows_itself() {
+    let libvirt = Libvirt::connect(URI).unwrap();
+    assert_eq!((libvirt.uri(), libvirt.is_local()), (URI, true));
+    assert_eq!(format!("{libvirt:?}"), "Libvirt { uri: \"qemu:///system\", .. }");
+    let default = Libvirt::connect("").unwrap();
+    assert!(!default.uri().is_empty(), "libvirt's default has a name");
+}
+
+#[test]
+fn it_is_shared_between_threads() {
+    let guest = Guest::define("");
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| assert_eq!(guest.facts().uuid, guest.uuid));
+        }
+    });
+}
+
+/// Passes connections to libvirtd on, until they are cut.
+fn proxy(socket: &Path) -> Arc<Mutex<Vec<UnixStream>>> {
+    let open = Arc::new(Mutex::new(Vec::new()));
+    let listener = UnixListener::bind(socket).unwrap();
+    let cut = Arc::clone(&open);
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let client = client.unwrap();
+            let daemon = UnixStream::connect("/run/libvirt/libvirt-sock").unwrap();
+            for (mut from, mut to) in [
+                (client.try_clone().unwrap(), daemon.try_clone().unwrap()),
+                (daemon, client.try_clone().unwrap()),
+            ] {
+                thread::spawn(move || {
+                    let _ = copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Both);
+                });
+            }
+            open.lock().unwrap().push(client);
+        }
+    });
+    cut
+}
+
+#[test]
+fn a_lost_connection_is_found_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("sock");
+    let open = proxy(&socket);
+    let libvirt = Libvirt::connect(&format!("qemu+unix:///system?socket={}", socket.display())).unwrap();
+    libvirt.domain_names().unwrap();
+    for round in 1..=3 {
+        for stream in open.lock().unwrap().drain(..) {
+            stream.shutdown(Shutdown::Both).unwrap();
+        }
+        let deadline = Instant::now() + Duration::from_secs(5);
+        // The call that is the first to notice may fail; it has to say why.
+        while let Err(error) = libvirt.domain_names() {
+            assert!(matches!(error, HypervisorError::Connect { .. }), "{error}");
+            assert!(Instant::now() < deadline, "round {round}: {error}");
+        }
+        assert_eq!(open.lock().unwrap().len(), 1, "one new connection");
+    }
+}
+
+#[test]
+fn another_machine() {
+    let guest = Guest::start("");
+    let sshd = Sshd::start();
+    let dir = tempfile::tempdir().unwrap();
+    let ssh = dir.path().join("ssh");
+    std::fs::write(&ssh, format!("#!/bin/sh\nexec {} \"$@\"\n", sshd.rsh())).unwrap();
+    std::fs::set_permissions(&ssh, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let uri = format!(
+        "qemu+ssh://127.0.0.1:{}/system?command={}",
+        sshd.port(),
+        ssh.display()
+    );
+    let remote = Libvirt::connect(&uri).unwrap();
+    assert_eq!((remote.uri(), remote.is_local()), (uri.as_str(), false));
+    let facts = remote.domain(&guest.name).unwrap();
+    assert_eq!(facts.uuid, guest.uuid);
+    assert_eq!(
+        facts.disks[0].bitmaps,
+        Bitmaps::Unknown,
+        "its files are not looked at"
+    );
+    assert_eq!(facts.disks[0].size, guest.facts().disks[0].size);
+    let directory = |libvirt: &Libvirt| libvirt.socket_directory(guest.uuid).unwrap();
+    assert_eq!(
+        directory(&remote),
+        directory(&guest.libvirt),
+        "rule and directory agree"
+    );
+    let job = guest.job(Some("cp"), vec![guest.disk("vda", None, true)]);
+    remote.begin_backup(guest.uuid, &job).unwrap();
+    remote.end_backup(guest.uuid).unwrap();
+    remote.check_checkpoint(guest.uuid, "cp").unwrap();
+    remote.delete_checkpoint(guest.uuid, "cp").unwrap();
+}

@@ -1,0 +1,9 @@
+//! The port against the system's libvirtd and real QEMU processes.
+
+#![allow(clippy::unwrap_used)]
+
+mod backup;
+mod checkpoints;
+mod connections;
+mod definitions;
+mod fixture;

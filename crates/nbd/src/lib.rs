@@ -1,0 +1,26 @@
+//! NBD, the one way in which disk content moves.
+//!
+//! * [`Client`] talks to any NBD server: QEMU's backup export, `qemu-nbd`, `nbdkit`. It reads allocation and dirty
+//!   bitmaps, reads with a bounded number of requests in flight, and writes for a restore. Underneath is libnbd,
+//!   the C library by the authors of the protocol; all `unsafe` code is in the private module `sys`.
+//! * [`QemuNbd`] serves an image file through a child process that does not outlive its user.
+//! * [`create_qcow2`] and [`image_info`] make and describe image files without ever guessing their format.
+//!
+//! Servers are not trusted: replies that contradict themselves are errors, every wait is bounded.
+
+mod client;
+mod error;
+mod image;
+mod pipeline;
+mod rate;
+mod serve;
+mod status;
+mod sys;
+mod target;
+
+pub use client::{BlockSizes, Client, Zeroing};
+pub use error::Error;
+pub use image::{BitmapInfo, Format, ImageError, ImageInfo, create_qcow2, image_info};
+pub use pipeline::{DEFAULT_REQUEST_SIZE, ReadOptions, WriteOptions};
+pub use serve::{Backing, Cache, QemuNbd, Serve, ServeError};
+pub use target::{Options, Target, TlsSettings};

@@ -1,0 +1,333 @@
+//! Reading and writing with a bounded number of requests in flight.
+//!
+//! Depth is what a guest feels most while its disk is read: one request in flight is nearly invisible, sixteen
+//! multiply its write latency. So the default is gentle, and the caller decides.
+
+use std::{
+    collections::VecDeque,
+    num::NonZeroU64,
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use strongroom_disk::Extent;
+
+use crate::{
+    client::{Client, TICK, reclaim},
+    error::{Error, Subject},
+    rate::Bucket,
+    sys::{Buffer, Cookie, Failure},
+};
+
+/// The size of single requests unless told otherwise: large enough to be fast, small enough to be fair.
+pub const DEFAULT_REQUEST_SIZE: u64 = 1 << 20;
+
+/// How to read.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadOptions<'a> {
+    /// The most requests in flight; 0 counts as 1.
+    pub depth: usize,
+    /// Larger reads are split into requests of this size; the server's limits come first.
+    pub request_size: u64,
+    /// A limit on the average speed.
+    pub bytes_per_second: Option<NonZeroU64>,
+    /// Give up if no request completes for this long.
+    pub stall: Option<Duration>,
+    /// Stop, within 100 ms and the time of the callback, once this is true.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+impl Default for ReadOptions<'_> {
+    /// One request of 1 MiB at a time, no limit of speed, 60 seconds without an answer.
+    fn default() -> Self {
+        Self {
+            depth: 1,
+            request_size: DEFAULT_REQUEST_SIZE,
+            bytes_per_second: None,
+            stall: Some(Duration::from_mins(1)),
+            cancel: None,
+        }
+    }
+}
+
+/// How to write.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteOptions<'a> {
+    /// The most requests in flight; 0 counts as 1.
+    pub depth: usize,
+    /// Give up if no request completes for this long.
+    pub stall: Option<Duration>,
+    /// Stop, within 100 ms, once this is true.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+impl Default for WriteOptions<'_> {
+    /// Four requests at a time, 60 seconds without an answer.
+    fn default() -> Self {
+        Self {
+            depth: 4,
+            stall: Some(Duration::from_mins(1)),
+            cancel: None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    Read,
+    Write,
+}
+
+impl Direction {
+    fn what(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
+}
+
+/// What both directions have in common.
+struct Flow<'a> {
+    direction: Direction,
+    depth: usize,
+    request_size: u64,
+    bucket: Option<Bucket>,
+    stall: Option<Duration>,
+    cancel: Option<&'a AtomicBool>,
+}
+
+/// A whole read or write of the caller.
+struct Job {
+    number: u64,
+    extent: Extent,
+    buffer: Arc<Buffer>,
+    /// What no request was sent for yet.
+    unsent: Extent,
+    in_flight: usize,
+}
+
+/// A request that the server has.
+struct Request {
+    cookie: Cookie,
+    job: u64,
+    subject: Subject,
+}
+
+impl Client {
+    /// Reads many ranges, made of whole blocks of the server, and hands each over as a whole when it is complete:
+    /// in the order of completion, which need not be the order of `requests`. Empty ranges are passed over.
+    ///
+    /// `requests` is asked for the next range only when a request can be sent, so at most `depth` ranges are in
+    /// memory. Returns `Break` if `each` did. The client stays usable after a break, a cancel, and an error of a
+    /// single command: what was in flight is received and dropped later.
+    pub fn read_pipelined(
+        &mut self,
+        requests: impl IntoIterator<Item = Extent>,
+        options: &ReadOptions<'_>,
+        mut each: impl FnMut(u64, Vec<u8>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Error> {
+        let flow = Flow {
+            direction: Direction::Read,
+            depth: options.depth,
+            request_size: options.request_size,
+            bucket: options
+                .bytes_per_second
+                .map(|rate| Bucket::new(rate, Instant::now())),
+            stall: options.stall,
+            cancel: options.cancel,
+        };
+        let (size, block) = (self.size(), self.block_sizes().minimum);
+        let jobs = requests
+            .into_iter()
+            .filter(|extent| !extent.is_empty())
+            .map(|extent| {
+                // Looked at before memory is taken.
+                let subject = subject(Direction::Read, extent);
+                Client::check(subject, size, block)?;
+                Ok((extent, Buffer::new(vec![0; extent.length() as usize])))
+            });
+        self.run(flow, jobs, |subject, buffer| {
+            Ok(each(subject.offset, reclaim(buffer, subject)?))
+        })
+    }
+
+    /// Writes many blocks. They are safe on disk only after [`flush`](Self::flush); the order among them is not
+    /// defined, so they must not overlap.
+    pub fn write_pipelined(
+        &mut self,
+        writes: impl IntoIterator<Item = (u64, Vec<u8>)>,
+        options: &WriteOptions<'_>,
+    ) -> Result<(), Error> {
+        let flow = Flow {
+            direction: Direction::Write,
+            depth: options.depth,
+            request_size: DEFAULT_REQUEST_SIZE,
+            bucket: None,
+            stall: options.stall,
+            cancel: options.cancel,
+        };
+        let (size, block) = (self.size(), self.block_sizes().minimum);
+        let jobs = writes
+            .into_iter()
+            .filter(|(_, data)| !data.is_empty())
+            .map(|(offset, data)| {
+                let what = Direction::Write.what();
+                let subject = Subject {
+                    what,
+                    offset,
+                    length: data.len() as u64,
+                };
+                Client::check(subject, size, block)?;
+                let extent = Extent::new(offset, subject.length).map_err(|error| subject.range(error))?;
+                Ok((extent, Buffer::new(data)))
+            });
+        self.run(flow, jobs, |_, _| Ok(ControlFlow::Continue(())))
+            .map(drop)
+    }
+
+    fn run(
+        &mut self,
+        mut flow: Flow<'_>,
+        mut source: impl Iterator<Item = Result<(Extent, Arc<Buffer>), Error>>,
+        mut done: impl FnMut(Subject, Arc<Buffer>) -> Result<ControlFlow<()>, Error>,
+    ) -> Result<ControlFlow<()>, Error> {
+        self.handle.sweep();
+        let blocks = self.block_sizes();
+        let wanted = flow.request_size.min(blocks.maximum);
+        let request_size = (wanted - wanted % blocks.minimum).max(blocks.minimum);
+        let mut jobs: VecDeque<Job> = VecDeque::new();
+        let mut requests: Vec<Request> = Vec::new();
+        let mut progress = Instant::now();
+        let mut numbers = 0..;
+        loop {
+            let mut wait = TICK;
+            while requests.len() < flow.depth.max(1) {
+                if flow.cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                // Only the newest job can have a part that is not sent yet.
+                if jobs.back().is_none_or(|job| job.unsent.is_empty()) {
+                    let (Some(next), Some(number)) = (source.next(), numbers.next()) else {
+                        break;
+                    };
+                    let (extent, buffer) = next?;
+                    jobs.push_back(Job {
+                        number,
+                        extent,
+                        buffer,
+                        unsent: extent,
+                        in_flight: 0,
+                    });
+                }
+                let now = Instant::now();
+                let delay = flow
+                    .bucket
+                    .as_mut()
+                    .map_or(Duration::ZERO, |bucket| bucket.delay(now));
+                if !delay.is_zero() {
+                    wait = wait.min(delay);
+                    break;
+                }
+                if requests.is_empty() {
+                    progress = now;
+                }
+                let Some(job) = jobs.back_mut() else { break };
+                let Some(piece) = job.unsent.pieces(request_size).next() else {
+                    break;
+                };
+                requests.push(self.send(flow.direction, job, piece)?);
+                if let Some(bucket) = &mut flow.bucket {
+                    bucket.take(piece.length());
+                }
+            }
+            let mut completed = false;
+            let mut index = 0;
+            while let Some(request) = requests.get(index) {
+                let subject = request.subject;
+                match self.handle.finished(request.cookie) {
+                    None => index += 1,
+                    Some(Err(failure)) => return Err(self.blame(subject, failure)),
+                    Some(Ok(())) => {
+                        completed = true;
+                        let number = requests.swap_remove(index).job;
+                        if let Some(job) = settle(&mut jobs, number)
+                            && done(self::subject(flow.direction, job.extent), job.buffer)?.is_break()
+                        {
+                            return Ok(ControlFlow::Break(()));
+                        }
+                    }
+                }
+            }
+            if completed {
+                // Counted from after the callbacks: their time is not the server's.
+                progress = Instant::now();
+                continue;
+            }
+            if flow.cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let Some(subject) = requests.first().map(|request| request.subject) else {
+                let Some(job) = jobs.back() else {
+                    return Ok(ControlFlow::Continue(()));
+                };
+                // Nothing in flight: waiting for the bucket.
+                let subject = self::subject(flow.direction, job.unsent);
+                self.handle.poll(wait).map_err(|failure| subject.lost(failure))?;
+                continue;
+            };
+            if let Some(stall) = flow.stall.filter(|stall| progress.elapsed() >= *stall) {
+                return Err(subject.timeout(stall));
+            }
+            self.handle.poll(wait).map_err(|failure| subject.lost(failure))?;
+        }
+    }
+
+    fn send(&mut self, direction: Direction, job: &mut Job, piece: Extent) -> Result<Request, Error> {
+        let subject = subject(direction, piece);
+        let start = (piece.offset() - job.extent.offset()) as usize;
+        let part = start..start + piece.length() as usize;
+        let cookie = match direction {
+            Direction::Read => self.handle.start_read(&job.buffer, &part, piece.offset()),
+            Direction::Write => self.handle.start_write(&job.buffer, &part, piece.offset()),
+        };
+        let cookie = cookie.map_err(|failure: Failure| self.blame(subject, failure))?;
+        job.unsent = Extent::between(piece.end(), job.unsent.end()).map_err(|error| subject.range(error))?;
+        job.in_flight += 1;
+        Ok(Request {
+            cookie,
+            job: job.number,
+            subject,
+        })
+    }
+}
+
+impl Flow<'_> {
+    fn cancelled(&self) -> bool {
+        self.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed))
+    }
+}
+
+fn subject(direction: Direction, extent: Extent) -> Subject {
+    Subject {
+        what: direction.what(),
+        offset: extent.offset(),
+        length: extent.length(),
+    }
+}
+
+/// Takes note that a request of a job is done; gives the job back if it was the last.
+fn settle(jobs: &mut VecDeque<Job>, number: u64) -> Option<Job> {
+    let place = jobs.iter().position(|job| job.number == number)?;
+    let job = jobs.get_mut(place)?;
+    job.in_flight -= 1;
+    if job.in_flight == 0 && job.unsent.is_empty() {
+        jobs.remove(place)
+    } else {
+        None
+    }
+}

@@ -1,0 +1,62 @@
+//! What an archive says of itself, and what a person types.
+
+use jiff::Timestamp;
+use strongroom_borg::{ArchiveInfo, ChunkId};
+use strongroom_engine::manifest::{self, Manifest};
+use strongroom_engine::when::{PointName, When};
+
+use super::disk::written;
+
+/// A manifest: it is written as it was read, what it names cannot leave its directory, and the swap disks in it can be
+/// made or are refused.
+pub fn manifest(data: &[u8]) {
+    let Ok(manifest) = Manifest::parse(data) else {
+        return;
+    };
+    let bytes = manifest.to_bytes().expect("what was read can be written");
+    assert_eq!(Manifest::parse(&bytes).ok().as_ref(), Some(&manifest));
+    for target in manifest.disks.iter().map(|disk| &disk.target) {
+        let path = manifest::disk_path(target);
+        let name = path.strip_prefix("disks/").expect("disks have a directory");
+        assert!(!name.contains(['/', '\0']) && !name.starts_with('.'));
+        assert!(manifest.disk(target).is_some());
+    }
+    for disk in &manifest.excluded {
+        let size = disk.size.unwrap_or(1 << 30);
+        if let Some(Ok(writes)) = disk.layout.as_ref().map(|layout| layout.write(size)) {
+            written(&writes, size);
+        }
+    }
+}
+
+/// A restore point's name, on the first line, chosen among archives with the names of the other lines.
+pub fn point_name(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let mut lines = text.lines();
+    let Ok(point) = lines.next().unwrap_or_default().parse::<PointName>() else {
+        return;
+    };
+    assert_eq!(point.to_string().parse().as_ref(), Ok(&point));
+    let archives: Vec<ArchiveInfo> = (0..)
+        .zip(lines)
+        .map(|(hour, name)| ArchiveInfo {
+            name: name.into(),
+            id: ChunkId([0; 32]),
+            time: Timestamp::UNIX_EPOCH + std::time::Duration::from_secs(3600 * hour),
+        })
+        .collect();
+    let chosen = point.candidates(archives.clone()).into_iter().next();
+    match &point.when {
+        When::Latest => assert_eq!(chosen.as_ref(), archives.last()),
+        When::Text(text) => {
+            let named = archives.iter().rfind(|info| info.name == text.as_str());
+            assert!(
+                named.is_none() || chosen.as_ref() == named,
+                "a whole name goes first"
+            );
+            assert!(chosen.is_none_or(|chosen| archives.contains(&chosen)));
+        }
+    }
+}

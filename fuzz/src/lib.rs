@@ -1,0 +1,35 @@
+//! What the fuzz targets do with their bytes: each function reads them as one format and asserts what has to hold
+//! for whatever came in.
+//!
+//! The targets in `fuzz_targets` call these under libFuzzer. The test `corpus` in `crates/cli` includes this file
+//! and feeds it the corpus, so that the same assertions run on the stable toolchain with every other test.
+
+pub mod borg;
+pub mod disk;
+pub mod engine;
+pub mod libvirt;
+pub mod sparse;
+
+/// A target takes any bytes and panics if something is wrong.
+pub type Target = fn(&[u8]);
+
+/// All targets by name, which is that of their corpus too.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("borg_archive", borg::archive),
+    ("borg_items", borg::items),
+    ("borg_key_blob", borg::key_blob),
+    ("borg_manifest", borg::manifest),
+    ("borg_msgpack", borg::msgpack),
+    ("borg_name", borg::name),
+    ("borg_object", borg::object),
+    ("borg_reply", borg::reply),
+    ("change_map", disk::change_map),
+    ("domain", libvirt::definition),
+    ("domain_retarget", libvirt::retarget),
+    ("gpt", disk::gpt),
+    ("luks", disk::luks),
+    ("manifest", engine::manifest),
+    ("point_name", engine::point_name),
+    ("swap_header", disk::swap_header),
+    ("swap_layout", disk::swap_layout),
+];
