@@ -46,10 +46,12 @@ fn uefi_variables_and_tpm_state_come_back_with_the_vm_and_its_copy() {
     // all this test needs, and it needs no certificate authority on the host.
     let state = tpm_state(&name);
     std::fs::create_dir_all(state.parent().unwrap()).unwrap();
-    std::fs::write(state.with_file_name("blank"), "").unwrap();
+    let blank = state.with_file_name("blank");
+    std::fs::write(&blank, "").unwrap();
     // The first start makes both.
     run(&mut virsh(["start", &name]));
     run(&mut virsh(["destroy", &name]));
+    std::fs::remove_file(blank).unwrap();
     let before = (
         std::fs::read(&variables).unwrap(),
         std::fs::read(tpm_state(&name)).unwrap(),
