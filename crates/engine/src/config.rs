@@ -141,6 +141,91 @@ pub struct Vm {
     /// This VM's repository, where the pattern does not fit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
+    /// How the disks of the running VM are held still.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub method: CaptureMethod,
+    /// How the guest is brought to rest before.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub quiesce: Quiesce,
+}
+
+/// How the disks of a running VM are held still.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CaptureMethod {
+    /// A backup job with a checkpoint; an external snapshot where the hypervisor cannot do that.
+    #[default]
+    Auto,
+    /// A backup job, or nothing.
+    Checkpoint,
+    /// An external snapshot whose overlay is merged back afterwards.
+    Snapshot,
+}
+
+/// How a guest is brought to rest at the instant of the backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quiesce {
+    /// The level of consistency to reach.
+    pub level: Level,
+    /// What to do when it is not reached.
+    pub if_missed: IfMissed,
+    /// How long the guest's file systems may stay frozen, in milliseconds; then they are thawed, whatever happens.
+    pub budget_ms: u64,
+    /// Run the scripts over `ssh` with this destination (`root@web01`, or a `Host` of `~/.ssh/config`); without it they
+    /// are run by the guest agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssh: Option<String>,
+    /// Shell command that brings the application to rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pre: Option<String>,
+    /// Shell command that lets the application go on. Runs whenever `pre` may have been started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub post: Option<String>,
+    /// How long either command may take, in seconds.
+    pub timeout_s: u64,
+}
+
+impl Default for Quiesce {
+    fn default() -> Self {
+        Self {
+            level: Level::default(),
+            if_missed: IfMissed::default(),
+            budget_ms: 1000,
+            ssh: None,
+            pre: None,
+            post: None,
+            timeout_s: 60,
+        }
+    }
+}
+
+/// A level of consistency that a running guest can be brought to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// As after a power cut.
+    #[default]
+    Crash,
+    /// File systems frozen by the guest agent.
+    Filesystem,
+    /// The application brought to rest by scripts, and file systems frozen where there is an agent.
+    Application,
+}
+
+/// What to do when a level of consistency is not reached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IfMissed {
+    /// Back up all the same, with a warning (exit code 3) and the level that was reached on record.
+    #[default]
+    Degrade,
+    /// No backup.
+    Fail,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn default_hypervisor() -> String {

@@ -51,6 +51,12 @@ pub struct Manifest {
     /// How long the hypervisor took to switch to the frozen view, in microseconds: an upper bound of the pause
     /// that the guest could see. 0 for a VM that was shut off.
     pub stall_us: u64,
+    /// How long the guest's file systems were frozen, in microseconds; 0 if they were not.
+    #[serde(default)]
+    pub frozen_us: u64,
+    /// Why a higher level of consistency, which the configuration asks for, was not reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missed: Option<String>,
     /// The checkpoint made at that instant, if any.
     pub checkpoint: Option<String>,
     /// The disks in the archive, in the order of the domain's definition.
@@ -90,6 +96,10 @@ pub enum Method {
 pub enum Consistency {
     /// What it would find after a power cut at that instant.
     Crash,
+    /// File systems that the guest had brought to rest.
+    Filesystem,
+    /// Applications that scripts had brought to rest.
+    Application,
     /// What it left when it shut down.
     Clean,
 }

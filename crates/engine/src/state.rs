@@ -65,6 +65,37 @@ pub struct Run {
     pub scratch: Vec<PathBuf>,
     /// Whether the guest ran when it began: then it has to run afterwards.
     pub running: bool,
+    /// The overlays of its external snapshot.
+    #[serde(default)]
+    pub overlays: Vec<Overlay>,
+    /// What it may owe the guest.
+    #[serde(default)]
+    pub debt: Debt,
+}
+
+/// An overlay that a run is about to make, or has made, on a disk's image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlay {
+    /// Target device name.
+    pub target: String,
+    /// The image that the guest wrote to before, and has to write to again.
+    pub base: PathBuf,
+    /// The base's format as defined.
+    pub format: String,
+    /// The file that takes the guest's writes meanwhile.
+    pub overlay: PathBuf,
+    /// Whether the guest may have been switched back to the base: from then on the overlay no longer has the last word.
+    #[serde(default)]
+    pub pivoting: bool,
+}
+
+/// What a run may owe the guest: written down before each is incurred, and cleared when it is paid.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Debt {
+    /// A thaw: a freeze may have been asked for.
+    pub thaw: bool,
+    /// The `post` script: the `pre` script may have been started.
+    pub post: bool,
 }
 
 /// A finished run whose checkpoint a next run may start from.
@@ -208,6 +239,15 @@ impl VmState {
         self.change(|records| records.run = Some(run))
     }
 
+    /// Changes what is on record of the run under way, before it acts accordingly.
+    pub fn amend(&mut self, change: impl FnOnce(&mut Run)) -> Result<(), StateError> {
+        self.change(|records| {
+            if let Some(run) = &mut records.run {
+                change(run);
+            }
+        })
+    }
+
     /// Closes the run: its archive is in the repository. Its checkpoint, if it made one, is now the one to start
     /// from; the older one has become stale.
     pub fn commit(&mut self, committed: Option<Committed>) -> Result<(), StateError> {
@@ -278,6 +318,8 @@ mod tests {
             socket: "/run/x".into(),
             scratch: vec!["/images/scratch".into()],
             running: true,
+            overlays: Vec::new(),
+            debt: Debt::default(),
         }
     }
 

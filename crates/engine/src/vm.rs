@@ -7,11 +7,17 @@
 //! * Nothing is probed. A disk's format is the one in the domain's definition; a guest can write the rest.
 //! * A call touches the one domain that it names, and there only objects that the caller names.
 
+mod agent;
+mod chains;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use uuid::Uuid;
+
+pub use self::agent::{Agent, FreezeStatus, GuestExit};
+pub use self::chains::{BlockJob, BlockJobState, Chain, Chains, SnapshotDisk};
 
 /// Why the hypervisor did not do, or did not say, what was asked.
 #[derive(Debug, thiserror::Error)]

@@ -82,6 +82,7 @@ fn draft(settings: &Settings, args: &Init) -> Result<Draft, Failure> {
                     swap: args.swap.clone(),
                     exclude: args.exclude.clone(),
                     repository,
+                    ..Vm::default()
                 };
                 new.insert(name.clone(), vm);
             }

@@ -69,6 +69,8 @@ pub fn method(method: Method) -> &'static str {
 pub fn consistency(consistency: Consistency) -> &'static str {
     match consistency {
         Consistency::Crash => "crash",
+        Consistency::Filesystem => "filesystem",
+        Consistency::Application => "application",
         Consistency::Clean => "clean",
     }
 }

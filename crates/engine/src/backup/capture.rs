@@ -17,7 +17,7 @@ use super::plan::{DiskPlan, Plan};
 use crate::context::Context;
 use crate::event::{Event, OpenExport};
 use crate::manifest::{Method, Mode};
-use crate::state::Run;
+use crate::state::{Debt, Run};
 use crate::vm::{BackupJob, Domain, HypervisorError, JobDisk, RunState};
 
 /// How long a hypervisor that does not answer is asked again.
@@ -74,6 +74,8 @@ pub fn intent(
         socket,
         scratch,
         running: domain.state == RunState::Running,
+        overlays: Vec::new(),
+        debt: Debt::default(),
     })
 }
 

@@ -63,6 +63,8 @@ pub fn seal(
             Consistency::Crash
         },
         stall_us: instant.call.as_micros() as u64,
+        frozen_us: 0,
+        missed: None,
         checkpoint: plan.checkpoint.clone(),
         disks: Vec::new(),
         excluded: excluded(context, domain, plan),
