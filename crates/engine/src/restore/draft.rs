@@ -48,9 +48,10 @@ impl Draft {
             .take_while(|directory| !directory.exists());
         let made: Vec<PathBuf> = missing.map(Path::to_owned).collect();
         if let Some(directory) = made.first() {
+            // QEMU and swtpm run as other users: they have to get through to the files that libvirt gives them.
             std::fs::DirBuilder::new()
                 .recursive(true)
-                .mode(0o700)
+                .mode(0o711)
                 .create(directory)?;
         }
         Ok(Self {
