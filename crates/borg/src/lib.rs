@@ -69,8 +69,8 @@
 //! Child processes ignore the terminal's interrupt signal, as stock Borg arranges it, so that the caller alone decides
 //! how a session ends; ssh stays in the foreground process group and may ask for its own passwords. To end a call that
 //! waits for the server, use [`Canceller`]; while a repository opens, and perhaps waits for its lock, that of the
-//! [`Transport`]. A network that is silently gone is noticed after three minutes with the default `ssh`; with a
-//! `BORG_RSH` of your own, set `ServerAliveInterval` yourself.
+//! [`Transport`]. A network that is silently gone is noticed after three minutes where `BORG_RSH` is an `ssh`; with
+//! another program, see to it yourself.
 //!
 //! # Limits
 //!

@@ -1,6 +1,7 @@
 //! The server's process, or any other pair of streams to a server.
 
 use std::io::{Read, Write};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -57,10 +58,13 @@ impl Transport {
                     name: "BORG_RSH",
                     reason: "it is empty, or a quotation does not end".to_owned(),
                 })?;
-            let plain = settings.rsh == "ssh";
+            let is_ssh = rsh
+                .first()
+                .is_some_and(|program| Path::new(program).file_name() == Some("ssh".as_ref()));
             arguments.extend(rsh.into_iter().map(Into::into));
-            if plain {
-                // A dead network must not hold the repository's lock, and its client, forever.
+            if is_ssh {
+                // A dead network must not hold the repository's lock, and its client, for ever. ssh takes the first
+                // value that it is given, so options of BORG_RSH go before these.
                 arguments.extend(["-oServerAliveInterval=30", "-oServerAliveCountMax=6"].map(Into::into));
             }
             if let Some(port) = ssh.port {

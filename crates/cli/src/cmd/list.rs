@@ -34,6 +34,7 @@ pub fn run(settings: &Settings, args: &List) -> Result<Exit, Failure> {
                 }
                 Err(error) if error.concerns_one_archive() => {
                     settings.ui.warn(&format!("{vm}: failed to {error}"));
+                    rows.push(unreadable_row(&vm, &info));
                     documents.push(
                         json!({ "vm": vm, "archive": info.name.to_string(), "error": error.to_string() }),
                     );
@@ -65,6 +66,22 @@ pub fn run(settings: &Settings, args: &List) -> Result<Exit, Failure> {
         Ui::out(line);
     }
     Ok(Exit::Done)
+}
+
+/// A restore point that cannot be read is one that is missing: it must not be left out in silence.
+fn unreadable_row(vm: &str, info: &ArchiveInfo) -> Vec<String> {
+    let none = || "-".to_owned();
+    vec![
+        vm.to_owned(),
+        none(),
+        none(),
+        none(),
+        none(),
+        "unreadable".to_owned(),
+        none(),
+        none(),
+        info.name.to_string(),
+    ]
 }
 
 fn row(vm: &str, info: &ArchiveInfo, manifest: &Manifest) -> Vec<String> {
