@@ -61,12 +61,28 @@ pub struct Repositories {
 }
 
 impl Repositories {
-    /// Opens the repository at a location as Borg writes it.
+    /// Opens the repository at a location as Borg writes it. One on storage that cannot be written is read without a
+    /// lock.
     pub fn open(&self, location: &str, access: Access) -> Result<Repository, strongroom_borg::Error> {
         let location: Location = location.parse()?;
-        let transport = Transport::spawn(&location, &self.settings)?;
+        match self.open_with(&location, access) {
+            Err(strongroom_borg::Error::LockFailed { message }) if access == Access::Read => {
+                if let Some(events) = &self.settings.events {
+                    events(strongroom_borg::Event::Log {
+                        level: strongroom_borg::Level::Info,
+                        message: format!("it is read without a lock: {message}"),
+                    });
+                }
+                self.open_with(&location, Access::ReadWithoutLock)
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_with(&self, location: &Location, access: Access) -> Result<Repository, strongroom_borg::Error> {
+        let transport = Transport::spawn(location, &self.settings)?;
         self.watch(transport.canceller());
-        Repository::open_over(transport, &location, access, &self.settings, &self.passphrase)
+        Repository::open_over(transport, location, access, &self.settings, &self.passphrase)
     }
 
     /// Makes a new, empty repository.
