@@ -52,6 +52,14 @@ pub enum HypervisorError {
         /// The hypervisor's own words.
         message: String,
     },
+    /// The guest agent has answered that it will not, or cannot. An answer, not silence: what was asked is not done.
+    #[error("{what}: the guest agent answers: {message}")]
+    Refused {
+        /// What was asked, of which domain.
+        what: String,
+        /// The agent's words, on one line. Hostile input.
+        message: String,
+    },
     /// Any other failure.
     #[error("{what}: {message}")]
     Failed {
@@ -238,7 +246,7 @@ pub struct Retarget {
 }
 
 /// The hypervisor. Implementations are shared between threads.
-pub trait Hypervisor: Send + Sync {
+pub trait Hypervisor: Agent + Send + Sync {
     /// The URI as configured, for messages.
     fn uri(&self) -> &str;
 

@@ -290,7 +290,7 @@ impl Libvirt {
         }
     }
 
-    fn handle(&self, domain: Uuid) -> Result<Handle, HypervisorError> {
+    pub(crate) fn handle(&self, domain: Uuid) -> Result<Handle, HypervisorError> {
         let found = self.by_uuid(&self.connection()?, domain)?;
         found.ok_or_else(|| self.no_such_domain(&domain.to_string()))
     }
@@ -409,7 +409,7 @@ fn size(handle: &Handle, disk: &Disk) -> Result<Option<u64>, Error> {
     Ok(Some(info.capacity).filter(|size| *size > 0))
 }
 
-fn is(error: &Error, number: ErrorNumber) -> bool {
+pub(crate) fn is(error: &Error, number: ErrorNumber) -> bool {
     error.code().is(number)
 }
 

@@ -8,10 +8,12 @@
 //! * `definition` reads domain XML, `retarget` rewrites it, `job` speaks backup and checkpoint XML, all over the
 //!   guards of `xml` and the tree of `tree`;
 //! * `image` and `sockets` know the two facts that libvirt does not tell: an image's version, a domain's directory;
+//! * `agent` talks to the guest agent, and believes nothing;
 //! * `hypervisor` puts them together behind the port.
 //!
 //! The `virt` crate is LGPL-2.1 and binds the system's libvirt dynamically.
 
+mod agent;
 mod connection;
 mod definition;
 mod hypervisor;

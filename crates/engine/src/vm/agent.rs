@@ -1,8 +1,12 @@
 //! The part of the port that talks to the guest agent.
 //!
-//! The agent is the guest's: it can be absent, hang, or lie. Every call has a time limit, and an error of
-//! [`Agent::freeze`] says nothing about whether the guest is, or is going to be, frozen: the request may lie in the
-//! agent's channel and be carried out much later.
+//! The agent is the guest's: it can be absent, hang, or lie. Every call has a time limit; the hypervisor may need some
+//! seconds more to find its place in the conversation with an agent that did not answer before.
+//!
+//! Silence and an answer are told apart. [`HypervisorError::Refused`] is an answer: what was asked was not done and
+//! will not be. After any other error of [`Agent::freeze`] nothing is known: the request may lie in the agent's
+//! channel and be carried out much later. Requests are carried out in their order, so that once the agent has
+//! answered a later [`Agent::thaw`], no earlier request is left in the channel.
 
 use std::time::Duration;
 
@@ -24,7 +28,7 @@ pub enum FreezeStatus {
 pub struct GuestExit {
     /// Its exit status; `None` if a signal ended it.
     pub status: Option<i32>,
-    /// The beginning of what it wrote to standard output and standard error. Hostile input.
+    /// The end of what it wrote to standard output, followed by that of standard error. Hostile input.
     pub output: String,
 }
 
@@ -45,13 +49,12 @@ pub trait Agent {
     /// Whether file systems are frozen.
     fn freeze_status(&self, domain: Uuid, at_most: Duration) -> Result<FreezeStatus, HypervisorError>;
 
-    /// Runs a shell command in the guest (`/bin/sh -c`) as the agent's user, with these variables, and waits for its
-    /// end at most this long; a command that runs longer is left to itself, and an error returned.
+    /// Runs a shell command in the guest (`/bin/sh -c`) as the agent's user, and waits for its end at most this long; a
+    /// command that runs longer is left to itself, and an error returned.
     fn run_in_guest(
         &self,
         domain: Uuid,
         command: &str,
-        environment: &[(String, String)],
         at_most: Duration,
     ) -> Result<GuestExit, HypervisorError>;
 }
