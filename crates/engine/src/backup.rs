@@ -266,6 +266,7 @@ fn capture_and_commit(
 ) -> Result<(Repository, Manifest, u64), BackupError> {
     scratch::check(context, plan)?;
     let capture = Capture::begin(context, plan, run)?;
+    capture.report();
     let plan = capture.plan();
     context.report(&Event::Step(Step::Stream));
     let repository = writer.canceller();

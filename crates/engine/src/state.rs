@@ -68,9 +68,6 @@ pub struct Run {
     /// The overlays of its external snapshot.
     #[serde(default)]
     pub overlays: Vec<Overlay>,
-    /// What it may owe the guest.
-    #[serde(default)]
-    pub debt: Debt,
 }
 
 /// An overlay that a run is about to make, or has made, on a disk's image.
@@ -89,13 +86,15 @@ pub struct Overlay {
     pub pivoting: bool,
 }
 
-/// What a run may owe the guest: written down before each is incurred, and cleared when it is paid.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What the guest may be owed: written down before each is incurred, and cleared when it is paid. It outlives the run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Debt {
     /// A thaw: a freeze may have been asked for.
+    #[serde(default)]
     pub thaw: bool,
-    /// The `post` script: the `pre` script may have been started.
-    pub post: bool,
+    /// The `post` script: the `pre` script may have been started by the run of this id.
+    #[serde(default)]
+    pub post: Option<String>,
 }
 
 /// A finished run whose checkpoint a next run may start from.
@@ -123,6 +122,9 @@ pub struct Records {
     pub committed: Option<Committed>,
     /// Checkpoints of ours that are of no use any more and still have to be deleted.
     pub stale: Vec<String>,
+    /// What the guest may be owed.
+    #[serde(default)]
+    pub debt: Debt,
 }
 
 /// The directory with the records of all VMs.
@@ -224,6 +226,7 @@ impl Records {
             run: None,
             committed: None,
             stale: Vec::new(),
+            debt: Debt::default(),
         }
     }
 }
@@ -246,6 +249,11 @@ impl VmState {
                 change(run);
             }
         })
+    }
+
+    /// Changes what the guest may be owed: before it is incurred, and after it is paid.
+    pub fn owe(&mut self, change: impl FnOnce(&mut Debt)) -> Result<(), StateError> {
+        self.change(|records| change(&mut records.debt))
     }
 
     /// Closes the run: its archive is in the repository. Its checkpoint, if it made one, is now the one to start
@@ -319,7 +327,6 @@ mod tests {
             scratch: vec!["/images/scratch".into()],
             running: true,
             overlays: Vec::new(),
-            debt: Debt::default(),
         }
     }
 
@@ -370,6 +377,25 @@ mod tests {
         state.commit(None).unwrap();
         assert_eq!(state.records().committed, Some(committed("3")));
         assert_eq!(state.records().run, None);
+    }
+
+    #[test]
+    fn what_is_owed_outlives_the_run() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let owed = Debt {
+            thaw: true,
+            post: Some("1".into()),
+        };
+        let mut records = state.lock("web", Uuid::nil()).unwrap();
+        records.begin(run("1")).unwrap();
+        records.owe(|debt| debt.clone_from(&owed)).unwrap();
+        records.commit(Some(committed("1"))).unwrap();
+        drop(records);
+        let mut records = state.lock("web", Uuid::nil()).unwrap();
+        assert_eq!(records.records().debt, owed);
+        records.owe(|debt| *debt = Debt::default()).unwrap();
+        assert_eq!(records.records().debt, Debt::default());
     }
 
     #[test]

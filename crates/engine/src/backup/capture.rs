@@ -17,7 +17,7 @@ use super::plan::{DiskPlan, Plan};
 use crate::context::Context;
 use crate::event::{Event, OpenExport};
 use crate::manifest::{Method, Mode};
-use crate::state::{Debt, Run};
+use crate::state::Run;
 use crate::vm::{BackupJob, Domain, HypervisorError, JobDisk, RunState};
 
 /// How long a hypervisor that does not answer is asked again.
@@ -75,7 +75,6 @@ pub fn intent(
         scratch,
         running: domain.state == RunState::Running,
         overlays: Vec::new(),
-        debt: Debt::default(),
     })
 }
 
@@ -93,7 +92,7 @@ impl<'a> Capture<'a> {
             Method::Checkpoint => begin_job(context, plan, run)?,
             Method::Offline => begin_servers(context, plan)?,
         };
-        let capture = Self {
+        Ok(Self {
             context,
             plan,
             at: Timestamp::now(),
@@ -102,12 +101,15 @@ impl<'a> Capture<'a> {
             servers,
             run,
             ended: false,
-        };
-        context.report(&Event::Captured {
-            exports: &capture.exports,
-            call,
+        })
+    }
+
+    /// Reports the views. Not a part of [`Capture::begin`], during which the guest may be at rest.
+    pub fn report(&self) {
+        self.context.report(&Event::Captured {
+            exports: &self.exports,
+            call: self.call,
         });
-        Ok(capture)
     }
 
     /// The plan as it was carried out.
