@@ -10,10 +10,12 @@
 //! Only this file says which checkpoints are committed. A checkpoint that an aborted run left looks valid to libvirt,
 //! and an incremental backup from it would silently miss data.
 
+use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -129,14 +131,46 @@ pub struct Records {
 
 /// The directory with the records of all VMs.
 #[derive(Debug, Clone)]
-pub struct StateDirectory(PathBuf);
+pub struct StateDirectory {
+    path: PathBuf,
+    watcher: Watcher,
+}
 
 /// The records of one VM, locked for one run.
 #[derive(Debug)]
 pub struct VmState {
     path: PathBuf,
     records: Records,
+    watcher: Watcher,
     _lock: File,
+}
+
+/// The two sides of a write of the records. What a run does lies between one write's [`Durable`](Self::Durable) and
+/// the next one's [`Due`](Self::Due).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Write {
+    /// It is about to be made.
+    Due,
+    /// It is on disk.
+    Durable,
+}
+
+/// Who is told of each write, if anybody.
+#[derive(Clone, Default)]
+struct Watcher(Option<Arc<dyn Fn(Write) + Send + Sync>>);
+
+impl Watcher {
+    fn tell(&self, write: Write) {
+        if let Some(watcher) = &self.0 {
+            watcher(write);
+        }
+    }
+}
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(if self.0.is_some() { "Watched" } else { "Unwatched" })
+    }
 }
 
 impl StateDirectory {
@@ -151,12 +185,25 @@ impl StateDirectory {
                 path: path.clone(),
                 source,
             })?;
-        Ok(Self(path))
+        Ok(Self {
+            path,
+            watcher: Watcher::default(),
+        })
+    }
+
+    /// Tells `watcher` of each write of the records, on the thread that makes it; the write waits meanwhile. This is
+    /// for tests that end a run between any two steps.
+    #[must_use]
+    pub fn watched(self, watcher: Arc<dyn Fn(Write) + Send + Sync>) -> Self {
+        Self {
+            watcher: Watcher(Some(watcher)),
+            ..self
+        }
     }
 
     /// Locks a VM's records and reads them.
     pub fn lock(&self, vm: &str, uuid: Uuid) -> Result<VmState, StateError> {
-        let lock_path = self.0.join(format!("{uuid}.lock"));
+        let lock_path = self.path.join(format!("{uuid}.lock"));
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -177,19 +224,20 @@ impl StateDirectory {
                 });
             }
         }
-        let path = self.0.join(format!("{uuid}.json"));
+        let path = self.path.join(format!("{uuid}.json"));
         let mut records = Self::read(&path)?.unwrap_or_else(|| Records::new(vm));
         vm.clone_into(&mut records.vm);
         Ok(VmState {
             path,
             records,
+            watcher: self.watcher.clone(),
             _lock: lock,
         })
     }
 
     /// What is on record about a VM, without a lock: for `status`.
     pub fn peek(&self, uuid: Uuid) -> Result<Option<Records>, StateError> {
-        Self::read(&self.0.join(format!("{uuid}.json")))
+        Self::read(&self.path.join(format!("{uuid}.json")))
     }
 
     fn read(path: &Path) -> Result<Option<Records>, StateError> {
@@ -294,11 +342,13 @@ impl VmState {
     fn change(&mut self, change: impl FnOnce(&mut Records)) -> Result<(), StateError> {
         let mut next = self.records.clone();
         change(&mut next);
+        self.watcher.tell(Write::Due);
         self.write(&next).map_err(|source| StateError::Io {
             path: self.path.clone(),
             source,
         })?;
         self.records = next;
+        self.watcher.tell(Write::Durable);
         Ok(())
     }
 
@@ -396,6 +446,29 @@ mod tests {
         assert_eq!(records.records().debt, owed);
         records.owe(|debt| *debt = Debt::default()).unwrap();
         assert_eq!(records.records().debt, Debt::default());
+    }
+
+    #[test]
+    fn a_watcher_sees_both_sides_of_every_write() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join(format!("{}.json", Uuid::nil()));
+        let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let (log, written) = (Arc::clone(&seen), file.clone());
+        let watcher = Arc::new(move |write| {
+            let text = std::fs::read_to_string(&written).unwrap_or_default();
+            log.lock().unwrap().push((write, text.contains("vm-1")));
+        });
+        let state = StateDirectory::open(directory.path()).unwrap().watched(watcher);
+        let mut state = state.lock("web", Uuid::nil()).unwrap();
+        state.begin(run("1")).unwrap();
+        state.abandon().unwrap();
+        let expected = [
+            (Write::Due, false),
+            (Write::Durable, true),
+            (Write::Due, true),
+            (Write::Durable, false),
+        ];
+        assert_eq!(*seen.lock().unwrap(), expected);
     }
 
     #[test]
