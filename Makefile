@@ -2,7 +2,8 @@
 # after `make setup`; `make demo` does that itself.
 SHELL := /bin/bash
 CARGO ?= cargo
-# Tests whose files are called vm_* run virtual machines: one at a time, after all others.
+# Tests whose files are called vm_* run virtual machines: one at a time, after all others. Those called long_* are for
+# nobody's every day: they run only by targets of their own.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
 .PHONY: help setup build lint test test-fast test-borg test-vm deny fuzz demo man clean
@@ -23,11 +24,11 @@ lint: ## Formatting and clippy, warnings are errors
 test: lint test-fast test-borg test-vm ## Runs every check and test, the quick ones first
 
 ifeq ($(NEXTEST),yes)
-FAST := nextest run --workspace --locked -E 'not binary(/^vm_/)'
+FAST := nextest run --workspace --locked -E 'not binary(/^(vm|long)_/)'
 VM := nextest run --workspace --locked -E 'binary(/^vm_/)'
 BORG := nextest run --locked -p strongroom-borg --test stock
 else
-FAST := test --workspace --locked --lib --bins --test '[!v]*'
+FAST := test --workspace --locked --lib --bins --test '[!lv]*'
 VM := test --workspace --locked --test 'vm_*' -- --test-threads=1
 BORG := test --locked -p strongroom-borg --test stock
 endif

@@ -11,7 +11,8 @@ use crate::run::run;
 /// A stock `borg` with configuration, keys, caches and security records in a directory of its own.
 pub struct Borg {
     program: PathBuf,
-    base: TempDir,
+    base: PathBuf,
+    _owned: Option<TempDir>,
 }
 
 impl Borg {
@@ -28,19 +29,29 @@ impl Borg {
             .expect("make a directory for Borg");
         Self {
             program: program.to_owned(),
-            base,
+            base: base.path().to_owned(),
+            _owned: Some(base),
+        }
+    }
+
+    /// The packaged `borg` in another one's directory, which has to outlive this.
+    pub fn sharing(base: &Path) -> Self {
+        Self {
+            program: PathBuf::from("borg"),
+            base: base.to_owned(),
+            _owned: None,
         }
     }
 
     /// What `BORG_BASE_DIR` is.
     pub fn base(&self) -> &Path {
-        self.base.path()
+        &self.base
     }
 
     /// The variables that every process must get that shares this Borg's keys and caches.
     pub fn environment(&self) -> Vec<(&'static str, &OsStr)> {
         vec![
-            ("BORG_BASE_DIR", self.base.path().as_os_str()),
+            ("BORG_BASE_DIR", self.base.as_os_str()),
             ("BORG_PASSPHRASE", OsStr::new("correct horse battery staple")),
             ("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", OsStr::new("no")),
             ("BORG_RELOCATED_REPO_ACCESS_IS_OK", OsStr::new("no")),

@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used)] // Each test binary uses its own part of it, and fails by panicking.
 
 pub mod checks;
+pub mod deaths;
 pub mod running;
 pub mod tmpfs;
 
@@ -45,6 +46,18 @@ impl Bench {
         for vm in vms {
             config.vm.insert((*vm).to_owned(), Vm::default());
         }
+        let bench = Self::open(config, borg);
+        for vm in vms {
+            bench
+                .repositories
+                .create(&bench.config.repository_of(vm), Encryption::RepokeyBlake2)
+                .unwrap();
+        }
+        bench
+    }
+
+    /// For what exists already: in another process than the one that made it.
+    pub fn open(config: Config, borg: Borg) -> Self {
         let settings = Settings {
             lock_wait: Duration::from_secs(2),
             ..Settings::from_env()
@@ -57,11 +70,6 @@ impl Bench {
             passphrase,
             cancel: cancel.clone(),
         };
-        for vm in vms {
-            repositories
-                .create(&config.repository_of(vm), Encryption::RepokeyBlake2)
-                .unwrap();
-        }
         Self {
             borg,
             state: StateDirectory::open(config.state_directory()).unwrap(),
