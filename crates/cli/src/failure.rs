@@ -3,6 +3,7 @@
 use std::fmt;
 
 use strongroom_engine::backup::BackupError;
+use strongroom_engine::backup::plan::PlanError as Unplanned;
 use strongroom_engine::config::ConfigError;
 use strongroom_engine::history::HistoryError;
 use strongroom_engine::restore::RestoreError;
@@ -75,6 +76,13 @@ impl From<BackupError> for Failure {
             BackupError::Repository(error) => error.into(),
             BackupError::History(error) => error.into(),
             BackupError::Config(error @ ConfigError::UnknownVm(_)) => Self::usage(error),
+            BackupError::Plan(error @ Unplanned::Busy { .. }) => {
+                Self::failed(error).hint("run the backup again when that is over; `virsh domjobinfo` shows it")
+            }
+            BackupError::Plan(error @ Unplanned::Snapshot { .. }) => Self::failed(error).hint(
+                "let it be merged by whoever took it, or with `virsh blockcommit VM DISK --active --pivot`; then run \
+                 the backup again",
+            ),
             BackupError::Plan(error) => Self::usage(error),
             other => Self::failed(other),
         }

@@ -187,6 +187,88 @@ fn disks_go(bench: &Bench, guest: &TestGuest, before: &Report) {
     assert_eq!(disk(&next, "vda").mode, Mode::Incremental);
 }
 
+/// Takes away what QEMU knows of the changes of one disk.
+fn remove_bitmap(guest: &TestGuest, target: &str, bitmap: &str) {
+    let monitor = |command: &str| run(virsh(["qemu-monitor-command", guest.name()]).arg(command));
+    let nodes = monitor(r#"{"execute":"query-named-block-nodes","arguments":{"flat":true}}"#);
+    let nodes: serde_json::Value = serde_json::from_str(&nodes).unwrap();
+    let image = guest.disk(target);
+    let node = nodes["return"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|node| node["drv"] == "qcow2" && node["file"] == *image.to_str().unwrap())
+        .unwrap();
+    let name = &node["node-name"];
+    let answer = monitor(&format!(
+        r#"{{"execute":"block-dirty-bitmap-remove","arguments":{{"node":{name},"name":"{bitmap}"}}}}"#
+    ));
+    assert!(answer.contains(r#""return":{}"#), "{answer}");
+}
+
+#[test]
+fn one_bad_bitmap_concerns_one_disk() {
+    let lab = Lab::new();
+    let guest = lab
+        .guest()
+        .root_mib(128)
+        .swap_mib(32)
+        .disk(Format::Qcow2, 64)
+        .boot();
+    let vm = guest.name().to_owned();
+    let bench = Bench::new(&lab, &[&vm]);
+    guest.probe("pattern start 20");
+    scribble(&guest, "vdc", 3);
+    let first = bench.backup(&vm, &()).unwrap();
+
+    // Known before the job begins.
+    let checkpoint = first.manifest.checkpoint.clone().unwrap();
+    remove_bitmap(&guest, "vdc", &checkpoint);
+    scribble(&guest, "vdc", 20);
+    let (second, hash_of_vda) = bench.backup_with_hash(&vm);
+    expect(&second, "vda", Mode::Incremental, &first.archive);
+    expect(
+        &second,
+        "vdc",
+        Mode::Full,
+        &format!("checkpoint {checkpoint} cannot be used: its bitmap is missing or inconsistent"),
+    );
+    let restored = |archive: &str, target: &str| bench.sha256_of_restored(&lab, &vm, archive, target);
+    assert_eq!(restored(&second.archive, "vda"), hash_of_vda);
+    assert_eq!(restored(&second.archive, "vdc"), hash(&guest, "vdc"));
+    bench.at_rest(&lab, &vm);
+
+    // Found out by libvirt's refusal.
+    let checkpoint = second.manifest.checkpoint.clone().unwrap();
+    let removed = Once::new();
+    let hook = Hook::new(|event| {
+        if let Event::Planned(plan) = event {
+            assert!(plan.disks.iter().all(|disk| disk.mode == Mode::Incremental));
+            removed.call_once(|| remove_bitmap(&guest, "vdc", &checkpoint));
+        }
+    });
+    scribble(&guest, "vdc", 30);
+    let third = bench.backup(&vm, &hook).unwrap();
+    expect(&third, "vda", Mode::Incremental, &second.archive);
+    expect(
+        &third,
+        "vdc",
+        Mode::Full,
+        "refused an incremental backup: its bitmap is missing",
+    );
+    assert_eq!(restored(&third.archive, "vdc"), hash(&guest, "vdc"));
+    scribble(&guest, "vdc", 40);
+    let (last, hash_of_vda) = bench.backup_with_hash(&vm);
+    for target in ["vda", "vdc"] {
+        expect(&last, target, Mode::Incremental, &third.archive);
+    }
+    assert_eq!(restored(&last.archive, "vda"), hash_of_vda);
+    assert_eq!(restored(&last.archive, "vdc"), hash(&guest, "vdc"));
+    bench.at_rest(&lab, &vm);
+    guest.probe("verify");
+    bench.check(&vm);
+}
+
 #[test]
 fn a_vm_that_is_shut_off_is_backed_up_too() {
     let lab = Lab::new();

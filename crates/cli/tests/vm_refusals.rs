@@ -15,7 +15,7 @@ use common::{Bench, Hook};
 use strongroom_engine::config::{Config, Vm};
 use strongroom_engine::event::Event;
 use strongroom_engine::vm::Hypervisor as _;
-use strongroom_testkit::{Lab, TestGuest};
+use strongroom_testkit::{Lab, TestGuest, run, virsh};
 
 /// A guest with one backup, in a repository on a file system of its own.
 struct Scene<'a> {
@@ -319,4 +319,138 @@ fn two_runs_at_once(scene: &Scene<'_>) {
     let (said, took) = second.into_inner().unwrap().unwrap();
     said.expect(1, &[scene.vm(), "another run of strongroom works on it"]);
     assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn what_others_do_with_the_vm_is_left_alone() {
+    let lab = Lab::new();
+    let scene = Scene::new(&lab);
+    scene.backup().expect(0, &["first backup"]);
+    let archives = scene.bench.at_rest(&lab, scene.vm());
+    let before = scene.state();
+
+    a_foreign_backup_job(&scene);
+    a_foreign_block_job(&scene);
+    a_foreign_snapshot(&scene);
+    a_dump(&scene);
+
+    assert_eq!(scene.state(), before, "nothing was written");
+    assert_eq!(scene.bench.at_rest(&lab, scene.vm()), archives);
+    scene.guest.probe("verify");
+    // Snapshots inside the image are no hindrance.
+    run(&mut virsh(["snapshot-create-as", scene.vm(), "inside"]));
+    scene.backup().expect(0, &["vda: incremental"]);
+    run(&mut virsh(["snapshot-delete", scene.vm(), "inside"]));
+    scene.backup().expect(0, &["vda: incremental"]);
+    scene.bench.at_rest(&lab, scene.vm());
+    scene.bench.check(scene.vm());
+    scene.guest.probe("verify");
+}
+
+fn a_foreign_backup_job(scene: &Scene<'_>) {
+    let uuid = scene.bench.hypervisor.domain(scene.vm()).unwrap().uuid;
+    let socket = scene
+        .bench
+        .hypervisor
+        .socket_directory(uuid)
+        .unwrap()
+        .join("theirs.sock");
+    let (socket, scratch) = (socket.display(), scene.lab.path("theirs"));
+    let xml = scene.lab.path("theirs.xml");
+    let job = format!(
+        "<domainbackup mode='pull'><server transport='unix' socket='{socket}'/><disks>\
+         <disk name='vda' backup='yes' type='file'><driver type='qcow2'/><scratch file='{}'/></disk>\
+         <disk name='vdb' backup='no'/></disks></domainbackup>",
+        scratch.display()
+    );
+    fs::write(&xml, job).unwrap();
+    run(virsh(["backup-begin", scene.vm()]).arg(&xml));
+    let clock = Instant::now();
+    let said = scene.backup();
+    said.expect(
+        1,
+        &[
+            &format!("back up {}", scene.vm()),
+            &format!("a backup job of somebody else runs, with the socket {socket}"),
+            "nothing was touched",
+            "hint: run the backup again when that is over",
+        ],
+    );
+    assert!(clock.elapsed() < Duration::from_secs(15), "{:?}", clock.elapsed());
+    let dry = scene
+        .bench
+        .says(scene.lab, &["--json", "backup", "-n", scene.vm()]);
+    dry.expect(1, &["a backup job of somebody else"]);
+    let job = run(&mut virsh(["domjobinfo", scene.vm()]));
+    assert!(job.contains("Backup"), "it still runs: {job}");
+    run(&mut virsh(["domjobabort", scene.vm()]));
+}
+
+fn a_foreign_block_job(scene: &Scene<'_>) {
+    let copy = scene.lab.path("copy.qcow2");
+    run(virsh(["blockcopy", scene.vm(), "vda"])
+        .arg(&copy)
+        .args(["--transient-job", "--bandwidth", "1"]));
+    scene.backup().expect(
+        1,
+        &["a block job (copy) runs on its disk vda", "nothing was touched"],
+    );
+    let live = run(&mut virsh(["dumpxml", scene.vm()]));
+    assert!(live.contains("job='copy'"), "it still runs: {live}");
+    run(&mut virsh(["blockjob", scene.vm(), "vda", "--abort"]));
+    fs::remove_file(copy).unwrap();
+}
+
+fn a_foreign_snapshot(scene: &Scene<'_>) {
+    let (overlay, swap) = (scene.lab.path("theirs.overlay"), scene.lab.path("swap.overlay"));
+    let spec = |target: &str, file: &Path| format!("{target},snapshot=external,file={}", file.display());
+    let take = |name: &str, spec: &str, other: &str| {
+        let mut command = virsh(["snapshot-create-as", scene.vm(), name, "--disk-only", "--atomic"]);
+        run(command.args(["--diskspec", spec, "--diskspec", other]));
+    };
+    take("theirs", &spec("vda", &overlay), "vdb,snapshot=no");
+    scene.backup().expect(
+        1,
+        &[
+            &format!("disk vda runs on {}", overlay.display()),
+            "the overlay of the snapshot \"theirs\" of somebody else",
+            "nothing was touched",
+            "hint: let it be merged",
+        ],
+    );
+    let chain = run(&mut virsh(["domblklist", scene.vm()]));
+    assert!(chain.contains(overlay.to_str().unwrap()), "{chain}");
+    let pivot = |target: &str| {
+        run(virsh(["blockcommit", scene.vm(), target]).args(["--active", "--pivot", "--wait"]));
+    };
+    pivot("vda");
+    fs::remove_file(overlay).unwrap();
+    // What libvirt remembers of it is no reason, and neither is one of a disk that is not backed up.
+    take("swap", &spec("vdb", &swap), "vda,snapshot=no");
+    let planned = scene.bench.json(scene.lab, &["backup", "-n", scene.vm()]);
+    assert_eq!(planned["backups"][0]["plan"]["disks"][0]["mode"], "incremental");
+    pivot("vdb");
+    fs::remove_file(swap).unwrap();
+    for name in ["theirs", "swap"] {
+        run(&mut virsh(["snapshot-delete", scene.vm(), "--metadata", name]));
+    }
+}
+
+/// A job that holds the VM as a whole, as a migration does.
+fn a_dump(scene: &Scene<'_>) {
+    let core = scene.lab.path("core");
+    let operation = || run(&mut virsh(["domjobinfo", scene.vm()]));
+    let said = loop {
+        let mut dump = virsh(["dump", "--live", "--memory-only", scene.vm()]);
+        let mut dump = dump.arg(&core).stdout(Stdio::null()).spawn().unwrap();
+        while !operation().contains("Dump") && dump.try_wait().unwrap().is_none() {}
+        let said = scene.bench.says(scene.lab, &["backup", "-n", scene.vm()]);
+        assert!(dump.wait().unwrap().success());
+        // It may have been over too soon.
+        if said.code != Some(0) {
+            break said;
+        }
+    };
+    fs::remove_file(core).unwrap();
+    said.expect(1, &["its memory is being dumped", "nothing was touched"]);
 }

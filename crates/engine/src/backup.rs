@@ -167,7 +167,10 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
     // One run a VM at a time; and whatever an interrupted one left is undone first.
     let mut state = context.state.lock(&domain.name, domain.uuid)?;
     context.report(&Event::Step(Step::Reconcile));
-    if !dry_run {
+    let interrupted = state.records().run.is_some();
+    if !interrupted {
+        plan::check_free(&domain)?;
+    } else if !dry_run {
         reconcile(context, &domain, &mut state)?;
     }
 
@@ -176,7 +179,12 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
     let access = if dry_run { Access::Read } else { Access::Write };
     let mut repository = context.repositories.open(&location, access)?;
     // Opening it may have taken its time: a passphrase, a lock. The VM is what it is now.
-    let domain = context.hypervisor.domain(&domain.uuid.to_string())?;
+    let mut domain = context.hypervisor.domain(&domain.uuid.to_string())?;
+    if dry_run && interrupted {
+        // What it is busy with may be what an interrupted run of ours left, which the next run undoes.
+        domain.busy = None;
+        domain.snapshots.clear();
+    }
     let newest = Point::newest(&mut repository, |error| {
         context.warn(format!("passed over: failed to {error}"));
     })?;
@@ -372,12 +380,10 @@ fn parent<'a>(
         Ok(_) => return Parent::None(format!("checkpoint {checkpoint} is gone")),
         Err(error) => return Parent::None(format!("the checkpoints cannot be listed: {error}")),
     }
-    if domain.state.is_active()
-        && let Err(error) = context.hypervisor.check_checkpoint(domain.uuid, checkpoint)
-    {
-        return Parent::None(format!("checkpoint {checkpoint} cannot be used: {error}"));
+    match context.hypervisor.check_checkpoint(domain.uuid, checkpoint) {
+        Ok(bad) => Parent::Usable(committed, point, bad),
+        Err(error) => Parent::None(format!("checkpoint {checkpoint} cannot be used: {error}")),
     }
-    Parent::Usable(committed, point)
 }
 
 /// After a failure: this run's checkpoint stands for no archive. What cannot be undone now stays on record, and the

@@ -165,6 +165,11 @@ pub struct Domain {
     pub shut_down: bool,
     /// Whether it has an emulated TPM, whose state lies in [`Hypervisor::tpm_directory`].
     pub has_tpm: bool,
+    /// What it is busy with, or what is wrong with it, so that it cannot be backed up now (`"a migration is under way"`).
+    /// Jobs of our own show here, too.
+    pub busy: Option<String>,
+    /// External snapshots that the hypervisor knows of and whose overlays are in use.
+    pub snapshots: Vec<Snapshot>,
 }
 
 /// Without the definition, which holds secrets.
@@ -184,6 +189,17 @@ impl fmt::Debug for Domain {
             .field("disks", disks)
             .finish_non_exhaustive()
     }
+}
+
+/// An external snapshot of one disk, as its hypervisor keeps it on record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The snapshot's name.
+    pub name: String,
+    /// Target device name.
+    pub target: String,
+    /// The image that the guest's writes have gone to since.
+    pub overlay: PathBuf,
 }
 
 /// One disk in a [`BackupJob`].
@@ -245,6 +261,15 @@ pub struct Retarget {
     pub nvram: Option<PathBuf>,
 }
 
+/// A disk whose bitmap of some checkpoint is not to be believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadBitmap {
+    /// Target device name.
+    pub target: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
 /// The hypervisor. Implementations are shared between threads.
 pub trait Hypervisor: Agent + Send + Sync {
     /// The URI as configured, for messages.
@@ -262,9 +287,10 @@ pub trait Hypervisor: Agent + Send + Sync {
     /// Names of all checkpoints of the domain, whoever made them, oldest first.
     fn checkpoints(&self, domain: Uuid) -> Result<Vec<String>, HypervisorError>;
 
-    /// Whether a checkpoint can be believed: asks for the size of the changes since then, for which the
-    /// hypervisor has to find a consistent, unbroken chain of bitmaps. The error says what is wrong.
-    fn check_checkpoint(&self, domain: Uuid, name: &str) -> Result<(), HypervisorError>;
+    /// Gives the disks whose bitmaps of a checkpoint cannot be believed; of the others the hypervisor has found an
+    /// unbroken chain of bitmaps that are consistent and record. An error concerns the checkpoint as a whole. Of a
+    /// domain that does not run, only that the checkpoint exists can be said.
+    fn check_checkpoint(&self, domain: Uuid, name: &str) -> Result<Vec<BadBitmap>, HypervisorError>;
 
     /// Deletes a checkpoint; where its bitmaps are lost or broken, at least its metadata. Succeeds if there is none of that name.
     fn delete_checkpoint(&self, domain: Uuid, name: &str) -> Result<(), HypervisorError>;

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use strongroom_engine::vm::{
-    BackupJob, Disk, DiskSource, Domain, Hypervisor, HypervisorError, Retarget, RunState, RunningJob,
+    BackupJob, BadBitmap, Disk, DiskSource, Domain, Hypervisor, HypervisorError, Retarget, RunState,
+    RunningJob,
 };
 use uuid::Uuid;
 use virt::connect::Connect;
@@ -66,21 +67,28 @@ impl Hypervisor for Libvirt {
             .map_err(|error| self.failed(format!("list the checkpoints of domain {domain}"), &error))
     }
 
-    fn check_checkpoint(&self, domain: Uuid, name: &str) -> Result<(), HypervisorError> {
+    fn check_checkpoint(&self, domain: Uuid, name: &str) -> Result<Vec<BadBitmap>, HypervisorError> {
         let handle = self.handle(domain)?;
         let what = || format!("check checkpoint {name:?} of domain {domain}");
         let checkpoint = Checkpoint::lookup(&handle, name).map_err(|error| self.failed(what(), &error))?;
         if !self.is_active(&handle)? {
             // Only a running QEMU has the bitmaps open; that the checkpoint exists is all that can be said.
-            return Ok(());
+            return Ok(Vec::new());
         }
         let xml = checkpoint
             .xml_with_sizes()
             .map_err(|error| self.failed(what(), &error))?;
-        job::check_sizes(&xml, &self.live_disks(&handle)?).map_err(|message| HypervisorError::Failed {
-            what: what(),
-            message,
-        })
+        let broken = job::without_size(&xml, &self.live_disks(&handle)?).map_err(|message| {
+            HypervisorError::Failed {
+                what: what(),
+                message,
+            }
+        })?;
+        let bad = |target| BadBitmap {
+            target,
+            why: "its bitmap is missing or inconsistent".into(),
+        };
+        Ok(broken.into_iter().map(bad).collect())
     }
 
     fn delete_checkpoint(&self, domain: Uuid, name: &str) -> Result<(), HypervisorError> {
@@ -104,7 +112,7 @@ impl Hypervisor for Libvirt {
         let disks = self.live_disks(&handle)?;
         let broken = checkpoint
             .xml_with_sizes()
-            .is_ok_and(|xml| job::check_sizes(&xml, &disks).is_err());
+            .is_ok_and(|xml| !job::without_size(&xml, &disks).is_ok_and(|broken| broken.is_empty()));
         if !broken {
             return Err(self.failed(what(), &error));
         }
@@ -336,7 +344,17 @@ impl Libvirt {
         let reason = handle.state().map_err(failed)?.1;
         let shut_down = DomainStateReason::Shutoff(Enum::Known(DomainShutoffReason::Shutdown));
         let saved = handle.has_managed_save(0).map_err(failed)?;
+        let (busy, snapshots) = if state.is_active() {
+            let media = disks.iter().filter(|disk| disk.source != DiskSource::None);
+            let targets: Vec<&str> = media.map(|disk| disk.target.as_str()).collect();
+            let live = handle.xml_desc(0).map_err(failed)?;
+            (self.busy(handle, &targets)?, self.snapshots(handle, &live)?)
+        } else {
+            (None, Vec::new())
+        };
         Ok(Domain {
+            busy,
+            snapshots,
             saved,
             shut_down: state == RunState::ShutOff && !saved && reason == Enum::Known(shut_down),
             uuid: handle.uuid().map_err(failed)?,
@@ -356,7 +374,7 @@ impl Libvirt {
         disks(handle, &xml)
     }
 
-    fn described(&self, handle: &Handle) -> Result<Option<Described>, HypervisorError> {
+    pub(crate) fn described(&self, handle: &Handle) -> Result<Option<Described>, HypervisorError> {
         let what = || "read the backup job of a domain".to_owned();
         let xml = match sys::backup_xml(handle) {
             Err(error) if is(&error, ErrorNumber::NoDomainBackup) || is(&error, ErrorNumber::NoDomain) => {

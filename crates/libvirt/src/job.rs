@@ -157,11 +157,11 @@ pub fn described(xml: &str) -> Result<Described, String> {
     })
 }
 
-/// Reads a `<domaincheckpoint>` that was asked for with sizes: whether libvirt found the bitmaps.
+/// Reads a `<domaincheckpoint>` that was asked for with sizes: the disks for which libvirt found no usable bitmap.
 ///
 /// libvirt gives no size, and no error, where a bitmap is missing, inconsistent or not recording. Disks that the
 /// domain no longer has do not count, unless none is left.
-pub fn check_sizes(xml: &str, domain: &[Disk]) -> Result<(), String> {
+pub fn without_size(xml: &str, domain: &[Disk]) -> Result<Vec<String>, String> {
     let document = parse(xml, "domaincheckpoint")?;
     let mut found = false;
     let mut broken = Vec::new();
@@ -172,16 +172,13 @@ pub fn check_sizes(xml: &str, domain: &[Disk]) -> Result<(), String> {
         }
         found = true;
         if disk.attribute("size").is_none() {
-            broken.push(name);
+            broken.push(name.to_owned());
         }
     }
-    match (found, broken.as_slice()) {
-        (false, _) => Err("it includes none of the domain's disks".into()),
-        (true, []) => Ok(()),
-        (true, broken) => Err(format!(
-            "its bitmap is missing or inconsistent on {}",
-            broken.join(", ")
-        )),
+    if found {
+        Ok(broken)
+    } else {
+        Err("it includes none of the domain's disks".into())
     }
 }
 

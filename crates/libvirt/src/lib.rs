@@ -14,6 +14,7 @@
 //! The `virt` crate is LGPL-2.1 and binds the system's libvirt dynamically.
 
 mod agent;
+mod busy;
 mod connection;
 mod definition;
 mod hypervisor;

@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char, c_uint};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint};
 use std::ptr;
 
 use virt::domain::Domain;
@@ -32,6 +32,46 @@ pub fn backup_xml(domain: &Domain) -> Result<String, Error> {
 pub fn abort_job(domain: &Domain) -> Result<(), Error> {
     // SAFETY: the domain is alive while borrowed.
     done(unsafe { sys::virDomainAbortJob(domain.as_ptr()) })
+}
+
+/// The operation of the job that holds a domain (`virDomainJobOperation`), if there is one.
+///
+/// The `virt` crate has this call, but makes a slice of the null pointer that libvirt gives where there is no job.
+pub fn job_operation(domain: &Domain) -> Result<Option<u32>, Error> {
+    let mut kind: c_int = 0;
+    let mut count: c_int = 0;
+    let mut operation: c_int = 0;
+    let mut list: sys::virTypedParameterPtr = ptr::null_mut();
+    // SAFETY: the domain is alive while borrowed; the three places take what libvirt gives.
+    done(unsafe {
+        sys::virDomainGetJobStats(domain.as_ptr(), &raw mut kind, &raw mut list, &raw mut count, 0)
+    })?;
+    if !list.is_null() {
+        // SAFETY: `list` has `count` parameters that libvirt allocated for us, freed once, here, after the look-up; the
+        // name is a constant that ends in NUL. Without such a parameter the operation stays 0, which means unknown.
+        unsafe {
+            let name = sys::VIR_DOMAIN_JOB_OPERATION.as_ptr();
+            sys::virTypedParamsGetInt(list, count, name.cast(), &raw mut operation);
+            sys::virTypedParamsFree(list, count);
+        }
+    }
+    Ok((kind != 0).then(|| u32::try_from(operation).unwrap_or_default()))
+}
+
+/// The type of the block job on a disk (`virDomainBlockJobType`), if there is one.
+pub fn block_job(domain: &Domain, disk: &str) -> Result<Option<i32>, Error> {
+    let disk = CString::new(disk)?;
+    let mut info = sys::virDomainBlockJobInfo {
+        type_: 0,
+        bandwidth: 0,
+        cur: 0,
+        end: 0,
+    };
+    // SAFETY: the domain is alive while borrowed; the name outlives the call and ends in NUL; `info` is a plain
+    // structure that libvirt fills.
+    let found = unsafe { sys::virDomainGetBlockJobInfo(domain.as_ptr(), disk.as_ptr(), &raw mut info, 0) };
+    done(found)?;
+    Ok((found > 0).then_some(info.type_))
 }
 
 /// Names of all checkpoints of a domain, parents before their children.

@@ -18,7 +18,7 @@ use crate::context::Context;
 use crate::event::{Event, OpenExport};
 use crate::manifest::{Method, Mode};
 use crate::state::Run;
-use crate::vm::{BackupJob, Domain, HypervisorError, JobDisk, RunState};
+use crate::vm::{BackupJob, BadBitmap, Domain, HypervisorError, JobDisk, RunState};
 
 /// How long a hypervisor that does not answer is asked again.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -199,7 +199,7 @@ fn begin_job(context: &Context<'_>, plan: &mut Plan, run: &Run) -> Result<Begun,
         ) {
             break error;
         }
-        if !demand_less(plan, &error) {
+        if !demand_less(context, plan, &error) {
             break error;
         }
         context.note(format!("{}: trying again with less: failed to {error}", plan.vm));
@@ -210,19 +210,21 @@ fn begin_job(context: &Context<'_>, plan: &mut Plan, run: &Run) -> Result<Begun,
     Err(failure.into())
 }
 
-/// Makes the plan ask for less than what just failed; false if there is nothing less.
-fn demand_less(plan: &mut Plan, error: &HypervisorError) -> bool {
-    let incremental = plan.disks.iter().any(|disk| disk.mode == Mode::Incremental);
-    if incremental {
-        for disk in plan
-            .disks
-            .iter_mut()
-            .filter(|disk| disk.mode == Mode::Incremental)
-        {
-            disk.mode = Mode::Full;
-            disk.parent = None;
-            disk.since = None;
-            disk.reason = format!("the hypervisor refused an incremental backup: {error}");
+/// Makes the plan ask for less than what just failed; false if there is nothing less. Only the disks that are to blame
+/// are read in full, where that can be told.
+fn demand_less(context: &Context<'_>, plan: &mut Plan, error: &HypervisorError) -> bool {
+    let incremental = || plan.disks.iter().filter(|disk| disk.mode == Mode::Incremental);
+    if let Some(checkpoint) = incremental().find_map(|disk| disk.since.clone()) {
+        let targets: Vec<&str> = incremental().map(|disk| disk.target.as_str()).collect();
+        let bad = context.hypervisor.check_checkpoint(plan.uuid, &checkpoint);
+        let blamed = blame(&targets, &bad.unwrap_or_default(), &error.to_string());
+        for disk in &mut plan.disks {
+            if let Some((_, why)) = blamed.iter().find(|(target, _)| *target == disk.target) {
+                disk.mode = Mode::Full;
+                disk.parent = None;
+                disk.since = None;
+                disk.reason = format!("the hypervisor refused an incremental backup: {why}");
+            }
         }
         return true;
     }
@@ -233,6 +235,31 @@ fn demand_less(plan: &mut Plan, error: &HypervisorError) -> bool {
         return true;
     }
     false
+}
+
+/// Which of the disks are to blame for a refusal, and why: those whose bitmaps turn out bad, else those that the
+/// refusal names in quotes, else all. Never none.
+fn blame(incremental: &[&str], bad: &[BadBitmap], refusal: &str) -> Vec<(String, String)> {
+    let found: Vec<_> = bad
+        .iter()
+        .filter(|bad| incremental.contains(&bad.target.as_str()))
+        .map(|bad| (bad.target.clone(), bad.why.clone()))
+        .collect();
+    if !found.is_empty() {
+        return found;
+    }
+    let named = |target: &&&str| {
+        let quoted = |(open, close)| refusal.contains(&format!("{open}{target}{close}"));
+        [('\'', '\''), ('"', '"'), ('«', '»'), ('„', '“'), ('“', '”')]
+            .into_iter()
+            .any(quoted)
+    };
+    let mut found: Vec<_> = incremental.iter().filter(named).collect();
+    if found.is_empty() {
+        found = incremental.iter().collect();
+    }
+    let because = |target: &&str| ((*target).to_owned(), refusal.to_owned());
+    found.into_iter().map(because).collect()
 }
 
 /// Ends the run's backup job, known by its socket, if it is there. If its scratch file had filled the storage, so that
@@ -340,5 +367,32 @@ fn format_of(disk: &DiskPlan) -> Result<Format, BackupError> {
             disk: disk.target.clone(),
             format: other.to_owned(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_concerns_as_few_disks_as_can_be_told() {
+        let disks = ["vda", "vdb", "vdc"];
+        let bad = |target: &str| BadBitmap {
+            target: target.into(),
+            why: "lost".into(),
+        };
+        let blamed = |bad: &[BadBitmap], refusal: &str| {
+            blame(&disks, bad, refusal)
+                .into_iter()
+                .map(|(target, _)| target)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(blamed(&[bad("vdb"), bad("vdz")], "for disk 'vda'"), ["vdb"]);
+        assert_eq!(
+            blamed(&[bad("vdz")], "missing or broken bitmap 'x' for disk 'vda'"),
+            ["vda"]
+        );
+        assert_eq!(blamed(&[], "fehlt für Datenträger »x« „vdc“"), ["vdc"]);
+        assert_eq!(blamed(&[], "internal error: vda"), disks);
     }
 }

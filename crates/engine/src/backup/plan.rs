@@ -11,7 +11,7 @@ use crate::digest;
 use crate::history::Point;
 use crate::manifest::{Exclusion, Method, Mode};
 use crate::state::Committed;
-use crate::vm::{Bitmaps, Disk, DiskSource, Domain};
+use crate::vm::{BadBitmap, Bitmaps, Disk, DiskSource, Domain, Snapshot};
 
 /// What our checkpoints, sockets and scratch files are called, before the run's id.
 pub const PREFIX: &str = "strongroom-";
@@ -84,6 +84,25 @@ pub enum PlanError {
         /// The disks that there are.
         has: Vec<String>,
     },
+    /// Something else is going on with the VM.
+    #[error("back up {vm}: {what}; nothing was touched")]
+    Busy {
+        /// The VM.
+        vm: String,
+        /// What is going on.
+        what: String,
+    },
+    /// Somebody has taken a snapshot, and is going to merge or delete it some time.
+    #[error(
+        "back up {vm}: disk {} runs on {}, the overlay of the snapshot {:?} of somebody else; nothing was touched",
+        .snapshot.target, .snapshot.overlay.display(), .snapshot.name
+    )]
+    Snapshot {
+        /// The VM.
+        vm: String,
+        /// The snapshot.
+        snapshot: Snapshot,
+    },
     /// All disks are excluded, or there are none.
     #[error("plan the backup of {0}: no disk is left to back up")]
     NoDisks(String),
@@ -110,8 +129,9 @@ pub enum PlanError {
 /// The restore point that an incremental backup may start from, or why there is none.
 #[derive(Debug)]
 pub enum Parent<'a> {
-    /// A checkpoint that the hypervisor vouches for, and the archive that was made at that instant.
-    Usable(&'a Committed, &'a Point),
+    /// A checkpoint that the hypervisor vouches for, but for these disks, and the archive that was made at that
+    /// instant.
+    Usable(&'a Committed, &'a Point, Vec<BadBitmap>),
     /// None, and why.
     None(String),
 }
@@ -143,6 +163,17 @@ impl Default for RunId {
     }
 }
 
+/// Whether nothing else is going on with the VM.
+pub fn check_free(domain: &Domain) -> Result<(), PlanError> {
+    match &domain.busy {
+        None => Ok(()),
+        Some(what) => Err(PlanError::Busy {
+            vm: domain.name.clone(),
+            what: what.clone(),
+        }),
+    }
+}
+
 /// Decides what to read and how.
 pub fn make(
     domain: &Domain,
@@ -152,6 +183,7 @@ pub fn make(
     run: &RunId,
 ) -> Result<Plan, PlanError> {
     let vm = domain.name.clone();
+    check_free(domain)?;
     for target in settings.swap.iter().chain(&settings.exclude) {
         if !domain.disks.iter().any(|disk| disk.target == *target) {
             let has = domain.disks.iter().map(|disk| disk.target.clone()).collect();
@@ -176,6 +208,11 @@ pub fn make(
     }
     if disks.is_empty() {
         return Err(PlanError::NoDisks(vm));
+    }
+    let of_a_disk = |snapshot: &&Snapshot| disks.iter().any(|disk| disk.target == snapshot.target);
+    if let Some(snapshot) = domain.snapshots.iter().find(of_a_disk) {
+        let snapshot = snapshot.clone();
+        return Err(PlanError::Snapshot { vm, snapshot });
     }
     let online = domain.state.is_active();
     let tracked = online && disks.iter().any(|disk| disk.tracked);
@@ -291,8 +328,8 @@ fn basis<'a>(disk: &Disk, size: u64, parent: &Parent<'a>) -> Result<&'a Committe
     if let Bitmaps::Unsupported(why) = &disk.bitmaps {
         return Err(why.clone());
     }
-    let (committed, point) = match parent {
-        Parent::Usable(committed, point) => (*committed, *point),
+    let (committed, point, bad) = match parent {
+        Parent::Usable(committed, point, bad) => (*committed, *point, bad),
         Parent::None(why) => return Err(why.clone()),
     };
     let Some(record) = point.manifest.disk(&disk.target) else {
@@ -303,6 +340,10 @@ fn basis<'a>(disk: &Disk, size: u64, parent: &Parent<'a>) -> Result<&'a Committe
             "its changes were not tracked since {}",
             committed.archive
         ));
+    }
+    if let Some(bad) = bad.iter().find(|bad| bad.target == disk.target) {
+        let checkpoint = &committed.checkpoint;
+        return Err(format!("checkpoint {checkpoint} cannot be used: {}", bad.why));
     }
     if record.size != size {
         return Err(format!("its size changed from {} to {size} bytes", record.size));
