@@ -168,10 +168,11 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
     let mut state = context.state.lock(&domain.name, domain.uuid)?;
     context.report(&Event::Step(Step::Reconcile));
     let interrupted = state.records().run.is_some();
+    if !dry_run {
+        reconcile(context, &domain, &mut state)?;
+    }
     if !interrupted {
         plan::check_free(&domain)?;
-    } else if !dry_run {
-        reconcile(context, &domain, &mut state)?;
     }
 
     // The repository comes before the VM: a wrong passphrase or a full disk must not cost the guest anything.
