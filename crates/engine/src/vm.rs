@@ -45,7 +45,7 @@ pub enum HypervisorError {
         reason: String,
     },
     /// Another job holds the domain.
-    #[error("start a backup job on domain {domain:?}: it is busy with another job ({message})")]
+    #[error("domain {domain:?} is busy with another job: {message}")]
     Busy {
         /// Name or UUID of the domain.
         domain: String,
@@ -271,7 +271,7 @@ pub struct BadBitmap {
 }
 
 /// The hypervisor. Implementations are shared between threads.
-pub trait Hypervisor: Agent + Send + Sync {
+pub trait Hypervisor: Agent + Chains + Send + Sync {
     /// The URI as configured, for messages.
     fn uri(&self) -> &str;
 

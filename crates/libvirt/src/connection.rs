@@ -1,12 +1,15 @@
 //! A connection to a libvirt daemon: opened, kept alive, opened again.
 
 use std::fmt;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use strongroom_engine::vm::HypervisorError;
 use virt::connect::Connect;
 use virt::error::Error;
+
+use crate::events::Events;
+use crate::sys::Subscription;
 
 /// Seconds between keep-alive messages to a remote daemon, and how many may go unanswered: half a minute.
 const KEEP_ALIVE: (i32, u32) = (5, 6);
@@ -18,7 +21,15 @@ pub struct Libvirt {
     /// As libvirt reports it, with aliases and defaults resolved.
     pub(crate) reported: String,
     configured: String,
-    connection: Mutex<Connect>,
+    link: Mutex<Link>,
+    pub(crate) events: Arc<Events>,
+}
+
+/// The connection of the moment, and what is registered on it.
+struct Link {
+    /// Before the connection, so that it is taken back first.
+    subscription: Option<Subscription>,
+    connection: Connect,
 }
 
 impl Libvirt {
@@ -40,17 +51,31 @@ impl Libvirt {
             uri: shown,
             reported,
             configured,
-            connection: Mutex::new(connection),
+            link: Mutex::new(Link {
+                subscription: None,
+                connection,
+            }),
+            events: Arc::default(),
         })
     }
 
-    /// The connection, opened again if it was lost.
+    /// The connection, opened again if it was lost; with a registration for events once anybody wants them.
     pub(crate) fn connection(&self) -> Result<Connect, HypervisorError> {
-        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        if !connection.is_alive().unwrap_or(false) {
-            *connection = open(&self.configured)?;
+        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        if !link.connection.is_alive().unwrap_or(false) {
+            let connection = open(&self.configured)?;
+            link.subscription = None;
+            link.connection = connection;
         }
-        Ok(connection.clone())
+        if link.subscription.is_none() && self.events.wanted() {
+            // Without events there is only waiting, for which there is always a limit: no reason to fail.
+            link.subscription = Subscription::new(&link.connection, &self.events).ok();
+            if link.subscription.is_some() {
+                // What happened while nobody listened was not heard.
+                self.events.count_all();
+            }
+        }
+        Ok(link.connection.clone())
     }
 
     /// Whether the paths in definitions are paths on this machine.
@@ -63,8 +88,8 @@ impl Libvirt {
 
     /// An error of libvirt in words; a lost connection is told apart from a refused call.
     pub(crate) fn failed(&self, what: String, error: &Error) -> HypervisorError {
-        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        if connection.is_alive().unwrap_or(false) {
+        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        if link.connection.is_alive().unwrap_or(false) {
             HypervisorError::Failed {
                 what,
                 message: words(error),

@@ -303,7 +303,7 @@ impl Libvirt {
         found.ok_or_else(|| self.no_such_domain(&domain.to_string()))
     }
 
-    fn is_active(&self, handle: &Handle) -> Result<bool, HypervisorError> {
+    pub(crate) fn is_active(&self, handle: &Handle) -> Result<bool, HypervisorError> {
         handle
             .is_active()
             .map_err(|error| self.failed("read the state of a domain".into(), &error))
@@ -368,7 +368,7 @@ impl Libvirt {
     }
 
     /// The disks as QEMU has them, which may differ from the definition for the next start.
-    fn live_disks(&self, handle: &Handle) -> Result<Vec<Disk>, HypervisorError> {
+    pub(crate) fn live_disks(&self, handle: &Handle) -> Result<Vec<Disk>, HypervisorError> {
         let failed = |error: Error| self.failed("read the running definition of a domain".into(), &error);
         let xml = handle.xml_desc(0).map_err(failed)?;
         disks(handle, &xml)
@@ -423,7 +423,7 @@ fn size(handle: &Handle, disk: &Disk) -> Result<Option<u64>, Error> {
     if disk.source == DiskSource::None {
         return Ok(None);
     }
-    let info = handle.block_info(&disk.target, 0)?;
+    let info = sys::block_info(handle, &disk.target)?;
     Ok(Some(info.capacity).filter(|size| *size > 0))
 }
 
@@ -432,7 +432,7 @@ pub(crate) fn is(error: &Error, number: ErrorNumber) -> bool {
 }
 
 /// Another job holds the domain. The daemon may speak any language, hence the code first.
-fn is_busy(error: &Error) -> bool {
+pub(crate) fn is_busy(error: &Error) -> bool {
     is(error, ErrorNumber::OperationTimeout)
         || error.message().contains("state change lock")
         || error.message().contains("already in active")

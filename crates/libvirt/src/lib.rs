@@ -4,22 +4,27 @@
 //! restarted. Everything goes through libvirt's public API: nothing of its state files is read or written.
 //!
 //! * `connection` opens a connection, keeps it alive and says where it leads;
-//! * `sys` wraps the calls that the `virt` crate lacks, the only unsafe code here;
+//! * `sys` wraps the calls that the `virt` crate lacks, the only unsafe code here; `events` counts what it hears;
 //! * `definition` reads domain XML, `retarget` rewrites it, `job` speaks backup and checkpoint XML, all over the
 //!   guards of `xml` and the tree of `tree`;
 //! * `image` and `sockets` know the two facts that libvirt does not tell: an image's version, a domain's directory;
 //! * `agent` talks to the guest agent, and believes nothing;
-//! * `hypervisor` puts them together behind the port.
+//! * `chains` says who names which image of a disk (definitions, and QEMU itself through `qemu`), and takes, commits
+//!   and repairs external snapshots;
+//! * `hypervisor` puts the rest together behind the port.
 //!
 //! The `virt` crate is LGPL-2.1 and binds the system's libvirt dynamically.
 
 mod agent;
 mod busy;
+mod chains;
 mod connection;
 mod definition;
+mod events;
 mod hypervisor;
 mod image;
 mod job;
+mod qemu;
 mod retarget;
 mod sockets;
 mod sys;

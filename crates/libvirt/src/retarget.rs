@@ -63,10 +63,11 @@ pub fn rewrite(xml: &str, change: &Retarget) -> Result<String, String> {
 }
 
 /// What is compared between the definition as asked for and as read back.
-type Facts = (String, Option<Uuid>, Vec<DiskFacts>, Option<PathBuf>, bool);
+pub type Facts = (String, Option<Uuid>, Vec<DiskFacts>, Option<PathBuf>, bool);
 type DiskFacts = (String, String, DiskSource, String, Option<String>, bool);
 
-fn facts(definition: Definition) -> Facts {
+/// What a backup or a restore decides by, comparable.
+pub fn facts(definition: Definition) -> Facts {
     let disk = |disk: Disk| {
         (
             disk.target,
@@ -141,7 +142,7 @@ fn set_uuid(domain: &mut Element, uuid: Uuid) {
 }
 
 /// The target of a disk element; `None` for other elements.
-fn target(element: &Element) -> Option<String> {
+pub fn target(element: &Element) -> Option<String> {
     if element.name() != "disk" {
         return None;
     }

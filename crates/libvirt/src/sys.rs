@@ -1,16 +1,20 @@
-//! Calls that the `virt` crate lacks: backup jobs and checkpoints. The only unsafe code of this crate.
+//! Calls that the `virt` crate lacks: jobs, checkpoints, events, sizes. The only unsafe code of this crate.
 //!
 //! All of them are plain libvirt calls on a domain that the caller holds. Strings that libvirt gives are copied
 //! and freed here; nothing borrowed from C leaves this module.
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char, c_int, c_uint};
+mod events;
+
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_ulong};
 use std::ptr;
 
 use virt::domain::Domain;
 use virt::error::Error;
 use virt::sys;
+
+pub use self::events::Subscription;
 
 /// Starts a backup job with, or without, a new checkpoint.
 pub fn backup_begin(domain: &Domain, backup: &str, checkpoint: Option<&str>) -> Result<(), Error> {
@@ -72,6 +76,70 @@ pub fn block_job(domain: &Domain, disk: &str) -> Result<Option<i32>, Error> {
     let found = unsafe { sys::virDomainGetBlockJobInfo(domain.as_ptr(), disk.as_ptr(), &raw mut info, 0) };
     done(found)?;
     Ok((found > 0).then_some(info.type_))
+}
+
+/// Starts to merge the active overlay `top` of a disk into `base`. A bandwidth of 0 means no limit.
+pub fn commit_active(
+    domain: &Domain,
+    disk: &str,
+    base: &str,
+    top: &str,
+    bandwidth: u64,
+) -> Result<(), Error> {
+    let (disk, base, top) = (CString::new(disk)?, CString::new(base)?, CString::new(top)?);
+    let flags = sys::VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | sys::VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES;
+    // SAFETY: the domain is alive while borrowed; the strings outlive the call and end in NUL.
+    done(unsafe {
+        sys::virDomainBlockCommit(
+            domain.as_ptr(),
+            disk.as_ptr(),
+            base.as_ptr(),
+            top.as_ptr(),
+            c_ulong::from(bandwidth),
+            flags,
+        )
+    })
+}
+
+/// Ends a disk's block job, which has to be ready, by switching to where it copied.
+pub fn pivot(domain: &Domain, disk: &str) -> Result<(), Error> {
+    let disk = CString::new(disk)?;
+    // SAFETY: the domain is alive while borrowed; the string outlives the call and ends in NUL.
+    done(unsafe {
+        sys::virDomainBlockJobAbort(
+            domain.as_ptr(),
+            disk.as_ptr(),
+            sys::VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT,
+        )
+    })
+}
+
+/// What libvirt says of a disk's size, in bytes.
+#[derive(Debug)]
+pub struct BlockInfo {
+    /// What the guest sees.
+    pub capacity: u64,
+    /// What it takes on its storage; for a running domain's block device, the highest offset written.
+    pub allocation: u64,
+    /// Length of the file or size of the device.
+    pub physical: u64,
+}
+
+/// Asks for the size of a disk. The `virt` crate's own call gives uninitialised memory where libvirt fails.
+pub fn block_info(domain: &Domain, disk: &str) -> Result<BlockInfo, Error> {
+    let disk = CString::new(disk)?;
+    let mut info = sys::virDomainBlockInfo {
+        capacity: 0,
+        allocation: 0,
+        physical: 0,
+    };
+    // SAFETY: the domain is alive while borrowed; the string outlives the call and ends in NUL, libvirt fills `info`.
+    done(unsafe { sys::virDomainGetBlockInfo(domain.as_ptr(), disk.as_ptr(), &raw mut info, 0) })?;
+    Ok(BlockInfo {
+        capacity: info.capacity,
+        allocation: info.allocation,
+        physical: info.physical,
+    })
 }
 
 /// Names of all checkpoints of a domain, parents before their children.

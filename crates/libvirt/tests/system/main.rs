@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod backup;
+mod chains;
 mod checkpoints;
 mod connections;
 mod definitions;
