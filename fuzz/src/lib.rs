@@ -25,11 +25,13 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("borg_reply", borg::reply),
     ("change_map", disk::change_map),
     ("domain", libvirt::definition),
+    ("domain_chains", libvirt::chains),
     ("domain_retarget", libvirt::retarget),
     ("gpt", disk::gpt),
     ("luks", disk::luks),
     ("manifest", engine::manifest),
     ("point_name", engine::point_name),
+    ("qemu_monitor", libvirt::monitor),
     ("swap_header", disk::swap_header),
     ("swap_layout", disk::swap_layout),
 ];

@@ -4,8 +4,8 @@
 //! showing a block job that QEMU has ended. So QEMU is asked too, and the three views are given side by side.
 
 mod behind;
-mod definition;
-mod inactive;
+pub mod definition;
+pub mod inactive;
 mod snapshot;
 
 use std::os::unix::fs::FileTypeExt as _;
@@ -55,7 +55,7 @@ impl Chains for Libvirt {
 
     fn take_snapshot(&self, domain: Uuid, disks: &[SnapshotDisk]) -> Result<Duration, HypervisorError> {
         let call = Call::new(self, domain, "take a snapshot of")?;
-        if call.live()?.is_none() {
+        if !self.is_active(&call.handle)? {
             // libvirt would make the overlay with qemu-img and change the definition.
             return Err(call.refuse("the domain does not run".into()));
         }

@@ -53,7 +53,7 @@ fn it_is_shared_between_threads() {
 }
 
 /// Passes connections to libvirtd on, until they are cut.
-fn proxy(socket: &Path) -> Arc<Mutex<Vec<UnixStream>>> {
+pub fn proxy(socket: &Path) -> Arc<Mutex<Vec<UnixStream>>> {
     let open = Arc::new(Mutex::new(Vec::new()));
     let listener = UnixListener::bind(socket).unwrap();
     let cut = Arc::clone(&open);
