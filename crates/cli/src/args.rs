@@ -67,6 +67,9 @@ pub enum Command {
     Restore(Restore),
     /// Say for each VM whether it is protected, and since when.
     Status(Status),
+    /// Watch over a guest that is about to be frozen (started by `backup`).
+    #[command(hide = true)]
+    ThawWatchdog(ThawWatchdog),
     /// Write the man pages into a directory.
     #[command(hide = true)]
     Man {
@@ -120,6 +123,16 @@ pub struct Backup {
     /// Only say what would be read, and why.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
+}
+
+/// `strongroom thaw-watchdog`.
+#[derive(Debug, Args)]
+pub struct ThawWatchdog {
+    /// The domain.
+    pub domain: uuid::Uuid,
+    /// How long it may be frozen, in milliseconds.
+    #[arg(long)]
+    pub budget_ms: u64,
 }
 
 /// `strongroom list`.

@@ -7,3 +7,4 @@ pub mod reference;
 pub mod restore;
 pub mod show;
 pub mod status;
+pub mod thaw_watchdog;

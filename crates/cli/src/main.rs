@@ -25,6 +25,10 @@ use ui::Ui;
 fn main() -> ExitCode {
     // clap exits with 2 for usage errors by itself, and with 0 for --help and --version.
     let cli = Cli::parse();
+    if let Command::ThawWatchdog(args) = &cli.command {
+        // No terminal, no signals: only the pipe to the run that it watches.
+        return cmd::thaw_watchdog::run(&cli.global, args).into();
+    }
     let ui = Arc::new(Ui::new(&cli.global));
     let exit = run(&cli, &ui).unwrap_or_else(|failure| {
         ui.failure(&failure);
@@ -59,6 +63,7 @@ fn command(cli: &Cli, settings: &Settings) -> Result<Exit, Failure> {
         Command::Show(args) => cmd::show::run(settings, args),
         Command::Restore(args) => cmd::restore::run(settings, args),
         Command::Status(args) => cmd::status::run(settings, args),
+        Command::ThawWatchdog(args) => Ok(cmd::thaw_watchdog::run(&cli.global, args)),
         Command::Man { directory } => cmd::reference::man(directory),
         Command::Completions { shell } => Ok(cmd::reference::completions(*shell)),
     }

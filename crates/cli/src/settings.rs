@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use strongroom_borg::{PassphraseSource, Settings as BorgSettings};
 use strongroom_engine::config::Config;
-use strongroom_engine::context::{Context, Repositories};
+use strongroom_engine::context::{Context, Launch, Repositories};
 use strongroom_engine::event::{Event, Observer};
 use strongroom_engine::state::StateDirectory;
+use strongroom_engine::vm::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 
 use crate::args::Global;
+use crate::cmd::thaw_watchdog;
 use crate::failure::Failure;
 use crate::prompt;
 use crate::signals::Signals;
@@ -38,6 +40,7 @@ pub struct Parts {
     pub hypervisor: Libvirt,
     /// Our own records.
     pub state: StateDirectory,
+    watchdog: Box<Launch>,
 }
 
 impl Settings {
@@ -92,10 +95,12 @@ impl Settings {
     pub fn parts(config: Config) -> Result<Parts, Failure> {
         let hypervisor = Libvirt::connect(&config.hypervisor).map_err(Failure::failed)?;
         let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
+        let watchdog = thaw_watchdog::launch(hypervisor.uri());
         Ok(Parts {
             config,
             hypervisor,
             state,
+            watchdog,
         })
     }
 
@@ -108,6 +113,7 @@ impl Settings {
             repositories: &self.repositories,
             observer: &*self.ui,
             cancel: self.signals.cancel(),
+            watchdog: &*parts.watchdog,
         }
     }
 

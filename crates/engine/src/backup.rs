@@ -1,6 +1,7 @@
 //! The story of one backup, from top to bottom.
 //!
 //! [`run`] is the whole of it (told by `tell`). What it decides is in [`plan`], how the disks are held still in [`capture`], how
+//! the guest is brought to rest for that in [`quiesce`], how
 //! one of them is read in [`disk`], cut into chunks in [`cells`], audited in [`audit`], how the bytes travel in
 //! [`stream`], and what surrounds them in [`seal`].
 //!
@@ -29,6 +30,7 @@ use crate::context::Context;
 use crate::event::{Event, Step};
 use crate::history::{HistoryError, Point};
 use crate::manifest::{Manifest, ManifestError};
+use crate::quiesce;
 use crate::reconcile::{ReconcileError, drop_stale, reconcile};
 use crate::state::{Committed, Run, StateError, VmState};
 use crate::vm::{Domain, HypervisorError};
@@ -81,6 +83,16 @@ pub enum BackupError {
         disk: String,
         /// The reason, with the offset.
         source: strongroom_nbd::Error,
+    },
+    /// The guest was not brought to rest as it has to be.
+    #[error("back up {vm}: consistency {level} was not reached, and `if_missed` is \"fail\": {reason}")]
+    NotAtRest {
+        /// The VM.
+        vm: String,
+        /// The level asked for.
+        level: &'static str,
+        /// Why it was not reached.
+        reason: String,
     },
     /// There is no room for old contents of what the guest overwrites.
     #[error("back up {vm}: {reason}; the backup has given way, the guest runs on")]
@@ -226,7 +238,7 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
     context.report(&Event::Step(Step::Capture));
     let intent = capture::intent(context, &plan, &domain, run.started)?;
     state.begin(intent.clone())?;
-    let done = capture_and_commit(context, &domain, &mut plan, &intent, &points, writer);
+    let done = capture_and_commit(context, &domain, &mut state, &mut plan, &intent, &points, writer);
     let (repository, manifest, bytes_stored) = match done {
         Ok(done) => done,
         Err(error) => {
@@ -264,17 +276,20 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
     })))
 }
 
-/// The middle of the story: freeze, read, end the job, commit.
+/// The middle of the story: bring the guest to rest for an instant, read, end the job, commit.
 fn capture_and_commit(
     context: &Context<'_>,
     domain: &Domain,
+    state: &mut VmState,
     plan: &mut Plan,
     run: &Run,
     points: &[&Point],
     mut writer: ArchiveWriter,
 ) -> Result<(Repository, Manifest, u64), BackupError> {
     scratch::check(context, plan)?;
-    let capture = Capture::begin(context, plan, run)?;
+    let (capture, reached) = quiesce::around(context, domain, &run.id, state, move || {
+        Capture::begin(context, plan, run)
+    })?;
     capture.report();
     let plan = capture.plan();
     context.report(&Event::Step(Step::Stream));
@@ -293,6 +308,7 @@ fn capture_and_commit(
     let instant = Instant {
         at: capture.at,
         call: capture.call,
+        reached,
     };
     // The guest need not wait for the repository: its scratch files can go now.
     capture.end()?;

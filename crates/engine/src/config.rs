@@ -200,6 +200,41 @@ impl Default for Quiesce {
     }
 }
 
+impl Quiesce {
+    /// Whether the values make sense, and fit each other.
+    fn check(&self) -> Result<(), String> {
+        if !(50..=60_000).contains(&self.budget_ms) {
+            return Err("budget_ms: 50 to 60000 milliseconds".into());
+        }
+        if !(1..=3600).contains(&self.timeout_s) {
+            return Err("timeout_s: 1 to 3600 seconds".into());
+        }
+        let application = self.level == Level::Application;
+        let scripts = [&self.pre, &self.post];
+        if application && self.pre.is_none() {
+            return Err("level application needs a script `pre`".into());
+        }
+        if !application && (scripts.iter().any(|script| script.is_some()) || self.ssh.is_some()) {
+            return Err("`pre`, `post` and `ssh` belong to level application".into());
+        }
+        if scripts
+            .into_iter()
+            .flatten()
+            .any(|script| script.trim().is_empty() || script.contains('\0'))
+        {
+            return Err("`pre` and `post` are shell commands".into());
+        }
+        if let Some(ssh) = &self.ssh
+            && (ssh.is_empty()
+                || ssh.starts_with('-')
+                || ssh.contains(|c: char| c.is_whitespace() || c.is_control()))
+        {
+            return Err(format!("ssh: {ssh:?} is not a destination such as root@web01"));
+        }
+        Ok(())
+    }
+}
+
 /// A level of consistency that a running guest can be brought to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -325,6 +360,9 @@ impl Config {
                     ));
                 }
             }
+            vm.quiesce
+                .check()
+                .map_err(|reason| format!("vm.{name}.quiesce: {reason}"))?;
         }
         Ok(())
     }
@@ -455,6 +493,34 @@ mod tests {
             ("repository = '/srv/{vm}'\n[vm.\"../a\"]\n", "slash"),
             ("repository = '/srv/{vm}'\n[reader]\ndepth = 0\n", "depth"),
             ("hypervisor = 'qemu:///system'\n", "repository"),
+            (
+                "repository = '/srv/{vm}'\n[vm.a.quiesce]\nbudget_ms = 49\n",
+                "budget_ms",
+            ),
+            (
+                "repository = '/srv/{vm}'\n[vm.a.quiesce]\ntimeout_s = 0\n",
+                "timeout_s",
+            ),
+            (
+                "repository = '/srv/{vm}'\n[vm.a.quiesce]\nlevel = 'perfect'\n",
+                "perfect",
+            ),
+            (
+                "repository = '/srv/{vm}'\n[vm.a.quiesce]\nlevel = 'application'\n",
+                "needs a script",
+            ),
+            (
+                "repository = '/srv/{vm}'\n[vm.a.quiesce]\nlevel = 'filesystem'\npost = 'true'\n",
+                "belong to level application",
+            ),
+            (
+                "repository = '/srv/{vm}'\n[vm.a.quiesce]\nlevel = 'application'\npre = ' '\n",
+                "shell commands",
+            ),
+            (
+                "repository = '/srv/{vm}'\n[vm.a.quiesce]\nlevel = 'application'\npre = 'x'\nssh = '-oProxyCommand=x'\n",
+                "vm.a.quiesce: ssh",
+            ),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(word), "{error:?} does not name {word:?}");

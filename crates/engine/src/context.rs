@@ -1,10 +1,12 @@
 //! What every command works with: the hypervisor, the settings, the records, the way to a repository.
 
+use std::process::Command;
 use std::time::Duration;
 
 use strongroom_borg::{
     Access, Canceller, Encryption, Location, PassphraseSource, Repository, Settings, Transport,
 };
+use uuid::Uuid;
 
 use crate::cancel::Cancel;
 use crate::config::Config;
@@ -30,7 +32,12 @@ pub struct Context<'a> {
     pub observer: &'a dyn Observer,
     /// Asks long work to stop.
     pub cancel: &'a Cancel,
+    /// How the thaw watchdog is started.
+    pub watchdog: &'a Launch,
 }
+
+/// The command that starts a [`crate::watchdog`] process for a domain that may be frozen for so long.
+pub type Launch = dyn Fn(Uuid, Duration) -> Command + Sync;
 
 impl Context<'_> {
     /// Reports an event.

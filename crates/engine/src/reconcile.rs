@@ -2,6 +2,7 @@
 //!
 //! | the run died … | it left | what happens here |
 //! |---|---|---|
+//! | with the guest at rest | a thaw and the `post` script owing | both are made up for ([`quiesce::settle`]); the watchdog has thawed long before |
 //! | before its job began | a journal entry | the entry is closed |
 //! | with its job running | job, scratch files, new checkpoint | the job is ended (the hypervisor removes the scratch files), the checkpoint becomes stale |
 //! | after the VM went down | socket, perhaps scratch files | both are removed |
@@ -14,6 +15,7 @@ use std::path::Path;
 
 use crate::backup::capture::end_job;
 use crate::context::Context;
+use crate::quiesce;
 use crate::state::{StateError, VmState};
 use crate::vm::{Domain, HypervisorError};
 
@@ -30,6 +32,7 @@ pub enum ReconcileError {
 
 /// Undoes what the run in the journal left, if there is one.
 pub fn reconcile(context: &Context<'_>, domain: &Domain, state: &mut VmState) -> Result<(), ReconcileError> {
+    quiesce::settle(context, domain, state)?;
     let Some(run) = state.records().run.clone() else {
         return Ok(());
     };

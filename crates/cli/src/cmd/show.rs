@@ -35,7 +35,10 @@ fn print(_settings: &Settings, archive: &str, manifest: &Manifest) {
     line("VM", format!("{} ({})", manifest.vm.name, manifest.vm.uuid));
     line("Captured", format!("{} UTC", human::time(manifest.captured)));
     line("Method", human::method(manifest.method).to_owned());
-    line("Consistency", human::consistency(manifest.consistency).to_owned());
+    line("Consistency", consistency_line(manifest));
+    if let Some(missed) = &manifest.missed {
+        line("Missed", missed.clone());
+    }
     line(
         "Stall",
         format!("{} ms at most", manifest.stall_us.div_ceil(1000)),
@@ -63,6 +66,14 @@ fn print(_settings: &Settings, archive: &str, manifest: &Manifest) {
     }
     for file in &manifest.files {
         line("File", format!("{} {}", file.path, file.sha256));
+    }
+}
+
+fn consistency_line(manifest: &Manifest) -> String {
+    let level = human::consistency(manifest.consistency);
+    match manifest.frozen_us {
+        0 => level.to_owned(),
+        frozen => format!("{level}, frozen for {} ms", frozen.div_ceil(1000)),
     }
 }
 

@@ -21,6 +21,7 @@ use strongroom_engine::event::{Event, Observer};
 use strongroom_engine::state::StateDirectory;
 use strongroom_libvirt::Libvirt;
 use strongroom_testkit::{Borg, Lab};
+use uuid::Uuid;
 
 /// The passphrase of [`Borg`]'s environment.
 pub const URI: &str = "qemu:///system";
@@ -89,6 +90,7 @@ impl Bench {
             repositories: &self.repositories,
             observer,
             cancel: &self.cancel,
+            watchdog: &watchdog,
         }
     }
 
@@ -136,6 +138,15 @@ impl Bench {
         );
         serde_json::from_slice(&output.stdout).unwrap()
     }
+}
+
+/// The watchdog is the program's, also of an engine that is part of a test.
+fn watchdog(domain: Uuid, budget: Duration) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_strongroom"));
+    command
+        .args(["--connect", URI, "thaw-watchdog", &domain.to_string()])
+        .args(["--budget-ms", &budget.as_millis().to_string()]);
+    command
 }
 
 fn borg_passphrase(borg: &Borg) -> String {

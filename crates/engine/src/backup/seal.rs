@@ -13,18 +13,21 @@ use crate::digest;
 use crate::firmware::{self, FirmwareFile};
 use crate::history::Point;
 use crate::manifest::{
-    Consistency, DOMAIN_PATH, DiskRecord, ExcludedDisk, Exclusion, FORMAT, FileRecord, MANIFEST_PATH,
-    Manifest, Method, VmIdentity, disk_path,
+    DOMAIN_PATH, DiskRecord, ExcludedDisk, Exclusion, FORMAT, FileRecord, MANIFEST_PATH, Manifest,
+    VmIdentity, disk_path,
 };
+use crate::quiesce::Reached;
 use crate::vm::Domain;
 
 /// What the capture was like.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Instant {
     /// When.
     pub at: Timestamp,
     /// How long the switch took.
     pub call: std::time::Duration,
+    /// How far the guest was at rest.
+    pub reached: Reached,
 }
 
 /// Adds everything but the disks' data to the archive and commits it. Gives the manifest as well.
@@ -57,14 +60,10 @@ pub fn seal(
         previous: newest.map(|point| point.link.clone()),
         captured: instant.at,
         method: plan.method,
-        consistency: if plan.method == Method::Offline && domain.shut_down {
-            Consistency::Clean
-        } else {
-            Consistency::Crash
-        },
+        consistency: instant.reached.consistency,
         stall_us: instant.call.as_micros() as u64,
-        frozen_us: 0,
-        missed: None,
+        frozen_us: instant.reached.frozen.as_micros() as u64,
+        missed: instant.reached.missed,
         checkpoint: plan.checkpoint.clone(),
         disks: Vec::new(),
         excluded: excluded(context, domain, plan),

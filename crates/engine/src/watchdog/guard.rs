@@ -1,0 +1,175 @@
+//! The watchdog's own process: waits on the pipe, and thaws.
+//!
+//! A thaw that is answered after the freeze was answered settles the matter. Where the freeze was *not* seen to be
+//! answered it may still be on its way: held back by the hypervisor's daemon, or lying in the channel of an agent that
+//! hangs, to be carried out minutes later with nobody left to undo it. Then the watchdog goes on asking for a thaw
+//! until the agent has answered one after that can no longer be: for as long as the daemon may hold a request back
+//! ([`Guard::settle`]), and, with an agent that does not answer, for an hour ([`Guard::patience`]). It ends earlier
+//! only if the domain is gone or shut off.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::{Said, Thaw, Word};
+use crate::vm::Agent;
+
+/// How long the agent may take to answer a ping, and a thaw.
+const PING: Duration = Duration::from_secs(5);
+const THAW: Duration = Duration::from_secs(5);
+
+/// How the guest is watched.
+pub struct Guard<'a> {
+    /// The guest's agent.
+    pub agent: &'a dyn Agent,
+    /// The guest.
+    pub domain: Uuid,
+    /// Whether it is off, or no more: then nothing of it is frozen.
+    pub is_off: &'a dyn Fn() -> bool,
+    /// How long it may be frozen.
+    pub budget: Duration,
+    /// How long a freeze that was not answered may still be on its way, with an agent that answers.
+    pub settle: Duration,
+    /// How long an agent that does not answer is waited for.
+    pub patience: Duration,
+}
+
+impl<'a> Guard<'a> {
+    /// Watches over a guest that may be frozen for so long.
+    pub fn new(agent: &'a dyn Agent, domain: Uuid, is_off: &'a dyn Fn() -> bool, budget: Duration) -> Self {
+        Self {
+            agent,
+            domain,
+            is_off,
+            budget,
+            // libvirt's daemon holds a call back for up to 30 seconds while another one is under way, then takes
+            // five to find its place in the conversation with the agent; and the agent may take the whole budget.
+            settle: budget + Duration::from_secs(40),
+            patience: Duration::from_hours(1),
+        }
+    }
+
+    /// Does all of it. Returns when nothing can be frozen by this run any more, or patience is over.
+    pub fn stand(&self, words: &Receiver<Word>, say: &mut dyn FnMut(&Said)) {
+        if let Err(error) = self.agent.agent_ping(self.domain, PING) {
+            return say(&Said::Failed(error.to_string()));
+        }
+        say(&Said::Ready);
+        if words.recv() != Ok(Word::Freeze) {
+            return;
+        }
+        let armed = Instant::now();
+        say(&Said::Armed);
+        let mut watch = Watch {
+            guard: self,
+            armed,
+            answered: false,
+            alone: false,
+        };
+        if watch.until_due(words) == Due::Never {
+            return say(&Said::Done);
+        }
+        watch.thaw(words, say);
+    }
+}
+
+/// What the run has said so far.
+struct Watch<'a> {
+    guard: &'a Guard<'a>,
+    armed: Instant,
+    /// The freeze was answered.
+    answered: bool,
+    /// The run is no more.
+    alone: bool,
+}
+
+/// Whether it is for the watchdog to thaw.
+#[derive(PartialEq, Eq)]
+enum Due {
+    Never,
+    Now,
+}
+
+impl Watch<'_> {
+    /// Waits until the run has thawed, or is over its budget, or in doubt, or gone.
+    fn until_due(&mut self, words: &Receiver<Word>) -> Due {
+        loop {
+            let left = self.guard.budget.saturating_sub(self.armed.elapsed());
+            match words.recv_timeout(left) {
+                Ok(Word::Thawed) => return Due::Never,
+                Ok(Word::Frozen) => self.answered = true,
+                Ok(Word::Freeze) => {}
+                Ok(Word::Unknown) | Err(RecvTimeoutError::Timeout) => return Due::Now,
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.alone = true;
+                    return Due::Now;
+                }
+            }
+        }
+    }
+
+    /// Thaws until that is certain.
+    fn thaw(&mut self, words: &Receiver<Word>, say: &mut dyn FnMut(&Said)) {
+        let mut told = false;
+        loop {
+            let none_on_its_way = self.answered || self.armed.elapsed() >= self.guard.settle;
+            let began = self.armed.elapsed();
+            match self.guard.agent.thaw(self.guard.domain, THAW) {
+                Ok(count) => {
+                    if count > 0 || !told {
+                        told = true;
+                        say(&Said::Thawed(Thaw {
+                            count,
+                            began,
+                            answered: self.armed.elapsed(),
+                        }));
+                    }
+                    if none_on_its_way {
+                        break;
+                    }
+                }
+                Err(_) if (self.guard.is_off)() => break,
+                Err(_) => {}
+            }
+            if self.armed.elapsed() >= self.guard.patience {
+                break;
+            }
+            if self.pause(words) == Due::Never {
+                return say(&Said::Done);
+            }
+        }
+        // The run may still ask what was done.
+        while !self.alone {
+            match words.recv() {
+                Ok(Word::Thawed) => return say(&Said::Done),
+                Ok(_) => {}
+                Err(_) => self.alone = true,
+            }
+        }
+    }
+
+    /// Waits before the next attempt: briefly at first, longer with an agent that has not answered for long.
+    fn pause(&mut self, words: &Receiver<Word>) -> Due {
+        let pause = match self.armed.elapsed().as_secs() {
+            0..10 => Duration::from_millis(200),
+            10..60 => Duration::from_secs(1),
+            _ => Duration::from_secs(5),
+        };
+        if self.alone {
+            thread::sleep(pause);
+            return Due::Now;
+        }
+        match words.recv_timeout(pause) {
+            Ok(Word::Thawed) => return Due::Never,
+            Ok(Word::Frozen) => self.answered = true,
+            Ok(Word::Freeze | Word::Unknown) | Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => self.alone = true,
+        }
+        Due::Now
+    }
+}
+
+#[cfg(test)]
+mod tests;
