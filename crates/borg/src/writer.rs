@@ -150,6 +150,11 @@ impl ArchiveWriter {
         self.repository.canceller()
     }
 
+    /// The id of the repository that the archive goes to.
+    pub fn repository_id(&self) -> crate::RepositoryId {
+        self.repository.id()
+    }
+
     /// Runs a step, whose failure ends the writer.
     fn guard<T>(&mut self, step: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if self.doomed {

@@ -89,6 +89,7 @@ pub enum Command {
 #[command(after_long_help = "\
 Example:
   strongroom init --repository '/srv/backup/{vm}' web01 --swap vdb
+  strongroom init --signing-key /etc/strongroom/signing --unprotected-signing-key
   strongroom init --repository 'ssh://backup@nas/./{vm}' web01 db01")]
 pub struct Init {
     /// VMs to protect, by their libvirt names. Can be called again to add more; what the configuration holds is kept.
@@ -106,6 +107,13 @@ pub struct Init {
     /// Disk of these VMs to leave out.
     #[arg(long, value_name = "TARGET")]
     pub exclude: Vec<String>,
+    /// Sign restore points with this SSH key: a private key, or a public one whose private part is in an agent. It is
+    /// made if it is not there, and trusted by a file `allowed_signers` beside the configuration.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub signing_key: Option<PathBuf>,
+    /// Make that key without a passphrase, so that backups need nobody to type it.
+    #[arg(long, requires = "signing_key")]
+    pub unprotected_signing_key: bool,
 }
 
 /// `strongroom backup`.
@@ -161,6 +169,7 @@ Examples:
 
 Nothing that exists is replaced unless --overwrite is given; then only files of the same name and the
 definition of the same, shut-off domain. A swap disk comes back empty, laid out as the guest knows it.")]
+#[allow(clippy::struct_excessive_bools, reason = "they are switches of a command")]
 pub struct Restore {
     /// Restore point: VM, VM@latest, VM@2026-11-23, VM@2026-11-23T11:30, VM@ARCHIVE.
     #[arg(value_name = "VM[@WHEN]")]
@@ -183,6 +192,9 @@ pub struct Restore {
     /// Restore the other disks when one is damaged. The domain is not defined then.
     #[arg(long)]
     pub keep_going: bool,
+    /// Restore it although nobody who is trusted has signed it.
+    #[arg(long)]
+    pub unsigned: bool,
     /// Only say what would be written.
     #[arg(short = 'n', long)]
     pub dry_run: bool,

@@ -6,5 +6,6 @@ pub mod list;
 pub mod reference;
 pub mod restore;
 pub mod show;
+mod signing_key;
 pub mod status;
 pub mod thaw_watchdog;

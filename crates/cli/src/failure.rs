@@ -73,6 +73,9 @@ impl From<HistoryError> for Failure {
 impl From<BackupError> for Failure {
     fn from(error: BackupError) -> Self {
         match error {
+            BackupError::Signing(error) => Self::failed(error).hint(
+                "nothing was committed; test the key of [signing] with `ssh-keygen -Y sign -f KEY -n test < /dev/null`",
+            ),
             BackupError::Repository(error) => error.into(),
             BackupError::History(error) => error.into(),
             BackupError::Config(error @ ConfigError::UnknownVm(_)) => Self::usage(error),
@@ -94,6 +97,9 @@ impl From<RestoreError> for Failure {
         let hint = match &error {
             RestoreError::Plan(PlanError::Hypervisor(HypervisorError::Exists(..))) => Some(
                 "restore under another name with --as, or replace it with --overwrite once it is shut off",
+            ),
+            RestoreError::Untrusted { .. } | RestoreError::Misplaced { .. } => Some(
+                "`strongroom verify` says more; --unsigned restores it all the same, and then you trust whoever wrote it",
             ),
             RestoreError::Disk {
                 source: WriteError::Damaged { .. },

@@ -101,3 +101,58 @@ fn a_file_that_cannot_be_appended_to_is_left_alone() {
         .expect(2, &["cannot be appended", "hint: add the VMs by hand"]);
     assert_eq!(fs::read_to_string(&file).unwrap(), text);
 }
+
+#[test]
+fn a_signing_key_is_made_and_trusted_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("strongroom.toml");
+    fs::write(&file, commented(directory.path())).unwrap();
+    let key = directory.path().join("keys/signing");
+    let wanted = ["--signing-key", key.to_str().unwrap()];
+    let unprotected = [
+        wanted.as_slice(),
+        &["-c", HYPERVISOR, "--unprotected-signing-key"],
+    ]
+    .concat();
+    init(directory.path(), &unprotected).expect(0, &["made signing key", "trusts strongroom@"]);
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.starts_with("# Ours.\n"), "{text}");
+    let signing = Config::read(&file).unwrap().signing.unwrap();
+    assert_eq!(signing.key.as_ref(), Some(&key));
+    let signers = fs::read_to_string(signing.allowed_signers.unwrap()).unwrap();
+    assert!(
+        signers.starts_with(signing.identity.as_deref().unwrap()),
+        "{signers}"
+    );
+    assert!(
+        signers.contains("namespaces=\"strongroom-*\" ssh-ed25519 "),
+        "{signers}"
+    );
+    // Once more: nothing changes; another key is not taken in its place.
+    init(directory.path(), &unprotected).expect(0, &[]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), text);
+    init(directory.path(), &["-c", HYPERVISOR, "--signing-key", "/other"])
+        .expect(2, &["is configured already"]);
+    // A key that exists is taken as it is, into a new file too.
+    let other = tempfile::tempdir().unwrap();
+    let pattern = other.path().join("{vm}").display().to_string();
+    let arguments = [
+        "-c",
+        HYPERVISOR,
+        "--repository",
+        &pattern,
+        "--signing-key",
+        key.to_str().unwrap(),
+    ];
+    init(other.path(), &arguments).expect(0, &["is there"]);
+    assert!(
+        Config::read(&other.path().join("strongroom.toml"))
+            .unwrap()
+            .signing
+            .is_some()
+    );
+    assert_eq!(
+        fs::read_to_string(other.path().join("allowed_signers")).unwrap(),
+        signers
+    );
+}

@@ -23,6 +23,7 @@ fn request(vm: &str, when: &str) -> Request {
         format: ImageFormat::Qcow2,
         overwrite: false,
         keep_going: false,
+        unsigned: false,
         dry_run: false,
     }
 }

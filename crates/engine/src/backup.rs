@@ -33,6 +33,7 @@ use crate::manifest::{Manifest, ManifestError};
 use crate::quiesce;
 use crate::reconcile::{ReconcileError, drop_stale, reconcile};
 use crate::state::{Committed, Run, StateError, VmState};
+use crate::trust::SigningError;
 use crate::vm::{Domain, HypervisorError};
 
 /// Why there is no new restore point. Each of these leaves the VM as it was.
@@ -65,6 +66,9 @@ pub enum BackupError {
     /// The new manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// The manifest's signature.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
     /// A value of the configuration.
     #[error("{0}")]
     Setting(String),
@@ -309,6 +313,7 @@ fn capture_and_commit(
         at: capture.at,
         call: capture.call,
         reached,
+        started: run.started,
     };
     // The guest need not wait for the repository: its scratch files can go now.
     capture.end()?;

@@ -69,6 +69,9 @@ pub struct Config {
     /// How the map of changes is checked.
     #[serde(default)]
     pub audit: Audit,
+    /// Who signs restore points, and whose signatures are trusted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing: Option<Signing>,
     /// The VMs that are to be protected: the inventory.
     #[serde(default)]
     pub vm: BTreeMap<String, Vm>,
@@ -124,6 +127,49 @@ pub struct Audit {
 impl Default for Audit {
     fn default() -> Self {
         Self { chunks: 8 }
+    }
+}
+
+/// Who signs, and whose signatures are trusted. All of it is OpenSSH's: see `ssh-keygen(1)`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Signing {
+    /// The key to sign with: a private key's file, or the file of a public key whose private part is in an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+    /// The identity in `allowed_signers` that has to have signed; any in there if it is not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
+    /// Whose signatures are trusted: `ssh-keygen`'s file of allowed signers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allowed_signers: Option<PathBuf>,
+    /// Keys that are trusted no more: a key revocation list, or public keys one a line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_keys: Option<PathBuf>,
+}
+
+impl Signing {
+    fn check(&self) -> Result<(), String> {
+        let files = [
+            ("key", &self.key),
+            ("allowed_signers", &self.allowed_signers),
+            ("revoked_keys", &self.revoked_keys),
+        ];
+        for (name, path) in files {
+            if path.as_ref().is_some_and(|path| !path.is_absolute()) {
+                return Err(format!("signing.{name}: a path from the root on is needed"));
+            }
+        }
+        if self.allowed_signers.is_none() && (self.revoked_keys.is_some() || self.identity.is_some()) {
+            return Err("signing: identity and revoked_keys mean nothing without allowed_signers".into());
+        }
+        let plain = |identity: &String| {
+            !identity.is_empty() && !identity.starts_with('-') && !identity.contains(char::is_whitespace)
+        };
+        if self.identity.as_ref().is_some_and(|identity| !plain(identity)) {
+            return Err("signing.identity: one word, such as backup@host".into());
+        }
+        Ok(())
     }
 }
 
@@ -287,6 +333,7 @@ impl Config {
             reader: Reader::default(),
             limits: Limits::default(),
             audit: Audit::default(),
+            signing: None,
             vm: BTreeMap::new(),
         }
     }
@@ -328,12 +375,22 @@ impl Config {
         toml::to_string_pretty(&Tables { vm }).unwrap_or_default()
     }
 
+    /// The table `[signing]` alone, to be put in front of the VMs' tables.
+    pub fn signing_table(signing: &Signing) -> String {
+        #[derive(Serialize)]
+        struct Table<'a> {
+            signing: &'a Signing,
+        }
+        toml::to_string_pretty(&Table { signing }).unwrap_or_default()
+    }
+
     /// Whether the values make sense, and fit each other.
     pub fn check(&self) -> Result<(), String> {
         self.compression()?;
         if self.reader.depth == 0 || self.reader.depth > 64 {
             return Err("reader.depth: 1 to 64 requests".into());
         }
+        self.signing.as_ref().map_or(Ok(()), Signing::check)?;
         let mut owners: BTreeMap<String, &str> = BTreeMap::new();
         for name in self.vm.keys() {
             let location = self.repository_of(name);
@@ -520,6 +577,11 @@ mod tests {
             (
                 "repository = '/srv/{vm}'\n[vm.a.quiesce]\nlevel = 'application'\npre = 'x'\nssh = '-oProxyCommand=x'\n",
                 "vm.a.quiesce: ssh",
+            ),
+            ("repository = '/srv/{vm}'\n[signing]\nkey = 'id'\n", "signing.key"),
+            (
+                "repository = '/srv/{vm}'\n[signing]\nidentity = 'me'\n",
+                "allowed_signers",
             ),
         ] {
             let error = parse(text).unwrap_err().to_string();

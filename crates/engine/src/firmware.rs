@@ -28,9 +28,14 @@ pub struct FirmwareFile {
     pub bytes: Vec<u8>,
 }
 
-/// Takes along what there is. What cannot be had is said, not passed over.
-pub fn collect(context: &Context<'_>, domain: &Domain) -> Vec<FirmwareFile> {
+/// Takes along what there is. What cannot be had is said, not passed over: the second list names it for the manifest.
+pub fn collect(context: &Context<'_>, domain: &Domain) -> (Vec<FirmwareFile>, Vec<String>) {
     let mut files = Vec::new();
+    let mut missing = Vec::new();
+    let mut lacks = |path: &str, warning: String| {
+        missing.push(path.to_owned());
+        context.warn(warning);
+    };
     if let Some(path) = &domain.nvram {
         match local(context).and_then(|()| read(path, MAX_NVRAM)) {
             Ok(bytes) => files.push(FirmwareFile {
@@ -39,11 +44,14 @@ pub fn collect(context: &Context<'_>, domain: &Domain) -> Vec<FirmwareFile> {
             }),
             // Made at the first start; a VM that never ran has none.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => context.warn(format!(
-                "{}: its UEFI variables ({}) are not in the archive: {error}",
-                domain.name,
-                path.display()
-            )),
+            Err(error) => {
+                let path = path.display();
+                let warning = format!(
+                    "{}: its UEFI variables ({path}) are not in the archive: {error}",
+                    domain.name
+                );
+                lacks(NVRAM_PATH, warning);
+            }
         }
     }
     if domain.has_tpm {
@@ -51,14 +59,17 @@ pub fn collect(context: &Context<'_>, domain: &Domain) -> Vec<FirmwareFile> {
         match local(context).and_then(|()| tpm(&directory)) {
             Ok(state) => files.extend(state),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => context.warn(format!(
-                "{}: the state of its TPM ({}) is not in the archive: {error}",
-                domain.name,
-                directory.display()
-            )),
+            Err(error) => {
+                let directory = directory.display();
+                let warning = format!(
+                    "{}: the state of its TPM ({directory}) is not in the archive: {error}",
+                    domain.name
+                );
+                lacks(TPM_PREFIX, warning);
+            }
         }
     }
-    files
+    (files, missing)
 }
 
 /// The size that a file of this path in an archive may have; `None` if it is not one of these.

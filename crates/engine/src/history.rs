@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use strongroom_borg::{Archive, ArchiveInfo, ChunkRef, Item, Repository};
 
+use crate::cancel::Cancel;
+use crate::config::Signing;
 use crate::firmware;
 use crate::manifest::{self, Manifest, ManifestError};
+use crate::trust::signature::{self, NAMESPACE, Signer, Untrusted};
 use crate::when::PointName;
 
 /// Why a restore point cannot be read.
@@ -95,6 +98,10 @@ pub struct Point {
     pub archive: Archive,
     /// Its manifest.
     pub manifest: Manifest,
+    /// The manifest's bytes: what is signed.
+    pub bytes: Vec<u8>,
+    /// The signature in the archive.
+    pub signature: Option<Vec<u8>>,
     /// SHA-256 of the manifest's bytes: what the next one names.
     pub link: String,
     /// Its items by path. Only paths that can be ours are kept.
@@ -126,12 +133,18 @@ impl Point {
         };
         let bytes = read_item(repository, &name, item, manifest::MAX_BYTES)?;
         let manifest = Manifest::parse(&bytes).map_err(|source| HistoryError::Manifest {
-            archive: name,
+            archive: name.clone(),
             source,
         })?;
+        let signature = items
+            .get(manifest::SIGNATURE_PATH)
+            .map(|item| read_item(repository, &name, item, signature::MAX_BYTES))
+            .transpose()?;
         Ok(Self {
             archive,
             link: Manifest::link(&bytes),
+            bytes,
+            signature,
             manifest,
             items,
         })
@@ -159,6 +172,41 @@ impl Point {
     /// The archive's name.
     pub fn name(&self) -> String {
         self.archive.info.name.to_string()
+    }
+
+    /// Who has signed the manifest, if that is somebody who is trusted; as of the time of the capture.
+    pub fn signer(&self, signing: &Signing, cancel: &Cancel) -> Result<Signer, Untrusted> {
+        let signature = self.signature.as_deref();
+        let at = self.manifest.captured;
+        signature::check(signing, NAMESPACE, signature, &self.bytes, at, cancel)
+    }
+
+    /// Whether the archive is where its manifest says, under its name and with its time; if not, what differs.
+    pub fn place(&self, repository: &str) -> Result<(), String> {
+        let manifest = &self.manifest;
+        let (Some(archive), Some(started), Some(home)) =
+            (&manifest.archive, manifest.started, &manifest.repository)
+        else {
+            return Err("its manifest does not say which archive it belongs to".into());
+        };
+        if self.archive.info.name != archive.as_str() {
+            return Err(format!("its manifest belongs to archive {archive}"));
+        }
+        // Borg's times have microseconds.
+        let listed = [self.archive.info.time, self.archive.time];
+        if listed
+            .iter()
+            .any(|time| time.as_microsecond() != started.as_microsecond())
+        {
+            return Err(format!(
+                "its time is {}, its manifest says {started}",
+                self.archive.info.time
+            ));
+        }
+        if home != repository {
+            return Err(format!("its manifest belongs to repository {home}"));
+        }
+        Ok(())
     }
 
     /// The chunks of a disk, in order; none if it is not there or was damaged and patched by `borg check --repair`.
@@ -209,6 +257,7 @@ fn is_manifest(item: &Item) -> bool {
 /// Whether an item of this path can be one that we wrote.
 fn is_ours(path: &str) -> bool {
     path == manifest::MANIFEST_PATH
+        || path == manifest::SIGNATURE_PATH
         || path == manifest::DOMAIN_PATH
         || firmware::limit(path).is_some()
         || path

@@ -19,6 +19,8 @@ pub const MAX_BYTES: u64 = 16 << 20;
 
 /// Path of the manifest inside an archive.
 pub const MANIFEST_PATH: &str = "manifest.json";
+/// Path of the manifest's signature inside an archive.
+pub const SIGNATURE_PATH: &str = "manifest.json.sig";
 /// Path of the domain's definition inside an archive.
 pub const DOMAIN_PATH: &str = "domain.xml";
 /// Path of the UEFI variable store inside an archive.
@@ -38,6 +40,15 @@ pub struct Manifest {
     pub vm: VmIdentity,
     /// The run that made the archive; also part of its checkpoint's name.
     pub run: String,
+    /// The archive's name. Absent in what early versions wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<String>,
+    /// The archive's time in Borg's listing: the start of the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Timestamp>,
+    /// The repository's id, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
     /// 1 for the first archive of a repository, then one more each time.
     pub sequence: u64,
     /// SHA-256 of the previous archive's manifest, in hexadecimal; absent in the first.
@@ -65,6 +76,9 @@ pub struct Manifest {
     pub excluded: Vec<ExcludedDisk>,
     /// SHA-256 of each other file in the archive, in hexadecimal.
     pub files: Vec<FileRecord>,
+    /// What belongs to the VM and could not be had (`nvram.fd`, `tpm/`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
     /// All VMs that were configured at the time.
     pub inventory: Vec<String>,
     /// The program that wrote this.

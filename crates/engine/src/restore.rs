@@ -23,6 +23,7 @@ use crate::event::{Event, Step};
 use crate::firmware;
 use crate::history::{self, HistoryError, Point};
 use crate::manifest::DOMAIN_PATH;
+use crate::trust::Untrusted;
 use crate::vm::{HypervisorError, Retarget};
 use crate::when::PointName;
 
@@ -31,6 +32,7 @@ const MAX_DOMAIN_XML: u64 = 16 << 20;
 
 /// What is to be restored, and where to.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "they are switches of a command")]
 pub struct Request {
     /// Which restore point.
     pub point: PointName,
@@ -46,6 +48,8 @@ pub struct Request {
     pub overwrite: bool,
     /// A damaged disk does not keep the others from being restored. The domain is not defined then.
     pub keep_going: bool,
+    /// Restore it even though nobody who is trusted has signed it.
+    pub unsigned: bool,
     /// Only say what would be done.
     pub dry_run: bool,
 }
@@ -78,6 +82,22 @@ pub enum RestoreError {
     /// What was asked for does not fit the archive or the host.
     #[error(transparent)]
     Plan(#[from] plan::PlanError),
+    /// Nobody who is trusted vouches for the archive.
+    #[error("trust archive {archive}: {source}")]
+    Untrusted {
+        /// The archive's name.
+        archive: String,
+        /// Why not.
+        source: Untrusted,
+    },
+    /// What is signed is another archive.
+    #[error("trust archive {archive}: {why}")]
+    Misplaced {
+        /// The archive's name.
+        archive: String,
+        /// What does not fit.
+        why: String,
+    },
     /// A disk could not be written.
     #[error("restore disk {disk}: {source}")]
     Disk {
@@ -169,6 +189,7 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
     let mut repository = context.repositories.open(&location, Access::Read)?;
     let info = history::find(&mut repository, &request.point)?;
     let point = Point::read(&mut repository, &info)?;
+    trust(context, request, &repository, &point)?;
     let plan = plan::make(context, request, &point)?;
     let definition = plan
         .define
@@ -225,6 +246,45 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
         disks,
         seconds,
     }))
+}
+
+/// Before anything of the archive is used: the manifest is signed by somebody who is trusted, and for this archive. Only
+/// the operator can do without, explicitly.
+fn trust(
+    context: &Context<'_>,
+    request: &Request,
+    repository: &Repository,
+    point: &Point,
+) -> Result<(), RestoreError> {
+    let Some(signing) = &context.config.signing else {
+        return Ok(());
+    };
+    if signing.allowed_signers.is_none() {
+        return Ok(());
+    }
+    let signer = point.signer(signing, context.cancel);
+    let checked = match signer {
+        Ok(signer) => {
+            context.note(format!("signed by {} ({})", signer.identity, signer.key));
+            point.place(&repository.id().to_string()).map_err(|why| {
+                let archive = point.name();
+                RestoreError::Misplaced { archive, why }
+            })
+        }
+        Err(source) => Err(RestoreError::Untrusted {
+            archive: point.name(),
+            source,
+        }),
+    };
+    match checked {
+        Err(error) if request.unsigned && !context.cancel.is_cancelled() => {
+            context.warn(format!(
+                "it is restored all the same, as asked: failed to {error}"
+            ));
+            Ok(())
+        }
+        checked => checked,
+    }
 }
 
 /// Writes disks and files under temporary names. With `keep_going`, says what failed.

@@ -7,9 +7,10 @@ use std::path::Path;
 
 use serde_json::json;
 use strongroom_borg::{Access, Encryption, Error as BorgError};
-use strongroom_engine::config::{Config, Vm};
+use strongroom_engine::config::{Config, Signing, Vm};
 use strongroom_engine::vm::{DiskSource, Hypervisor as _};
 
+use super::signing_key;
 use crate::args::Init;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -20,12 +21,19 @@ use crate::ui::human::bytes;
 /// Adds VMs to the configuration and makes their repositories. What exists already is kept.
 pub fn run(settings: &Settings, args: &Init) -> Result<Exit, Failure> {
     let encryption: Encryption = args.encryption.parse().map_err(Failure::usage)?;
-    let Draft { config, text } = draft(settings, args)?;
+    let Draft {
+        config,
+        text,
+        new_signing,
+    } = draft(settings, args)?;
     let parts = Settings::parts(settings.with_uri(config))?;
     for name in &args.vms {
         describe(settings, &parts, name)?;
     }
     settings.signals.undo_first();
+    if let Some(signing) = &new_signing {
+        signing_key::make(settings, signing, args.unprotected_signing_key)?;
+    }
     // The repositories come first: a configuration never names one that could not be made.
     for name in &args.vms {
         settings.signals.cancel().check().map_err(Failure::failed)?;
@@ -49,6 +57,8 @@ struct Draft {
     config: Config,
     /// The file's text, if it changes.
     text: Option<String>,
+    /// Who signs, if that is new.
+    new_signing: Option<Signing>,
 }
 
 /// Adds what is missing to the configuration; checks all of it before anything is made.
@@ -97,6 +107,13 @@ fn draft(settings: &Settings, args: &Init) -> Result<Draft, Failure> {
             }
         }
     }
+    let new_signing = match &args.signing_key {
+        None => None,
+        Some(key) => signing_key::wanted(&config, file, key)?,
+    };
+    if let Some(signing) = &new_signing {
+        config.signing = Some(signing.clone());
+    }
     config.vm.extend(new.clone());
     config.check().map_err(|message| {
         Failure::usage(format!("use the configuration: {message}"))
@@ -104,14 +121,29 @@ fn draft(settings: &Settings, args: &Init) -> Result<Draft, Failure> {
     })?;
     let text = match old {
         None => config.to_toml(),
-        Some(_) if new.is_empty() => return Ok(Draft { config, text: None }),
+        Some(_) if new.is_empty() && new_signing.is_none() => {
+            return Ok(Draft {
+                config,
+                text: None,
+                new_signing,
+            });
+        }
         // Whoever wrote the file may have commented it.
-        Some(old) => format!("{}\n\n{}", old.trim_end(), Config::vm_tables(&new)),
+        Some(old) => {
+            let signing = new_signing.as_ref().map(Config::signing_table);
+            let tables = [signing, (!new.is_empty()).then(|| Config::vm_tables(&new))];
+            let parts = [old.trim_end().to_owned() + "\n"].into_iter();
+            parts
+                .chain(tables.into_iter().flatten())
+                .collect::<Vec<_>>()
+                .join("\n")
+        }
     };
     match Config::parse(&text, file) {
-        Ok(read) if read.vm == config.vm => Ok(Draft {
+        Ok(read) if read.vm == config.vm && read.signing == config.signing => Ok(Draft {
             config,
             text: Some(text),
+            new_signing,
         }),
         _ => Err(Failure::usage(format!(
             "add to {}: tables cannot be appended to it",
@@ -187,7 +219,7 @@ fn repository(
 }
 
 /// Replaces the file in one step; only its owner may read it.
-fn write(path: &Path, text: &str) -> std::io::Result<()> {
+pub(super) fn write(path: &Path, text: &str) -> std::io::Result<()> {
     let directory = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())

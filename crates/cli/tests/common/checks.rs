@@ -112,6 +112,7 @@ pub fn request(vm: &str, when: &str) -> Request {
         format: ImageFormat::Qcow2,
         overwrite: false,
         keep_going: false,
+        unsigned: false,
         dry_run: false,
     }
 }

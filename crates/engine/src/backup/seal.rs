@@ -14,9 +14,10 @@ use crate::firmware::{self, FirmwareFile};
 use crate::history::Point;
 use crate::manifest::{
     DOMAIN_PATH, DiskRecord, ExcludedDisk, Exclusion, FORMAT, FileRecord, MANIFEST_PATH, Manifest,
-    VmIdentity, disk_path,
+    SIGNATURE_PATH, VmIdentity, disk_path,
 };
 use crate::quiesce::Reached;
+use crate::trust::{NAMESPACE, signature};
 use crate::vm::Domain;
 
 /// What the capture was like.
@@ -28,6 +29,8 @@ pub struct Instant {
     pub call: std::time::Duration,
     /// How far the guest was at rest.
     pub reached: Reached,
+    /// When the run started: the archive's time.
+    pub started: Timestamp,
 }
 
 /// Adds everything but the disks' data to the archive and commits it. Gives the manifest as well.
@@ -44,7 +47,8 @@ pub fn seal(
         path: DOMAIN_PATH.to_owned(),
         bytes: domain.xml.clone().into_bytes(),
     }];
-    files.extend(firmware::collect(context, domain));
+    let (firmware, missing) = firmware::collect(context, domain);
+    files.extend(firmware);
     let file_record = |file: &FirmwareFile| FileRecord {
         path: file.path.clone(),
         sha256: digest::sha256(&file.bytes),
@@ -56,6 +60,9 @@ pub fn seal(
             uuid: domain.uuid,
         },
         run: plan.run.clone(),
+        archive: Some(plan.archive.clone()),
+        started: Some(instant.started),
+        repository: Some(writer.repository_id().to_string()),
         sequence: newest.map_or(0, |point| point.manifest.sequence) + 1,
         previous: newest.map(|point| point.link.clone()),
         captured: instant.at,
@@ -68,6 +75,7 @@ pub fn seal(
         disks: Vec::new(),
         excluded: excluded(context, domain, plan),
         files: files.iter().map(file_record).collect(),
+        missing,
         inventory: context.config.vm.keys().cloned().collect(),
         producer: concat!("strongroom ", env!("CARGO_PKG_VERSION")).into(),
     };
@@ -90,14 +98,15 @@ pub fn seal(
         });
         items.push(Item::regular(&disk_path(&disk.target), result.chunks));
     }
-    // The manifest comes first: whoever wants only that need not read the disks' lists of chunks.
-    files.insert(
-        0,
-        FirmwareFile {
-            path: MANIFEST_PATH.to_owned(),
-            bytes: manifest.to_bytes()?,
-        },
-    );
+    // The manifest and its signature come first: whoever wants only those need not read the disks' lists of chunks.
+    let bytes = manifest.to_bytes()?;
+    let signature = sign(context, &bytes, instant.at)?;
+    let first = [(MANIFEST_PATH, Some(bytes)), (SIGNATURE_PATH, signature)];
+    let first = first.into_iter().filter_map(|(path, bytes)| {
+        let path = path.to_owned();
+        bytes.map(|bytes| FirmwareFile { path, bytes })
+    });
+    files.splice(0..0, first);
     for file in files {
         let chunks = file
             .bytes
@@ -111,6 +120,18 @@ pub fn seal(
     }
     let (repository, summary) = writer.commit()?;
     Ok((repository, summary, manifest))
+}
+
+/// The manifest's signature, if the configuration asks for one: then there is one, or no restore point.
+fn sign(context: &Context<'_>, bytes: &[u8], at: Timestamp) -> Result<Option<Vec<u8>>, BackupError> {
+    let Some(signing) = &context.config.signing else {
+        return Ok(None);
+    };
+    let Some(key) = &signing.key else {
+        return Ok(None);
+    };
+    let signature = signature::sign(signing, key, NAMESPACE, bytes, at, context.cancel)?;
+    Ok(Some(signature))
 }
 
 fn excluded(context: &Context<'_>, domain: &Domain, plan: &Plan) -> Vec<ExcludedDisk> {

@@ -1,0 +1,148 @@
+//! The signing key that `strongroom init --signing-key` sets up: made by `ssh-keygen` if it is not there, and trusted by
+//! a line in `allowed_signers` beside the configuration.
+
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use strongroom_engine::config::{Config, Signing};
+
+use super::init;
+use crate::failure::Failure;
+use crate::settings::Settings;
+
+/// What our signatures are made for, as a pattern in `allowed_signers`.
+const NAMESPACES: &str = "strongroom-*";
+
+/// What `[signing]` is to say; nothing if it says so already.
+pub fn wanted(config: &Config, file: &Path, key: &Path) -> Result<Option<Signing>, Failure> {
+    let absolute = |path: &Path| {
+        std::path::absolute(path)
+            .map_err(|error| Failure::failed(format!("find {}: {error}", path.display())))
+    };
+    let key = absolute(key)?;
+    if let Some(signing) = &config.signing {
+        return if signing.key.as_ref() == Some(&key) {
+            Ok(None)
+        } else {
+            Err(
+                Failure::usage("change the signing key: [signing] is configured already").hint(format!(
+                    "edit [signing] in {}; docs/operations.md tells how keys are changed",
+                    file.display()
+                )),
+            )
+        };
+    }
+    Ok(Some(Signing {
+        key: Some(key),
+        identity: Some(identity()),
+        allowed_signers: Some(absolute(file)?.with_file_name("allowed_signers")),
+        revoked_keys: None,
+    }))
+}
+
+/// `strongroom@HOST`.
+fn identity() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let word: String = name
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || ".-_".contains(*c))
+        .collect();
+    format!("strongroom@{}", if word.is_empty() { "localhost" } else { &word })
+}
+
+/// Makes the key unless it is there, and has it trusted.
+pub fn make(settings: &Settings, signing: &Signing, unprotected: bool) -> Result<(), Failure> {
+    let (Some(key), Some(identity), Some(signers)) =
+        (&signing.key, &signing.identity, &signing.allowed_signers)
+    else {
+        return Ok(());
+    };
+    if key.exists() {
+        settings
+            .ui
+            .info(format!("signing key {} is there", key.display()));
+    } else {
+        generate(settings, key, identity, unprotected)?;
+        settings.ui.info(format!("made signing key {}", key.display()));
+    }
+    let public = public_key(key)?;
+    let line = format!("{identity} namespaces=\"{NAMESPACES}\" {}", public.trim());
+    let old = match std::fs::read_to_string(signers) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(Failure::failed(format!("read {}: {error}", signers.display()))),
+    };
+    if old.lines().any(|known| known == line) {
+        return Ok(());
+    }
+    let gap = if old.is_empty() || old.ends_with('\n') {
+        ""
+    } else {
+        "\n"
+    };
+    init::write(signers, &format!("{old}{gap}{line}\n"))
+        .map_err(|error| Failure::failed(format!("write {}: {error}", signers.display())))?;
+    settings.ui.info(format!(
+        "{}: trusts {identity}; keep a copy of it where restore points are to be verified",
+        signers.display()
+    ));
+    Ok(())
+}
+
+fn generate(settings: &Settings, key: &Path, identity: &str, unprotected: bool) -> Result<(), Failure> {
+    let failed = |why: String| Failure::failed(format!("make the signing key {}: {why}", key.display()));
+    if let Some(directory) = key.parent() {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(directory)
+            .map_err(|error| failed(error.to_string()))?;
+    }
+    let mut command = Command::new("ssh-keygen");
+    command
+        .args(["-q", "-t", "ed25519", "-C", identity, "-f"])
+        .arg(key);
+    if unprotected {
+        command.args(["-N", ""]);
+    } else {
+        // It asks for the passphrase itself.
+        settings
+            .ui
+            .info("choose a passphrase for the signing key; an agent can hold the key for backups at night");
+    }
+    let status = settings
+        .ui
+        .suspended(|| command.status())
+        .map_err(|error| failed(error.to_string()))?;
+    if status.success() && key.exists() {
+        Ok(())
+    } else {
+        Err(failed(format!("ssh-keygen: {status}")).hint(
+            "a passphrase is typed on a terminal; --unprotected-signing-key makes a key that needs none",
+        ))
+    }
+}
+
+/// The public part: in a file of its own, or the file itself.
+fn public_key(key: &Path) -> Result<String, Failure> {
+    let mut beside = key.as_os_str().to_owned();
+    beside.push(".pub");
+    let candidates = [PathBuf::from(beside), key.to_owned()];
+    for file in candidates {
+        if let Ok(text) = std::fs::read_to_string(&file)
+            && let Some(line) = text.lines().find(|line| {
+                ["ssh-", "ecdsa-", "sk-"]
+                    .iter()
+                    .any(|kind| line.starts_with(kind))
+            })
+        {
+            return Ok(line.to_owned());
+        }
+    }
+    Err(Failure::failed(format!(
+        "find the public part of the signing key: {}.pub is not there",
+        key.display()
+    ))
+    .hint("`ssh-keygen -y -f KEY > KEY.pub` makes it"))
+}

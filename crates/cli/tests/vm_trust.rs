@@ -1,0 +1,113 @@
+//! Whom a restore point is believed: signatures, and everything that happens without a good one.
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+mod common;
+
+use std::process::Command;
+
+use common::Bench;
+use common::tiny::{Tiny, trust, with_signing};
+use strongroom_testkit::{Lab, run, ssh_keygen};
+
+/// A VM with one signed restore point.
+fn signed(lab: &Lab) -> (Tiny, Bench) {
+    let tiny = Tiny::define(lab, "signed");
+    tiny.fill("vda", 0..2, 1);
+    let mut bench = Bench::new(lab, &[&tiny.name]);
+    with_signing(lab, &mut bench);
+    bench.backup(&tiny.name, &()).unwrap();
+    (tiny, bench)
+}
+
+#[test]
+fn restores_need_a_signature_of_somebody_who_is_trusted() {
+    let lab = Lab::new();
+    let (tiny, mut bench) = signed(&lab);
+    let vm = tiny.name.as_str();
+    let file = lab.path("out.qcow2");
+    let to = file.display().to_string();
+    let restore = |bench: &Bench, more: &[&str]| {
+        let _ = std::fs::remove_file(&file);
+        bench.says(
+            &lab,
+            &[&["restore", vm, "--disk", "vda", "--to", &to], more].concat(),
+        )
+    };
+    restore(&bench, &["-v"]).expect(0, &["signed by lab@test (ED25519 key SHA256:"]);
+
+    // Somebody else is trusted.
+    let other = ssh_keygen(&lab.path("other"), "other");
+    trust(&lab.path("allowed_signers"), "lab@test", &other);
+    restore(&bench, &[]).expect(1, &["trust archive", "not accepted", "--unsigned"]);
+    assert!(!file.exists());
+    restore(&bench, &["--unsigned"]).expect(3, &["all the same"]);
+    assert!(file.exists());
+
+    // A backup whose signature nobody would accept is not made, and says so.
+    let before = bench.archives(vm);
+    let said = bench.says(&lab, &["backup", vm]);
+    said.expect(1, &["could never be verified", "nothing was committed"]);
+    bench.config.signing.as_mut().unwrap().key = Some(lab.path("absent"));
+    bench.says(&lab, &["backup", vm]).expect(1, &["sign with"]);
+    assert_eq!(bench.at_rest(&lab, vm), before);
+
+    // Without a key there is no signature, and no restore.
+    bench.config.signing.as_mut().unwrap().key = None;
+    bench.says(&lab, &["backup", vm]).expect(0, &[]);
+    restore(&bench, &[]).expect(1, &["it is not signed"]);
+    restore(&bench, &["--unsigned"]).expect(3, &["it is not signed"]);
+    bench.config.signing = None;
+    restore(&bench, &[]).expect(0, &[]);
+}
+
+#[test]
+fn an_archive_under_another_name_is_not_the_one_that_was_signed() {
+    let lab = Lab::new();
+    let (tiny, bench) = signed(&lab);
+    let (vm, archives) = (tiny.name.as_str(), bench.archives(&tiny.name));
+    let repository = bench.repository(vm).display().to_string();
+    bench.borg.run([
+        "rename",
+        &format!("{repository}::{}", archives[0]),
+        &format!("{vm}-2030-01-01T00:00:00.000Z"),
+    ]);
+    let to = lab.path("out.qcow2").display().to_string();
+    bench
+        .says(&lab, &["restore", vm, "--disk", "vda", "--to", &to])
+        .expect(1, &["its manifest belongs to archive", "--unsigned"]);
+}
+
+/// The commands of `docs/formats/manifest.md`, exactly as they stand there.
+#[test]
+fn the_documented_commands_verify_a_restore_point_by_hand() {
+    let lab = Lab::new();
+    let (tiny, bench) = signed(&lab);
+    let page = include_str!("../../../docs/formats/manifest.md");
+    let (_, rest) = page
+        .split_once("```sh\n# verify by hand\n")
+        .expect("the page has the commands");
+    let (script, _) = rest.split_once("```").unwrap();
+    let archive = &bench.archives(&tiny.name)[0];
+    let shell = |signers: &str| {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-euc", script])
+            .current_dir(lab.dir())
+            .envs(bench.borg.environment())
+            .env(
+                "ARCHIVE",
+                format!("{}::{archive}", bench.repository(&tiny.name).display()),
+            )
+            .env("IDENTITY", "lab@test")
+            .env("SIGNERS", lab.path(signers));
+        shell
+    };
+    let said = run(&mut shell("allowed_signers"));
+    assert!(
+        said.contains("Good \"strongroom-manifest@v1\" signature for lab@test"),
+        "{said}"
+    );
+    let other = ssh_keygen(&lab.path("other"), "other");
+    trust(&lab.path("other_signers"), "lab@test", &other);
+    assert!(!shell("other_signers").status().unwrap().success());
+}

@@ -1,0 +1,9 @@
+//! What makes a restore point believable to somebody who trusts neither the repository's host nor whoever holds the
+//! repository's key: a signature over its manifest ([`signature`]), its place in the chain ([`chain`]), and a memory of
+//! the newest one that the repository cannot reach ([`head`], [`witness`]).
+//!
+//! Whatever is missing, unknown, expired or revoked is a failure here, never a warning.
+
+pub mod signature;
+
+pub use signature::{NAMESPACE, Signer, SigningError, Untrusted};
