@@ -1,7 +1,7 @@
 //! The story of one backup, from top to bottom.
 //!
 //! [`run`] is the whole of it (told by `tell`). What it decides is in [`plan`], how the disks are held still in [`capture`], how
-//! the guest is brought to rest for that in [`quiesce`], how
+//! the guest is brought to rest for that in [`crate::quiesce`], how
 //! one of them is read in [`disk`], cut into chunks in [`cells`], audited in [`audit`], how the bytes travel in
 //! [`stream`], and what surrounds them in [`seal`].
 //!
@@ -30,7 +30,7 @@ use crate::context::Context;
 use crate::event::{Event, Step};
 use crate::history::{HistoryError, Point};
 use crate::manifest::{Manifest, ManifestError};
-use crate::quiesce;
+use crate::quiesce::Rest;
 use crate::reconcile::{ReconcileError, drop_stale, reconcile};
 use crate::state::{Committed, Run, StateError, VmState};
 use crate::trust::SigningError;
@@ -291,9 +291,9 @@ fn capture_and_commit(
     mut writer: ArchiveWriter,
 ) -> Result<(Repository, Manifest, u64), BackupError> {
     scratch::check(context, plan)?;
-    let (capture, reached) = quiesce::around(context, domain, &run.id, state, move || {
-        Capture::begin(context, plan, run)
-    })?;
+    let mut rest = Rest::prepare(context, domain, &run.id, state)?;
+    let capture = Capture::begin(context, plan, run, &mut rest)?;
+    let reached = rest.reached()?;
     capture.report();
     let plan = capture.plan();
     context.report(&Event::Step(Step::Stream));

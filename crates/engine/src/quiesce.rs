@@ -3,36 +3,35 @@
 //! | level | what happens |
 //! |---|---|
 //! | `crash` | nothing |
-//! | `filesystem` | the agent freezes the file systems · capture · thaw |
-//! | `application` | `pre` · freeze, if there is an agent · capture · thaw · `post` |
+//! | `filesystem` | the agent freezes the file systems · the hypervisor's call · thaw |
+//! | `application` | `pre` · freeze, if there is an agent · the hypervisor's call · thaw · `post` |
 //!
 //! What the guest is owed for it, a thaw and `post`, is on record before it is incurred, and is paid on every way out:
 //! at the end, after a failure, in a panic, and by the next run if this one died ([`settle`]). A guest is frozen only
-//! under the eyes of a [`Watchdog`], which thaws when the budget is over or this process is no more.
+//! under the eyes of a [`crate::watchdog`], which thaws when the budget is over or this process is no more.
 //!
 //! What is reached is judged afterwards, and doubt counts against it: a freeze of which it is not certain that it held
-//! until the capture was complete has not been one.
+//! until the call had returned has not been one.
 
+mod freeze;
 mod script;
 
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
+use self::freeze::{Freeze, Freezer};
 use self::script::{Failure, Phase, Script};
 use crate::backup::BackupError;
 use crate::config::{IfMissed, Level, Quiesce};
 use crate::context::Context;
 use crate::manifest::Consistency;
 use crate::state::{StateError, VmState};
-use crate::vm::{Domain, FreezeStatus, HypervisorError, RunState};
-use crate::watchdog::Watchdog;
+use crate::vm::{Domain, HypervisorError, RunState};
 
 /// How long the agent may take to give a sign of life, and to thaw.
 const PING: Duration = Duration::from_secs(5);
 const THAW: Duration = Duration::from_secs(5);
-/// How long a thaw is tried again: the hypervisor's daemon may be restarting. The watchdog tries for longer.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two attempts.
-const RETRY: Duration = Duration::from_millis(200);
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,157 +44,122 @@ pub struct Reached {
     pub frozen: Duration,
 }
 
-/// Captures while the guest is at rest, as far as its settings ask for that. An error of the capture goes before one of
-/// the level.
-pub fn around<T>(
-    context: &Context<'_>,
-    domain: &Domain,
-    run: &str,
-    state: &mut VmState,
-    capture: impl FnOnce() -> Result<T, BackupError>,
-) -> Result<(T, Reached), BackupError> {
-    let settings = &context.config.vm(&domain.name)?.0.quiesce;
-    if settings.level == Level::Crash || domain.state == RunState::ShutOff {
-        return Ok((capture()?, of_one_at_rest(settings.level, domain)));
-    }
-    let mut rest = Rest::prepare(context, domain, settings, run, state)?;
-    rest.begin()?;
-    let captured = capture();
-    rest.end(Instant::now());
-    let captured = captured?;
-    let reached = rest.reached();
-    rest.insist(reached.missed.as_deref())?;
-    if let Some(missed) = &reached.missed {
-        context.warn(format!(
-            "{}: consistency {}, and not {}: {missed}{}",
-            domain.name,
-            word(reached.consistency),
-            word(settings.level.into()),
-            rest.pre.as_ref().err().map(Failure::words).unwrap_or_default(),
-        ));
-    }
-    Ok((captured, reached))
-}
-
-/// The level of a guest that nothing is done to.
-fn of_one_at_rest(asked: Level, domain: &Domain) -> Reached {
-    let consistency = if domain.shut_down {
-        Consistency::Clean
-    } else {
-        Consistency::Crash
-    };
-    let unknown = asked > Level::Crash && consistency == Consistency::Crash;
-    Reached {
-        consistency,
-        missed: unknown.then(|| "it was off, and it is not known that its guest had shut down".into()),
-        frozen: Duration::ZERO,
-    }
-}
-
-/// What became of the freeze.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Freeze {
-    /// There is no agent, or nothing has been asked of it yet.
-    Absent,
-    /// The agent lives, and the watchdog is ready.
-    Possible,
-    /// So many file systems are frozen, since then.
-    Frozen(u32, Instant),
-    /// They were frozen until the capture was complete.
-    Held,
-    /// They were not, and why.
-    Missed(String),
-}
-
-/// A guest that is at rest, or about to be. Dropped, it goes on.
-struct Rest<'a> {
+/// How a guest is brought to rest, and whether that worked. Dropped, the guest goes on.
+pub struct Rest<'a> {
     context: &'a Context<'a>,
     domain: &'a Domain,
     settings: &'a Quiesce,
     run: &'a str,
     state: &'a mut VmState,
-    watchdog: Option<Watchdog>,
-    /// When the watchdog was told that its budget begins.
-    armed: Instant,
-    freeze: Freeze,
-    frozen: Duration,
+    freezer: Freezer<'a>,
     pre: Result<(), Failure>,
     /// `pre` may have been started, and `post` has not been.
     owes_post: bool,
+    /// When the call had returned.
+    pub at: Option<Timestamp>,
 }
 
 impl<'a> Rest<'a> {
     /// Everything that can be done beforehand, slow or not.
-    fn prepare(
+    pub fn prepare(
         context: &'a Context<'a>,
         domain: &'a Domain,
-        settings: &'a Quiesce,
         run: &'a str,
         state: &'a mut VmState,
     ) -> Result<Self, BackupError> {
+        let settings = &context.config.vm(&domain.name)?.0.quiesce;
         let mut rest = Self {
             context,
             domain,
             settings,
             run,
             state,
-            watchdog: None,
-            armed: Instant::now(),
-            freeze: Freeze::Absent,
-            frozen: Duration::ZERO,
+            freezer: Freezer::new(context, domain, Duration::from_millis(settings.budget_ms)),
             pre: Ok(()),
             owes_post: false,
+            at: None,
         };
-        rest.freeze = match rest.meet_agent() {
-            Ok(true) => rest.call_watchdog(),
-            Ok(false) => Freeze::Absent,
-            Err(missed) => Freeze::Missed(missed),
-        };
-        if rest.freeze == Freeze::Absent && settings.level == Level::Application {
-            context.note(format!(
-                "{}: there is no guest agent, only the scripts bring it to rest",
-                domain.name
-            ));
-        }
-        // What cannot be reached any more need not be tried.
-        let missed = match &rest.freeze {
-            Freeze::Possible => None,
-            known => judge(settings.level, None, known).1,
-        };
-        rest.insist(missed.as_deref())?;
+        rest.get_ready()?;
         Ok(rest)
     }
 
-    /// Whether there is an agent that answers; why it cannot be used, if there is one that cannot.
-    fn meet_agent(&self) -> Result<bool, String> {
-        let (hypervisor, uuid) = (self.context.hypervisor, self.domain.uuid);
-        if self.domain.state != RunState::Running {
-            return Err("the VM is paused".into());
-        }
-        let words = |error: HypervisorError| format!("failed to {error}");
-        if !hypervisor.agent_connected(uuid).map_err(words)? {
-            return Ok(false);
-        }
-        hypervisor.agent_ping(uuid, PING).map_err(words)?;
-        match hypervisor.freeze_status(uuid, PING).map_err(words)? {
-            FreezeStatus::Thawed => Ok(true),
-            FreezeStatus::Frozen => Err("somebody else has frozen its file systems already".into()),
-        }
+    /// Whether there is anything to be done.
+    fn is_asked(&self) -> bool {
+        self.settings.level > Level::Crash && self.domain.state != RunState::ShutOff
     }
 
-    fn call_watchdog(&mut self) -> Freeze {
-        let command = (self.context.watchdog)(self.domain.uuid, self.budget());
-        match Watchdog::start(command) {
-            Ok(watchdog) => {
-                self.watchdog = Some(watchdog);
-                Freeze::Possible
+    fn get_ready(&mut self) -> Result<(), BackupError> {
+        if !self.is_asked() {
+            return Ok(());
+        }
+        self.freezer.get_ready();
+        if self.freezer.outcome == Freeze::Absent && self.settings.level == Level::Application {
+            self.context.note(format!(
+                "{}: there is no guest agent, only the scripts bring it to rest",
+                self.domain.name
+            ));
+        }
+        // What cannot be reached any more need not be tried.
+        let missed = match &self.freezer.outcome {
+            Freeze::Possible => None,
+            known => judge(self.settings.level, None, known).1,
+        };
+        self.insist(missed.as_deref())
+    }
+
+    /// Makes one call to the hypervisor, the one that captures, with the guest at rest. The guest goes on as soon as
+    /// the call has returned. For another attempt it is brought to rest anew, and that one counts.
+    pub fn around<T>(
+        &mut self,
+        call: impl FnOnce() -> Result<T, HypervisorError>,
+    ) -> Result<Result<T, HypervisorError>, BackupError> {
+        if self.at.is_some() {
+            self.get_ready()?;
+        }
+        if self.is_asked() {
+            self.begin_application()?;
+            self.freezer.freeze(self.state)?;
+        }
+        let called = call();
+        self.at = Some(Timestamp::now());
+        self.end(Instant::now());
+        Ok(called)
+    }
+
+    fn begin_application(&mut self) -> Result<(), BackupError> {
+        if self.settings.level != Level::Application {
+            return Ok(());
+        }
+        let run = self.run.to_owned();
+        self.state.owe(|debt| debt.post = Some(run))?;
+        self.owes_post = true;
+        let cancel = self.context.cancel;
+        let hypervisor = self.context.hypervisor;
+        self.pre = self.script(Phase::Pre).run(hypervisor, Some(cancel));
+        cancel.check()?;
+        let missed = self.pre.as_ref().err().map(ToString::to_string);
+        self.insist(missed.as_deref())
+    }
+
+    /// Lets the guest go on, if it does not already. `called` is when the call had returned.
+    fn end(&mut self, called: Instant) {
+        self.freezer.end(self.state, called);
+        if std::mem::take(&mut self.owes_post) {
+            let script = self.script(Phase::Post);
+            if let Err(error) = post(self.context, &script, self.state) {
+                self.context.warn(format!("failed to {error}"));
             }
-            Err(error) => Freeze::Missed(format!("there is no watchdog to thaw it: failed to {error}")),
         }
     }
 
-    fn budget(&self) -> Duration {
-        Duration::from_millis(self.settings.budget_ms)
+    fn script(&self, phase: Phase) -> Script<'a> {
+        Script {
+            domain: self.domain.uuid,
+            vm: &self.domain.name,
+            run: self.run,
+            phase,
+            settings: self.settings,
+        }
     }
 
     /// An error if a level is missed without which there shall be no backup.
@@ -210,157 +174,29 @@ impl<'a> Rest<'a> {
         }
     }
 
-    /// Brings the guest to rest.
-    fn begin(&mut self) -> Result<(), BackupError> {
-        self.begin_application()?;
-        if self.freeze == Freeze::Possible {
-            self.freeze = self.freeze()?;
+    /// What came of it. An error, or a warning, if it is less than was asked for.
+    pub fn reached(self) -> Result<Reached, BackupError> {
+        if !self.is_asked() {
+            return Ok(of_one_at_rest(self.settings.level, self.domain));
         }
-        Ok(())
-    }
-
-    fn begin_application(&mut self) -> Result<(), BackupError> {
-        if self.settings.level != Level::Application {
-            return Ok(());
+        let failure = self.pre.as_ref().err();
+        let why = failure.map(|failure| failure.why.as_str());
+        let (consistency, missed) = judge(self.settings.level, why, &self.freezer.outcome);
+        self.insist(missed.as_deref())?;
+        if let Some(missed) = &missed {
+            self.context.warn(format!(
+                "{}: consistency {}, and not {}: {missed}{}",
+                self.domain.name,
+                word(consistency),
+                word(self.settings.level.into()),
+                failure.map(Failure::words).unwrap_or_default(),
+            ));
         }
-        let run = self.run.to_owned();
-        self.state.owe(|debt| debt.post = Some(run))?;
-        self.owes_post = true;
-        let cancel = self.context.cancel;
-        self.pre = self.script(Phase::Pre).run(self.context.hypervisor, Some(cancel));
-        cancel.check()?;
-        let missed = self.pre.as_ref().err().map(ToString::to_string);
-        self.insist(missed.as_deref())
-    }
-
-    fn script(&self, phase: Phase) -> Script<'a> {
-        Script {
-            domain: self.domain.uuid,
-            vm: &self.domain.name,
-            run: self.run,
-            phase,
-            settings: self.settings,
-        }
-    }
-
-    /// Freezes the file systems, under the watchdog's eyes.
-    fn freeze(&mut self) -> Result<Freeze, StateError> {
-        let (hypervisor, uuid) = (self.context.hypervisor, self.domain.uuid);
-        // The script may have taken its time: a request to an agent that hangs would stay in its channel.
-        if let Err(error) = hypervisor.agent_ping(uuid, PING) {
-            return Ok(Freeze::Missed(format!("failed to {error}")));
-        }
-        let Some(watchdog) = &mut self.watchdog else {
-            return Ok(Freeze::Absent);
-        };
-        self.state.owe(|debt| debt.thaw = true)?;
-        self.context
-            .note(format!("{}: freezing its file systems", self.domain.name));
-        self.armed = Instant::now();
-        if let Err(error) = watchdog.arm() {
-            self.state.owe(|debt| debt.thaw = false)?;
-            return Ok(Freeze::Missed(format!("the watchdog is gone: failed to {error}")));
-        }
-        let since = Instant::now();
-        match hypervisor.freeze(uuid, Duration::from_millis(self.settings.budget_ms)) {
-            Ok(count) => {
-                watchdog.frozen();
-                Ok(Freeze::Frozen(count, since))
-            }
-            Err(error @ HypervisorError::Refused { .. }) => {
-                // It is answered for: none is on its way, and what was frozen by halves is thawed.
-                watchdog.frozen();
-                self.thaw(0, since);
-                Ok(Freeze::Missed(format!("failed to {error}")))
-            }
-            Err(error) => {
-                watchdog.unknown();
-                Ok(Freeze::Missed(format!("failed to {error}")))
-            }
-        }
-    }
-
-    /// Lets the guest go on. `captured` is when the capture was complete.
-    fn end(&mut self, captured: Instant) {
-        if let Freeze::Frozen(count, since) = self.freeze {
-            self.freeze = match self.thaw(count, since) {
-                Some(until) if until >= captured => Freeze::Held,
-                Some(_) => Freeze::Missed(format!(
-                    "the file systems did not stay frozen until the view was taken: {} ms were over, or somebody else \
-                     thawed them",
-                    self.settings.budget_ms
-                )),
-                None => Freeze::Missed(
-                    "it is not certain that the file systems were frozen, or are thawed".into(),
-                ),
-            };
-            if count == 0 {
-                self.freeze = Freeze::Missed("the guest agent found no file system to freeze".into());
-            }
-        }
-        if std::mem::take(&mut self.owes_post) {
-            let script = self.script(Phase::Post);
-            let paid = post(self.context, &script, self.state);
-            self.warn_unless(paid);
-        }
-    }
-
-    /// Thaws so many file systems that are frozen since then. Gives until when they are known to have been frozen;
-    /// nothing if no thaw was answered.
-    fn thaw(&mut self, count: u32, since: Instant) -> Option<Instant> {
-        let mut watchdog = self.watchdog.take()?;
-        let deadline = Instant::now() + PATIENCE;
-        let mut told = None;
-        let thawed = loop {
-            let begun = Instant::now();
-            match self.context.hypervisor.thaw(self.domain.uuid, THAW) {
-                Ok(thawed) => break Ok((thawed, begun)),
-                Err(error) if Instant::now() >= deadline => break Err(error),
-                Err(_) => std::thread::sleep(RETRY),
-            }
-            // It has another connection, and may have come through.
-            told = told.or_else(|| watchdog.has_thawed());
-        };
-        match thawed {
-            Ok((thawed, begun)) => {
-                self.frozen = since.elapsed();
-                let told = told.or(watchdog.release());
-                let paid = self.state.owe(|debt| debt.thaw = false);
-                self.warn_unless(paid);
-                if let Some(thaw) = told {
-                    self.frozen = (self.armed + thaw.answered).saturating_duration_since(since);
-                    return Some(self.armed + thaw.began);
-                }
-                // Fewer than were frozen: somebody was there before, it is not known when.
-                Some(if thawed >= count { begun } else { since })
-            }
-            Err(error) => {
-                self.frozen = since.elapsed();
-                watchdog.unknown();
-                self.context.warn(format!(
-                    "{}: its file systems may still be frozen: failed to {error}; the watchdog goes on trying, and \
-                     `virsh domfsthaw {}` may help",
-                    self.domain.name, self.domain.name
-                ));
-                None
-            }
-        }
-    }
-
-    fn warn_unless(&self, done: Result<(), StateError>) {
-        if let Err(error) = done {
-            self.context.warn(format!("failed to {error}"));
-        }
-    }
-
-    fn reached(&self) -> Reached {
-        let pre = self.pre.as_ref().err().map(|failure| failure.why.as_str());
-        let (consistency, missed) = judge(self.settings.level, pre, &self.freeze);
-        Reached {
+        Ok(Reached {
             consistency,
             missed,
-            frozen: self.frozen,
-        }
+            frozen: self.freezer.frozen,
+        })
     }
 }
 
@@ -368,6 +204,21 @@ impl Drop for Rest<'_> {
     fn drop(&mut self) {
         // Nothing to do where it has ended as it should.
         self.end(Instant::now());
+    }
+}
+
+/// The level of a guest that nothing is done to.
+fn of_one_at_rest(asked: Level, domain: &Domain) -> Reached {
+    let consistency = if domain.shut_down {
+        Consistency::Clean
+    } else {
+        Consistency::Crash
+    };
+    let unknown = asked > Level::Crash && consistency == Consistency::Crash;
+    Reached {
+        consistency,
+        missed: unknown.then(|| "it was off, and it is not known that its guest had shut down".into()),
+        frozen: Duration::ZERO,
     }
 }
 

@@ -17,6 +17,7 @@ use super::plan::{DiskPlan, Plan};
 use crate::context::Context;
 use crate::event::{Event, OpenExport};
 use crate::manifest::{Method, Mode};
+use crate::quiesce::Rest;
 use crate::state::Run;
 use crate::vm::{BackupJob, BadBitmap, Domain, HypervisorError, JobDisk, RunState};
 
@@ -85,17 +86,22 @@ fn socket_name(plan: &Plan) -> String {
 }
 
 impl<'a> Capture<'a> {
-    /// Freezes the views. Where the hypervisor cannot do as planned, what is read in full instead, and why, is
-    /// written into the plan.
-    pub fn begin(context: &'a Context<'a>, plan: &'a mut Plan, run: &'a Run) -> Result<Self, BackupError> {
+    /// Freezes the views, by a call that is made with the guest at rest. Where the hypervisor cannot do as planned, what
+    /// is read in full instead, and why, is written into the plan.
+    pub fn begin(
+        context: &'a Context<'a>,
+        plan: &'a mut Plan,
+        run: &'a Run,
+        rest: &mut Rest<'_>,
+    ) -> Result<Self, BackupError> {
         let (call, exports, servers) = match plan.method {
-            Method::Checkpoint => begin_job(context, plan, run)?,
+            Method::Checkpoint => begin_job(context, plan, run, rest)?,
             Method::Offline => begin_servers(context, plan)?,
         };
         Ok(Self {
             context,
             plan,
-            at: Timestamp::now(),
+            at: rest.at.unwrap_or_else(Timestamp::now),
             call,
             exports,
             servers,
@@ -104,7 +110,7 @@ impl<'a> Capture<'a> {
         })
     }
 
-    /// Reports the views. Not a part of [`Capture::begin`], during which the guest may be at rest.
+    /// Reports the views.
     pub fn report(&self) {
         self.context.report(&Event::Captured {
             exports: &self.exports,
@@ -173,12 +179,15 @@ impl Drop for Capture<'_> {
 type Begun = (Duration, Vec<OpenExport>, Vec<Server>);
 
 /// Starts the backup job: as planned, else everything in full, else in full without a checkpoint.
-fn begin_job(context: &Context<'_>, plan: &mut Plan, run: &Run) -> Result<Begun, BackupError> {
+fn begin_job(
+    context: &Context<'_>,
+    plan: &mut Plan,
+    run: &Run,
+    rest: &mut Rest<'_>,
+) -> Result<Begun, BackupError> {
     let mut failure = loop {
-        let error = match context
-            .hypervisor
-            .begin_backup(plan.uuid, &job(plan, &run.socket))
-        {
+        let job = job(plan, &run.socket);
+        let error = match rest.around(|| context.hypervisor.begin_backup(plan.uuid, &job))? {
             Ok(call) => {
                 let export = |disk: &DiskPlan| OpenExport {
                     target: disk.target.clone(),

@@ -1,0 +1,202 @@
+//! Freezes a guest's file systems, and thaws them again.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{PING, THAW};
+use crate::context::Context;
+use crate::state::{StateError, VmState};
+use crate::vm::{Domain, FreezeStatus, HypervisorError, RunState};
+use crate::watchdog::Watchdog;
+
+/// How long a thaw is tried again: the hypervisor's daemon may be restarting. The watchdog tries for longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two attempts.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// What became of a freeze.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Freeze {
+    /// There is no agent.
+    Absent,
+    /// The agent lives, and the watchdog is ready.
+    Possible,
+    /// So many file systems are frozen, since then.
+    Frozen(u32, Instant),
+    /// They were frozen until the call had returned.
+    Held,
+    /// They were not, and why.
+    Missed(String),
+}
+
+/// The agent of one guest, and the watchdog beside it.
+pub struct Freezer<'a> {
+    context: &'a Context<'a>,
+    domain: &'a Domain,
+    budget: Duration,
+    watchdog: Option<Watchdog>,
+    /// When the watchdog was told that its budget begins.
+    armed: Instant,
+    /// How it stands.
+    pub outcome: Freeze,
+    /// How long file systems were frozen.
+    pub frozen: Duration,
+}
+
+impl<'a> Freezer<'a> {
+    /// For a guest that may be frozen for so long. Nothing is done yet.
+    pub fn new(context: &'a Context<'a>, domain: &'a Domain, budget: Duration) -> Self {
+        Self {
+            context,
+            domain,
+            budget,
+            watchdog: None,
+            armed: Instant::now(),
+            outcome: Freeze::Absent,
+            frozen: Duration::ZERO,
+        }
+    }
+
+    /// Looks whether the agent answers, and starts the watchdog.
+    pub fn get_ready(&mut self) {
+        self.frozen = Duration::ZERO;
+        self.outcome = match self.meet_agent() {
+            Ok(true) => self.call_watchdog(),
+            Ok(false) => Freeze::Absent,
+            Err(missed) => Freeze::Missed(missed),
+        };
+    }
+
+    /// Whether there is an agent that answers; why it cannot be used, if there is one that cannot.
+    fn meet_agent(&self) -> Result<bool, String> {
+        let (hypervisor, uuid) = (self.context.hypervisor, self.domain.uuid);
+        if self.domain.state != RunState::Running {
+            return Err("the VM is paused".into());
+        }
+        let words = |error: HypervisorError| format!("failed to {error}");
+        if !hypervisor.agent_connected(uuid).map_err(words)? {
+            return Ok(false);
+        }
+        hypervisor.agent_ping(uuid, PING).map_err(words)?;
+        match hypervisor.freeze_status(uuid, PING).map_err(words)? {
+            FreezeStatus::Thawed => Ok(true),
+            FreezeStatus::Frozen => Err("somebody else has frozen its file systems already".into()),
+        }
+    }
+
+    fn call_watchdog(&mut self) -> Freeze {
+        let command = (self.context.watchdog)(self.domain.uuid, self.budget);
+        match Watchdog::start(command) {
+            Ok(watchdog) => {
+                self.watchdog = Some(watchdog);
+                Freeze::Possible
+            }
+            Err(error) => Freeze::Missed(format!("there is no watchdog to thaw it: failed to {error}")),
+        }
+    }
+
+    /// Freezes the file systems, if that is possible.
+    pub fn freeze(&mut self, state: &mut VmState) -> Result<(), StateError> {
+        if self.outcome == Freeze::Possible {
+            self.outcome = self.try_freeze(state)?;
+        }
+        Ok(())
+    }
+
+    fn try_freeze(&mut self, state: &mut VmState) -> Result<Freeze, StateError> {
+        let (hypervisor, uuid) = (self.context.hypervisor, self.domain.uuid);
+        // A script may have taken its time: a request to an agent that hangs would stay in its channel.
+        if let Err(error) = hypervisor.agent_ping(uuid, PING) {
+            return Ok(Freeze::Missed(format!("failed to {error}")));
+        }
+        let Some(watchdog) = &mut self.watchdog else {
+            return Ok(Freeze::Absent);
+        };
+        state.owe(|debt| debt.thaw = true)?;
+        self.context
+            .note(format!("{}: freezing its file systems", self.domain.name));
+        self.armed = Instant::now();
+        if let Err(error) = watchdog.arm() {
+            state.owe(|debt| debt.thaw = false)?;
+            return Ok(Freeze::Missed(format!("the watchdog is gone: failed to {error}")));
+        }
+        let since = Instant::now();
+        match hypervisor.freeze(uuid, self.budget) {
+            Ok(count) => {
+                watchdog.frozen();
+                Ok(Freeze::Frozen(count, since))
+            }
+            Err(error @ HypervisorError::Refused { .. }) => {
+                // It is answered for: none is on its way, and what was frozen by halves is thawed.
+                watchdog.frozen();
+                self.thaw(state, 0, since);
+                Ok(Freeze::Missed(format!("failed to {error}")))
+            }
+            Err(error) => {
+                watchdog.unknown();
+                Ok(Freeze::Missed(format!("failed to {error}")))
+            }
+        }
+    }
+
+    /// Thaws what is frozen. `called` is when the call had returned.
+    pub fn end(&mut self, state: &mut VmState, called: Instant) {
+        let Freeze::Frozen(count, since) = self.outcome else {
+            return;
+        };
+        self.outcome = match self.thaw(state, count, since) {
+            _ if count == 0 => Freeze::Missed("the guest agent found no file system to freeze".into()),
+            Some(until) if until >= called => Freeze::Held,
+            Some(_) => Freeze::Missed(format!(
+                "the file systems did not stay frozen until the view was taken: {} ms were over, or somebody else \
+                 thawed them",
+                self.budget.as_millis()
+            )),
+            None => {
+                Freeze::Missed("it is not certain that the file systems were frozen, or are thawed".into())
+            }
+        };
+    }
+
+    /// Thaws so many file systems that are frozen since then. Gives until when they are known to have been frozen;
+    /// nothing if no thaw was answered.
+    fn thaw(&mut self, state: &mut VmState, count: u32, since: Instant) -> Option<Instant> {
+        let mut watchdog = self.watchdog.take()?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut told = None;
+        let thawed = loop {
+            let begun = Instant::now();
+            match self.context.hypervisor.thaw(self.domain.uuid, THAW) {
+                Ok(thawed) => break Ok((thawed, begun)),
+                Err(error) if Instant::now() >= deadline => break Err(error),
+                Err(_) => thread::sleep(RETRY),
+            }
+            // It has another connection, and may have come through.
+            told = told.or_else(|| watchdog.has_thawed());
+        };
+        self.frozen = since.elapsed();
+        match thawed {
+            Ok((thawed, begun)) => {
+                let told = told.or(watchdog.release());
+                if let Err(error) = state.owe(|debt| debt.thaw = false) {
+                    self.context.warn(format!("failed to {error}"));
+                }
+                if let Some(thaw) = told {
+                    self.frozen = (self.armed + thaw.answered).saturating_duration_since(since);
+                    return Some(self.armed + thaw.began);
+                }
+                // Fewer than were frozen: somebody was there before, it is not known when.
+                Some(if thawed >= count { begun } else { since })
+            }
+            Err(error) => {
+                watchdog.unknown();
+                let vm = &self.domain.name;
+                self.context.warn(format!(
+                    "{vm}: its file systems may still be frozen: failed to {error}; the watchdog goes on trying, and \
+                     `virsh domfsthaw {vm}` may help"
+                ));
+                None
+            }
+        }
+    }
+}
