@@ -35,7 +35,7 @@ impl Libvirt {
         if let Some(unfit) = unfit(state, &reason) {
             return Ok(Some(unfit.into()));
         }
-        if let Some(operation) = sys::job_operation(handle).map_err(failed)? {
+        if let Some(operation) = if_supported(sys::job_operation(handle)).map_err(failed)? {
             let socket = if operation == VIR_DOMAIN_JOB_OPERATION_BACKUP {
                 self.described(handle)?.and_then(|job| job.running.socket)
             } else {
@@ -44,7 +44,7 @@ impl Libvirt {
             return Ok(Some(job_words(operation, socket.as_deref())));
         }
         for target in targets {
-            if let Some(kind) = sys::block_job(handle, target).map_err(failed)? {
+            if let Some(kind) = if_supported(sys::block_job(handle, target)).map_err(failed)? {
                 return Ok(Some(format!(
                     "{} runs on its disk {target}",
                     block_job_words(kind)
@@ -57,11 +57,10 @@ impl Libvirt {
     /// External snapshots that libvirt knows of and whose overlays are in the chains of this definition.
     pub(crate) fn snapshots(&self, handle: &Handle, xml: &str) -> Result<Vec<Snapshot>, HypervisorError> {
         let failed = |error: Error| self.failed("read the snapshots of a domain".into(), &error);
-        let list = match handle.list_all_snapshots(VIR_DOMAIN_SNAPSHOT_LIST_EXTERNAL) {
-            // A driver without snapshots has none.
-            Err(error) if error.code().is(ErrorNumber::NoSupport) => return Ok(Vec::new()),
-            list => list.map_err(failed)?,
-        };
+        let list = handle
+            .list_all_snapshots(VIR_DOMAIN_SNAPSHOT_LIST_EXTERNAL)
+            .map(Some);
+        let list = if_supported(list).map_err(failed)?.unwrap_or_default();
         let bad = |message| HypervisorError::Failed {
             what: "read the snapshots of a domain".into(),
             message,
@@ -88,6 +87,14 @@ impl Libvirt {
             }
         }
         Ok(found)
+    }
+}
+
+/// A driver that knows no such thing has none.
+fn if_supported<T>(found: Result<Option<T>, Error>) -> Result<Option<T>, Error> {
+    match found {
+        Err(error) if error.code().is(ErrorNumber::NoSupport) => Ok(None),
+        found => found,
     }
 }
 
