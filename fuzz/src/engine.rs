@@ -3,6 +3,8 @@
 use jiff::Timestamp;
 use strongroom_borg::{ArchiveInfo, ChunkId};
 use strongroom_engine::manifest::{self, Manifest};
+use strongroom_engine::trust::chain::{Head, Link, walk};
+use strongroom_engine::trust::witness;
 use strongroom_engine::when::{PointName, When};
 
 use super::disk::written;
@@ -26,6 +28,37 @@ pub fn manifest(data: &[u8]) {
         if let Some(Ok(writes)) = disk.layout.as_ref().map(|layout| layout.write(size)) {
             written(&writes, size);
         }
+    }
+}
+
+/// What a witness tells: records are written as they were read, and no chain of them makes the walk stumble.
+pub fn witness(data: &[u8]) {
+    let Ok(heads) = witness::parse(data) else {
+        return;
+    };
+    let text: String = heads.iter().map(Head::line).collect();
+    assert_eq!(witness::parse(text.as_bytes()).ok().as_ref(), Some(&heads));
+    let links: Vec<Link> = heads
+        .iter()
+        .map(|head| Link {
+            archive: head.archive.clone(),
+            sequence: head.sequence,
+            hash: head.hash.clone(),
+            previous: (head.sequence > 1).then(|| head.repository.clone()),
+        })
+        .collect();
+    let Some(last) = heads.iter().max_by_key(|head| (head.committed, head.sequence)) else {
+        return;
+    };
+    // Nothing there at all is never fine once something is on record.
+    assert!(
+        !walk(&[], &heads, &last.repository, last.committed)
+            .problems
+            .is_empty()
+    );
+    let found = walk(&links, &heads, &last.repository, last.committed);
+    for (first, last) in found.removed {
+        assert!(first <= last && links.iter().all(|link| !(first..=last).contains(&link.sequence)));
     }
 }
 

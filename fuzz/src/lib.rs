@@ -34,4 +34,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("qemu_monitor", libvirt::monitor),
     ("swap_header", disk::swap_header),
     ("swap_layout", disk::swap_layout),
+    ("witness", engine::witness),
 ];

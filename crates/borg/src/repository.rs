@@ -142,6 +142,11 @@ impl Repository {
         self.id
     }
 
+    /// The time of its manifest: later than that of any manifest before. One that makes no sense counts as very old.
+    pub fn timestamp(&self) -> jiff::Timestamp {
+        crate::time::parse(self.manifest.timestamp()).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+    }
+
     /// How its content is protected.
     pub fn encryption(&self) -> Encryption {
         self.keys.encryption()
@@ -216,6 +221,35 @@ impl Repository {
     /// Begins a new archive. The repository has to be open for writing.
     pub fn begin(self, options: ArchiveOptions) -> Result<ArchiveWriter> {
         ArchiveWriter::new(self, options)
+    }
+
+    /// Whether the server keeps what its clients delete or overwrite (`borg serve --append-only`, or `append_only` in the
+    /// repository's own configuration). The repository has to be open for writing; nothing in it is changed.
+    ///
+    /// Deleting itself is accepted either way, so the server is asked for a repair, which it refuses in that mode. It is
+    /// asked in the middle of a transaction, in which a server without that mode refuses as well, for another reason. The
+    /// transaction is never committed.
+    pub fn probe_append_only(mut self) -> Result<bool> {
+        if self.access != Access::Write {
+            return Err(Error::NotWritable);
+        }
+        let mut id = [0; 32];
+        getrandom::fill(&mut id).map_err(|error| Error::Setting {
+            name: "random numbers",
+            reason: error.to_string(),
+        })?;
+        self.rpc
+            .send_put(&ChunkId(id), b"strongroom asks whether this can be undone")?;
+        self.rpc.receive()?;
+        let arguments = [("repair", true.into()), ("save_space", false.into())];
+        match self.rpc.call("check", &arguments) {
+            Err(Error::Remote { class, message, .. }) if class == "ValueError" => {
+                Ok(message.contains("append-only"))
+            }
+            Err(Error::Remote { class, .. }) if class == "AssertionError" => Ok(false),
+            Err(error) => Err(error),
+            Ok(_) => Ok(false),
+        }
     }
 
     /// A handle that ends the connection from any thread.

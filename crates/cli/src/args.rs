@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use strongroom_engine::verify::{Part, Scope};
 use strongroom_engine::when::PointName;
 
 /// Back up running KVM/libvirt VMs into ordinary Borg repositories, and bring them back.
@@ -67,6 +68,10 @@ pub enum Command {
     Restore(Restore),
     /// Say for each VM whether it is protected, and since when.
     Status(Status),
+    /// Prove that restore points are whole, unaltered, in their place, and that none is missing.
+    Verify(Verify),
+    /// Look after repositories.
+    Repo(Repo),
     /// Watch over a guest that is about to be frozen (started by `backup`).
     #[command(hide = true)]
     ThawWatchdog(ThawWatchdog),
@@ -215,6 +220,52 @@ pub struct Status {
     /// VMs to look at; all VMs of the configuration if none is named.
     #[arg(value_name = "VM")]
     pub vms: Vec<String>,
+}
+
+/// `strongroom verify`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  strongroom verify --all                      signatures, chain, inventory, all chunks present
+  strongroom verify --all --data --part 7/30   and a thirtieth of all bytes read; the 30 parts are everything
+  strongroom verify web01@2026-11-20 --data    one restore point, every byte
+
+What is not signed by somebody in [signing] allowed_signers, cannot be read, or is not there is a failure: exit
+code 1. Without a record of the newest restore point, here or at a witness, it cannot be told whether the newest
+ones are missing: exit code 3. No hypervisor is needed.")]
+pub struct Verify {
+    /// VM, for all its restore points; or one restore point, as in `restore`.
+    #[arg(value_name = "VM[@WHEN]", required_unless_present = "all")]
+    pub what: Vec<Scope>,
+    /// All VMs of the configuration, and all that the newest restore point's inventory lists.
+    #[arg(long, conflicts_with = "what")]
+    pub all: bool,
+    /// Read, decrypt and hash every byte.
+    #[arg(long)]
+    pub data: bool,
+    /// Read only this share of the bytes, the same each time.
+    #[arg(long, value_name = "K/N", requires = "data")]
+    pub part: Option<Part>,
+}
+
+/// `strongroom repo`.
+#[derive(Debug, Args)]
+pub struct Repo {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: RepoCommand,
+}
+
+/// What `strongroom repo` can do.
+#[derive(Debug, Subcommand)]
+pub enum RepoCommand {
+    /// Prove that this client cannot destroy what is in a repository: exit code 0 if its server is append-only, 1 if not.
+    /// Nothing in the repository is changed.
+    TestAppendOnly {
+        /// VMs whose repositories to test; all VMs of the configuration if none is named.
+        #[arg(value_name = "VM")]
+        vms: Vec<String>,
+    },
 }
 
 #[cfg(test)]

@@ -63,6 +63,8 @@ fn command(cli: &Cli, settings: &Settings) -> Result<Exit, Failure> {
         Command::Show(args) => cmd::show::run(settings, args),
         Command::Restore(args) => cmd::restore::run(settings, args),
         Command::Status(args) => cmd::status::run(settings, args),
+        Command::Verify(args) => cmd::verify::run(settings, args),
+        Command::Repo(args) => cmd::repo::run(settings, args),
         Command::ThawWatchdog(args) => Ok(cmd::thaw_watchdog::run(&cli.global, args)),
         Command::Man { directory } => cmd::reference::man(directory),
         Command::Completions { shell } => Ok(cmd::reference::completions(*shell)),

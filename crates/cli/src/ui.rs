@@ -144,6 +144,12 @@ impl Ui {
                     progress.advance(target, *bytes);
                 }
             }
+            Event::Verified { target, bytes: good } => {
+                if let Some(progress) = &self.progress {
+                    progress.finish(target);
+                }
+                self.info(format!("{target}: {} read and found good", bytes(*good)));
+            }
             Event::DiskDone { target, read, stored } => {
                 if let Some(progress) = &self.progress {
                     progress.finish(target);

@@ -6,13 +6,14 @@ mod common;
 use std::process::Command;
 
 use common::Bench;
-use common::tiny::{Tiny, trust, with_signing};
+use common::tiny::{MIB, Tiny, noise, trust, with_signing};
+use strongroom_engine::manifest::Mode;
 use strongroom_testkit::{Lab, run, ssh_keygen};
 
 /// A VM with one signed restore point.
 fn signed(lab: &Lab) -> (Tiny, Bench) {
     let tiny = Tiny::define(lab, "signed");
-    tiny.fill("vda", 0..2, 1);
+    tiny.set("vda", &noise(1, 2 * MIB));
     let mut bench = Bench::new(lab, &[&tiny.name]);
     with_signing(lab, &mut bench);
     bench.backup(&tiny.name, &()).unwrap();
@@ -110,4 +111,24 @@ fn the_documented_commands_verify_a_restore_point_by_hand() {
     let other = ssh_keygen(&lab.path("other"), "other");
     trust(&lab.path("other_signers"), "lab@test", &other);
     assert!(!shell("other_signers").status().unwrap().success());
+}
+
+#[test]
+fn nothing_that_nobody_has_signed_becomes_part_of_a_signed_restore_point() {
+    let lab = Lab::new();
+    let guest = lab.guest().root_mib(128).boot();
+    let vm = guest.name().to_owned();
+    let mut bench = Bench::new(&lab, &[&vm]);
+    let mode = |bench: &Bench| {
+        let report = bench.backup(&vm, &()).unwrap();
+        let disk = report.manifest.disk("vda").unwrap();
+        (disk.mode, disk.reason.clone())
+    };
+    assert_eq!(mode(&bench).0, Mode::Full);
+    assert_eq!(mode(&bench).0, Mode::Incremental);
+    with_signing(&lab, &mut bench);
+    let (full, reason) = mode(&bench);
+    assert_eq!(full, Mode::Full, "{reason}");
+    assert!(reason.contains("is not trusted: it is not signed"), "{reason}");
+    assert_eq!(mode(&bench).0, Mode::Incremental);
 }

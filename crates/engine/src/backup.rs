@@ -17,8 +17,10 @@ pub mod scratch;
 pub mod seal;
 pub mod stream;
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
-use strongroom_borg::{Access, ArchiveOptions, ArchiveWriter, Repository};
+use strongroom_borg::{Access, ArchiveOptions, ArchiveWriter, ChunkId, Repository};
 
 use self::capture::{Capture, end_job};
 pub use self::plan::Plan;
@@ -33,7 +35,8 @@ use crate::manifest::{Manifest, ManifestError};
 use crate::quiesce::Rest;
 use crate::reconcile::{ReconcileError, drop_stale, reconcile};
 use crate::state::{Committed, Run, StateError, VmState};
-use crate::trust::SigningError;
+use crate::trust::memory::Memory;
+use crate::trust::{self, SigningError};
 use crate::vm::{Domain, HypervisorError};
 
 /// Why there is no new restore point. Each of these leaves the VM as it was.
@@ -206,6 +209,19 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
         context.warn(format!("passed over: failed to {error}"));
     })?;
     let older = parent_point(&mut repository, &state, newest.as_ref())?;
+    let damaged = match Memory::open(context.state, &domain.name) {
+        Ok(memory) => memory.damaged(),
+        Err(error) => {
+            context.warn(format!("damaged chunks are not stored anew: failed to {error}"));
+            BTreeSet::new()
+        }
+    };
+    let [newest, older] = [newest, older].map(|point| {
+        point.map(|point| Point {
+            damaged: damaged.clone(),
+            ..point
+        })
+    });
     let parent = parent(
         context,
         &domain,
@@ -230,9 +246,7 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
         writer.adopt(
             plan.disks
                 .iter()
-                .filter_map(|disk| point.chunks(&disk.target))
-                .flatten()
-                .copied(),
+                .flat_map(|disk| point.sound_chunks(&disk.target)),
         );
         writer.adopt_metadata(&point.archive);
     }
@@ -243,7 +257,12 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
     let intent = capture::intent(context, &plan, &domain, run.started)?;
     state.begin(intent.clone())?;
     let done = capture_and_commit(context, &domain, &mut state, &mut plan, &intent, &points, writer);
-    let (repository, manifest, bytes_stored) = match done {
+    let Sealed {
+        repository,
+        manifest,
+        bytes_stored,
+        healed,
+    } = match done {
         Ok(done) => done,
         Err(error) => {
             // The job has been ended on the way out; the checkpoint of this run stands for no archive.
@@ -254,6 +273,7 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
 
     // The archive is committed: from here on nothing can make it undone. The old checkpoint goes last.
     context.report(&Event::Step(Step::Release));
+    trust::remember(context, &repository, &manifest, &damaged, &healed);
     let committed = manifest.checkpoint.clone().map(|checkpoint| Committed {
         run: plan.run.clone(),
         archive: plan.archive.clone(),
@@ -280,6 +300,15 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
     })))
 }
 
+/// What the middle of the story ends with.
+struct Sealed {
+    repository: Repository,
+    manifest: Manifest,
+    bytes_stored: u64,
+    /// Damaged chunks that have been stored anew.
+    healed: BTreeSet<ChunkId>,
+}
+
 /// The middle of the story: bring the guest to rest for an instant, read, end the job, commit.
 fn capture_and_commit(
     context: &Context<'_>,
@@ -289,7 +318,7 @@ fn capture_and_commit(
     run: &Run,
     points: &[&Point],
     mut writer: ArchiveWriter,
-) -> Result<(Repository, Manifest, u64), BackupError> {
+) -> Result<Sealed, BackupError> {
     scratch::check(context, plan)?;
     let mut rest = Rest::prepare(context, domain, &run.id, state)?;
     let capture = Capture::begin(context, plan, run, &mut rest)?;
@@ -321,12 +350,20 @@ fn capture_and_commit(
 
     context.report(&Event::Step(Step::Seal));
     let newest = points.first().copied();
+    let damaged = points.iter().flat_map(|point| &point.damaged);
+    let damaged: BTreeSet<ChunkId> = damaged.copied().collect();
+    let stored = disks.iter().flat_map(|disk| &disk.chunks);
+    let healed = stored
+        .filter(|chunk| damaged.contains(&chunk.id))
+        .map(|chunk| chunk.id)
+        .collect();
     let (repository, summary, manifest) = seal::seal(context, domain, plan, instant, disks, newest, writer)?;
-    Ok((
+    Ok(Sealed {
         repository,
         manifest,
-        summary.data_stored + summary.metadata_stored,
-    ))
+        bytes_stored: summary.data_stored + summary.metadata_stored,
+        healed,
+    })
 }
 
 /// The archive that belongs to the checkpoint on record, where that is not the newest archive.
@@ -396,6 +433,13 @@ fn parent<'a>(
         return Parent::None(format!(
             "archive {archive} is not the one that the checkpoint belongs to"
         ));
+    }
+    // Nothing that somebody else made becomes part of what we sign.
+    if let Some(signing) = &context.config.signing
+        && signing.allowed_signers.is_some()
+        && let Err(error) = point.signer(signing, context.cancel)
+    {
+        return Parent::None(format!("archive {archive} is not trusted: {error}"));
     }
     match context.hypervisor.checkpoints(domain.uuid) {
         Ok(names) if names.contains(checkpoint) => {}

@@ -72,6 +72,9 @@ pub struct Config {
     /// Who signs restore points, and whose signatures are trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signing: Option<Signing>,
+    /// Who remembers the newest restore points, where the repository's host cannot reach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witness: Option<Witness>,
     /// The VMs that are to be protected: the inventory.
     #[serde(default)]
     pub vm: BTreeMap<String, Vm>,
@@ -168,6 +171,40 @@ impl Signing {
         };
         if self.identity.as_ref().is_some_and(|identity| !plain(identity)) {
             return Err("signing.identity: one word, such as backup@host".into());
+        }
+        Ok(())
+    }
+}
+
+/// Who remembers the newest restore points: a file, a command, or both.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Witness {
+    /// A file that gets a line of JSON for each restore point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// Program and arguments that take such a line on standard input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    /// Program and arguments that print all lines that `command` got.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_command: Option<Vec<String>>,
+}
+
+impl Witness {
+    fn check(&self) -> Result<(), String> {
+        if self.file.as_ref().is_some_and(|path| !path.is_absolute()) {
+            return Err("witness.file: a path from the root on is needed".into());
+        }
+        let commands = [&self.command, &self.read_command].into_iter().flatten();
+        if commands
+            .into_iter()
+            .any(|words| words.first().is_none_or(String::is_empty))
+        {
+            return Err("witness: a command is a list of words, the program first".into());
+        }
+        if self.file.is_none() && self.command.is_none() && self.read_command.is_none() {
+            return Err("witness: name a file or a command".into());
         }
         Ok(())
     }
@@ -334,6 +371,7 @@ impl Config {
             limits: Limits::default(),
             audit: Audit::default(),
             signing: None,
+            witness: None,
             vm: BTreeMap::new(),
         }
     }
@@ -391,6 +429,7 @@ impl Config {
             return Err("reader.depth: 1 to 64 requests".into());
         }
         self.signing.as_ref().map_or(Ok(()), Signing::check)?;
+        self.witness.as_ref().map_or(Ok(()), Witness::check)?;
         let mut owners: BTreeMap<String, &str> = BTreeMap::new();
         for name in self.vm.keys() {
             let location = self.repository_of(name);
@@ -579,6 +618,15 @@ mod tests {
                 "vm.a.quiesce: ssh",
             ),
             ("repository = '/srv/{vm}'\n[signing]\nkey = 'id'\n", "signing.key"),
+            ("repository = '/srv/{vm}'\n[witness]\n", "a file or a command"),
+            (
+                "repository = '/srv/{vm}'\n[witness]\nfile = 'x'\n",
+                "witness.file",
+            ),
+            (
+                "repository = '/srv/{vm}'\n[witness]\ncommand = []\n",
+                "the program first",
+            ),
             (
                 "repository = '/srv/{vm}'\n[signing]\nidentity = 'me'\n",
                 "allowed_signers",

@@ -68,6 +68,13 @@ pub enum Event<'a> {
         /// Bytes since the last report.
         bytes: u64,
     },
+    /// A VM's chunks have been read and are good.
+    Verified {
+        /// The VM's name.
+        target: &'a str,
+        /// Bytes of content.
+        bytes: u64,
+    },
     /// A disk is done.
     DiskDone {
         /// Target device name.

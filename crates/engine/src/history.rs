@@ -1,8 +1,9 @@
 //! The restore points in a repository, as far as a command needs to know them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use strongroom_borg::{Archive, ArchiveInfo, ChunkRef, Item, Repository};
+use strongroom_borg::{Archive, ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
+use strongroom_disk::Extent;
 
 use crate::cancel::Cancel;
 use crate::config::Signing;
@@ -106,7 +107,14 @@ pub struct Point {
     pub link: String,
     /// Its items by path. Only paths that can be ours are kept.
     pub items: BTreeMap<String, Item>,
+    /// Items that are not ours, or there twice: the first of them.
+    pub strange: Vec<String>,
+    /// Chunks known to be damaged in the repository: what they hold has to be stored anew.
+    pub damaged: BTreeSet<ChunkId>,
 }
+
+/// How many strange items are named.
+const MOST_STRANGE: usize = 20;
 
 impl Point {
     /// Reads an archive's items and manifest.
@@ -114,18 +122,22 @@ impl Point {
         let name = info.name.to_string();
         let archive = repository.archive_by_info(info)?;
         let mut items = BTreeMap::new();
+        let mut strange = Vec::new();
         for item in repository.items(&archive) {
             let item = item?;
             if items.is_empty() && !is_manifest(&item) {
                 return Err(HistoryError::Foreign(name));
             }
             // Pieces of a file that Borg left at a checkpoint are not the file.
-            if let Some(path) = item
+            let path = item
                 .path
                 .as_str()
                 .filter(|path| is_ours(path) && item.is_file() && !item.is_part())
-            {
-                items.insert(path.to_owned(), item);
+                .filter(|path| !items.contains_key(*path));
+            match path.map(str::to_owned) {
+                Some(path) => drop(items.insert(path, item)),
+                None if strange.len() < MOST_STRANGE => strange.push(item.path.to_string()),
+                None => {}
             }
         }
         let Some(item) = items.get(manifest::MANIFEST_PATH) else {
@@ -147,6 +159,8 @@ impl Point {
             signature,
             manifest,
             items,
+            strange,
+            damaged: BTreeSet::new(),
         })
     }
 
@@ -217,6 +231,26 @@ impl Point {
         } else {
             None
         }
+    }
+
+    /// The chunks that a new archive can refer to.
+    pub fn sound_chunks(&self, target: &str) -> impl Iterator<Item = ChunkRef> {
+        let chunks = self.chunks(target).unwrap_or_default().iter();
+        chunks.filter(|chunk| !self.damaged.contains(&chunk.id)).copied()
+    }
+
+    /// The parts of a disk whose chunks are damaged.
+    pub fn damaged_extents(&self, target: &str) -> Vec<Extent> {
+        let mut offset = 0;
+        let mut extents = Vec::new();
+        for chunk in self.chunks(target).unwrap_or_default() {
+            let length = u64::from(chunk.size);
+            if self.damaged.contains(&chunk.id) {
+                extents.extend(Extent::new(offset, length).ok());
+            }
+            offset += length;
+        }
+        extents
     }
 
     /// The content of a small file in the archive.

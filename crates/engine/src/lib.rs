@@ -19,6 +19,7 @@ pub mod reconcile;
 pub mod restore;
 pub mod state;
 pub mod trust;
+pub mod verify;
 pub mod vm;
 pub mod watchdog;
 pub mod when;

@@ -201,6 +201,11 @@ impl StateDirectory {
         }
     }
 
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Locks a VM's records and reads them.
     pub fn lock(&self, vm: &str, uuid: Uuid) -> Result<VmState, StateError> {
         let lock_path = self.path.join(format!("{uuid}.lock"));

@@ -1,9 +1,14 @@
 //! What makes a restore point believable to somebody who trusts neither the repository's host nor whoever holds the
 //! repository's key: a signature over its manifest ([`signature`]), its place in the chain ([`chain`]), and a memory of
-//! the newest one that the repository cannot reach ([`head`], [`witness`]).
+//! the newest one that the repository cannot reach ([`memory`], [`witness`]).
 //!
 //! Whatever is missing, unknown, expired or revoked is a failure here, never a warning.
 
+pub mod chain;
+pub mod memory;
+mod place;
 pub mod signature;
+pub mod witness;
 
+pub use place::{remember, successor};
 pub use signature::{NAMESPACE, Signer, SigningError, Untrusted};

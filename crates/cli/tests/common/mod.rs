@@ -82,6 +82,40 @@ impl Bench {
         }
     }
 
+    /// Another machine with this configuration, and with nothing of what the first one knows.
+    pub fn elsewhere(&self, state: &Path) -> Self {
+        let borg = Borg::packaged();
+        let mut config = self.config.clone();
+        config.state = Some(state.to_owned());
+        let settings = self.repositories.settings.clone().with_base_dir(borg.base());
+        Self {
+            state: StateDirectory::open(state).unwrap(),
+            config,
+            hypervisor: Libvirt::connect(URI).unwrap(),
+            repositories: Repositories {
+                settings,
+                ..self.repositories.clone()
+            },
+            cancel: self.cancel.clone(),
+            borg,
+        }
+    }
+
+    /// One more VM, with a repository.
+    pub fn add_vm(&mut self, vm: &str) {
+        self.config.vm.insert(vm.to_owned(), Vm::default());
+        self.repositories
+            .create(&self.config.repository_of(vm), Encryption::RepokeyBlake2)
+            .unwrap();
+    }
+
+    /// Has Borg forget how new the repositories were that it has seen.
+    pub fn forget_replay(&self) {
+        for place in [".config/borg/security", ".cache/borg"] {
+            let _ = std::fs::remove_dir_all(self.borg.base().join(place));
+        }
+    }
+
     /// What the engine works with.
     pub fn context<'a>(&'a self, observer: &'a dyn Observer) -> Context<'a> {
         Context {

@@ -23,7 +23,7 @@ impl Tiny {
             directory: lab.dir().to_owned(),
         };
         let mut disks = String::new();
-        for (target, mib) in [("vda", 12), ("vdb", 4)] {
+        for (target, mib) in DISKS {
             create_disk(&tiny.disk(target), Format::Qcow2, mib);
             let _ = write!(
                 disks,
@@ -48,22 +48,46 @@ impl Tiny {
         self.directory.join(format!("{}-{target}.img", self.name))
     }
 
-    /// Fills some MiB of a disk with a byte.
-    pub fn fill(&self, target: &str, mib: std::ops::Range<u64>, byte: u8) {
-        for at in mib {
-            // No two MiB are the same, or they would share a chunk.
-            let commands = [
-                format!("write -q -P {byte} {at}M 1M"),
-                format!("write -q -P {} {at}M 512", at % 251),
-            ];
-            let mut io = Command::new("qemu-io");
-            io.args(["-f", "qcow2"]);
-            for command in &commands {
-                io.args(["-c", command]);
-            }
-            run(io.arg(self.disk(target)));
-        }
+    /// Puts bytes at the beginning of a disk, and zeroes behind them.
+    pub fn set(&self, target: &str, content: &[u8]) {
+        let raw = self.directory.join("content.raw");
+        let size = size(target);
+        std::fs::write(&raw, content).unwrap();
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&raw)
+            .and_then(|file| file.set_len(size))
+            .unwrap();
+        run(Command::new("qemu-img")
+            .args(["convert", "-f", "raw", "-O", "qcow2"])
+            .arg(&raw)
+            .arg(self.disk(target)));
+        std::fs::remove_file(raw).unwrap();
     }
+}
+
+fn size(target: &str) -> u64 {
+    let found = DISKS.iter().find(|(name, _)| *name == target);
+    found.map(|(_, mib)| mib * MIB as u64).unwrap()
+}
+
+/// The disks of a [`Tiny`], and their sizes in MiB.
+pub const DISKS: [(&str, u64); 2] = [("vda", 12), ("vdb", 4)];
+
+/// Bytes in a MiB.
+pub const MIB: usize = 1 << 20;
+
+/// Bytes that do not compress, the same for each seed.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 24) as u8
+    })
+    .take(length)
+    .collect()
 }
 
 /// Makes a signing key in the lab and has it trusted.

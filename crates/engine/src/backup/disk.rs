@@ -78,11 +78,15 @@ pub fn read(
     let gentle = capture.plan().method == Method::Checkpoint;
     let full = |allocation: &ExtentMap| cells::cut(&[], &RangeSet::all(disk.size), allocation);
     let cells = if let (Some(bitmap), Some(parent)) = (&dirty, &disk.parent) {
-        let (allocation, changed) = client.block_status_all(bitmap).map_err(read_error)?;
+        let (allocation, mut changed) = client.block_status_all(bitmap).map_err(read_error)?;
         let point = points
             .iter()
             .find(|point| point.name() == *parent)
             .ok_or_else(incomplete)?;
+        // What the repository has lost is read again: unchanged, it heals all restore points that it is part of.
+        for extent in point.damaged_extents(&disk.target) {
+            changed.insert(extent);
+        }
         let cells = cells::cut(
             point.chunks(&disk.target).ok_or_else(incomplete)?,
             &changed,

@@ -17,7 +17,7 @@ use crate::manifest::{
     SIGNATURE_PATH, VmIdentity, disk_path,
 };
 use crate::quiesce::Reached;
-use crate::trust::{NAMESPACE, signature};
+use crate::trust::{self, NAMESPACE, signature};
 use crate::vm::Domain;
 
 /// What the capture was like.
@@ -53,6 +53,8 @@ pub fn seal(
         path: file.path.clone(),
         sha256: digest::sha256(&file.bytes),
     };
+    let repository_id = writer.repository_id().to_string();
+    let (sequence, previous) = trust::successor(context, &domain.name, &repository_id, newest);
     let mut manifest = Manifest {
         format: FORMAT,
         vm: VmIdentity {
@@ -62,9 +64,9 @@ pub fn seal(
         run: plan.run.clone(),
         archive: Some(plan.archive.clone()),
         started: Some(instant.started),
-        repository: Some(writer.repository_id().to_string()),
-        sequence: newest.map_or(0, |point| point.manifest.sequence) + 1,
-        previous: newest.map(|point| point.link.clone()),
+        repository: Some(repository_id),
+        sequence,
+        previous,
         captured: instant.at,
         method: plan.method,
         consistency: instant.reached.consistency,

@@ -1,0 +1,48 @@
+//! `strongroom repo`.
+
+use serde_json::json;
+use strongroom_borg::Access;
+
+use crate::args::{Repo, RepoCommand};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::settings::Settings;
+use crate::ui::Ui;
+
+/// Looks after repositories.
+pub fn run(settings: &Settings, args: &Repo) -> Result<Exit, Failure> {
+    match &args.command {
+        RepoCommand::TestAppendOnly { vms } => test_append_only(settings, vms),
+    }
+}
+
+/// Asks each server whether it keeps what this client deletes.
+fn test_append_only(settings: &Settings, vms: &[String]) -> Result<Exit, Failure> {
+    let config = settings.config()?;
+    settings.signals.undo_first();
+    let mut exit = Exit::Done;
+    let mut documents = Vec::new();
+    for vm in Settings::chosen(&config, vms)? {
+        let location = config.repository_of(&vm);
+        let repository = settings.repositories.open(&location, Access::Write)?;
+        let append_only = repository.probe_append_only()?;
+        documents.push(json!({ "vm": vm, "repository": location, "append_only": append_only }));
+        if append_only {
+            settings.ui.info(format!(
+                "{vm}: append-only: what this client deletes or overwrites can be brought back on the server"
+            ));
+        } else {
+            exit = Exit::Failed;
+            settings.ui.failure(
+                &Failure::failed(format!(
+                    "prove {vm} safe from this client: {location} is not append-only, so this client can destroy it"
+                ))
+                .hint("`borg serve --append-only --restrict-to-repository PATH` as the forced command of its SSH key"),
+            );
+        }
+    }
+    if settings.ui.json() {
+        Ui::document(&json!({ "append_only": documents }));
+    }
+    Ok(exit)
+}

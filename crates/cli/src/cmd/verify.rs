@@ -1,0 +1,105 @@
+//! `strongroom verify`.
+
+use serde_json::json;
+use strongroom_engine::state::StateDirectory;
+use strongroom_engine::verify::{self, Problem, Report, Request, Surroundings, VmReport};
+
+use crate::args::Verify;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::settings::Settings;
+use crate::ui::Ui;
+use crate::ui::human::{self, bytes};
+
+/// Verifies restore points. Needs no hypervisor.
+pub fn run(settings: &Settings, args: &Verify) -> Result<Exit, Failure> {
+    let config = settings.config()?;
+    if args.all && config.vm.is_empty() {
+        return Err(Failure::usage(
+            "verify all VMs: the configuration names none, so there is nothing to begin with",
+        )
+        .hint("add one [vm.NAME]; the inventory in its newest restore point names the others"));
+    }
+    let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
+    let here = Surroundings {
+        config: &config,
+        state: &state,
+        repositories: &settings.repositories,
+        observer: &*settings.ui,
+        cancel: settings.signals.cancel(),
+    };
+    let request = Request {
+        what: args.what.clone(),
+        all: args.all,
+        data: args.data,
+        part: args.part,
+    };
+    let report = verify::run(&here, &request).map_err(Failure::failed)?;
+    for vm in &report.vms {
+        for note in &vm.notes {
+            settings.ui.warn(&format!("{}: {note}", vm.vm));
+        }
+    }
+    if settings.ui.json() {
+        Ui::document(&json!({ "verify": report, "warnings": settings.ui.said() }));
+    } else {
+        print(settings, &report, args.data);
+    }
+    Ok(if report.ok { Exit::Done } else { Exit::Failed })
+}
+
+fn print(settings: &Settings, report: &Report, data: bool) {
+    let fail = |vm: &str, problem: &Problem| {
+        let archive = problem.archive.as_deref().map(|archive| format!("{archive}: "));
+        settings.ui.failure(&Failure::failed(format!(
+            "verify {vm}: {}{}",
+            archive.unwrap_or_default(),
+            problem.text
+        )));
+    };
+    for problem in &report.problems {
+        fail("all", problem);
+    }
+    for vm in &report.vms {
+        for problem in &vm.problems {
+            fail(&vm.vm, problem);
+        }
+        Ui::out(line(vm, data));
+    }
+}
+
+/// One line a VM.
+fn line(vm: &VmReport, data: bool) -> String {
+    let problems = vm.problems.len() as u64 + vm.more_problems;
+    let verdict = match problems {
+        0 => "ok".to_owned(),
+        1 => "FAILED, 1 problem".to_owned(),
+        many => format!("FAILED, {many} problems"),
+    };
+    let mut parts = vec![format!("{} restore points", vm.points.len())];
+    if let Some(newest) = vm.points.iter().max_by_key(|point| point.sequence) {
+        parts.push(format!(
+            "newest number {} of {} UTC",
+            newest.sequence,
+            human::time(newest.captured)
+        ));
+    }
+    parts.push(format!("{} chunks", vm.chunks));
+    if data {
+        parts.push(format!("{} read", bytes(vm.verified_bytes)));
+    }
+    if !vm.removed.is_empty() {
+        let ranges = vm.removed.iter().map(|(first, last)| {
+            if first == last {
+                first.to_string()
+            } else {
+                format!("{first} to {last}")
+            }
+        });
+        parts.push(format!(
+            "pruned or removed: {}",
+            ranges.collect::<Vec<_>>().join(", ")
+        ));
+    }
+    format!("{}: {verdict} ({})", vm.vm, parts.join(", "))
+}

@@ -1,0 +1,415 @@
+//! What `strongroom verify` proves, what it notices, and what the next backup does about it.
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::Bench;
+use common::checks::request;
+use common::tiny::{MIB, Tiny, noise, with_signing};
+use serde_json::Value;
+use strongroom_engine::config::{Vm, Witness};
+use strongroom_engine::restore;
+use strongroom_testkit::{Lab, run};
+
+/// A VM with signed restore points and a witness.
+struct World {
+    lab: Lab,
+    tiny: Tiny,
+    bench: Bench,
+}
+
+impl World {
+    fn new(points: u64) -> Self {
+        let lab = Lab::new();
+        let tiny = Tiny::define(&lab, "verified");
+        let mut bench = Bench::new(&lab, &[&tiny.name]);
+        with_signing(&lab, &mut bench);
+        bench.config.witness = Some(Witness {
+            file: Some(lab.path("witness.jsonl")),
+            ..Witness::default()
+        });
+        let world = Self { lab, tiny, bench };
+        for point in 0..points {
+            world.backup(point);
+        }
+        world
+    }
+
+    fn vm(&self) -> &str {
+        &self.tiny.name
+    }
+
+    fn backup(&self, seed: u64) {
+        self.tiny.set("vda", &noise(seed, 9 * MIB));
+        self.tiny.set("vdb", &noise(1000, 2 * MIB));
+        self.bench.backup(self.vm(), &()).unwrap();
+    }
+
+    /// Verifies with the program; gives its exit code and its report.
+    #[track_caller]
+    fn verify(&self, arguments: &[&str]) -> (i32, Value) {
+        self.verify_with(&self.bench, arguments)
+    }
+
+    #[track_caller]
+    fn verify_with(&self, bench: &Bench, arguments: &[&str]) -> (i32, Value) {
+        let said = bench.says(&self.lab, &[&["--json", "verify"], arguments].concat());
+        (said.code.unwrap(), said.json()["verify"].clone())
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.bench.repository(self.vm())
+    }
+
+    fn copy_to(&self, name: &str) -> PathBuf {
+        let to = self.lab.path(name);
+        copy(&self.repository(), &to);
+        to
+    }
+
+    fn put_back(&self, copy_of: &Path) {
+        fs::remove_dir_all(self.repository()).unwrap();
+        copy(copy_of, &self.repository());
+    }
+
+    fn borg(&self, arguments: &[&str]) {
+        self.bench.borg.run(arguments);
+    }
+
+    fn at(&self, archive: &str) -> String {
+        format!("{}::{archive}", self.repository().display())
+    }
+
+    /// An empty machine: nothing but the configuration, the public keys and the witness.
+    fn empty_machine(&self) -> Bench {
+        let state = self.lab.path("empty-state");
+        let _ = fs::remove_dir_all(&state);
+        let mut bench = self.bench.elsewhere(&state);
+        if let Some(signing) = &mut bench.config.signing {
+            signing.key = None;
+        }
+        bench
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    run(Command::new("cp").arg("-a").args([from, to]));
+}
+
+#[track_caller]
+fn kinds(report: &Value) -> Vec<String> {
+    let vms = report["vms"].as_array().unwrap().iter();
+    let problems = vms.flat_map(|vm| vm["problems"].as_array().unwrap());
+    let all = problems.chain(report["problems"].as_array().unwrap());
+    let mut kinds: Vec<String> = all
+        .map(|problem| problem["kind"].as_str().unwrap().to_owned())
+        .collect();
+    kinds.dedup();
+    kinds
+}
+
+#[test]
+fn a_whole_repository_is_proven_from_an_empty_machine() {
+    let world = World::new(3);
+    for arguments in [vec![world.vm()], vec!["--all"], vec!["--all", "--data"]] {
+        let (code, report) = world.verify(&arguments);
+        assert_eq!((code, kinds(&report)), (0, vec![]), "{report:#}");
+        assert_eq!(report["vms"][0]["points"].as_array().unwrap().len(), 3);
+    }
+    let empty = world.empty_machine();
+    let (code, report) = world.verify_with(&empty, &["--all", "--data"]);
+    assert_eq!(code, 0, "{report:#}");
+    let point = &report["vms"][0]["points"][2];
+    assert_eq!(point["sequence"], 3);
+    assert!(
+        point["signer"].as_str().unwrap().starts_with("lab@test (ED25519"),
+        "{point}"
+    );
+
+    // Without a witness an empty machine cannot know what the newest one is, and says so; from then on it does.
+    let mut blind = world.empty_machine();
+    blind.config.witness = None;
+    assert_eq!(world.verify_with(&blind, &["--all"]).0, 3);
+    assert_eq!(world.verify_with(&blind, &["--all"]).0, 0);
+
+    // Without signatures nothing is believed.
+    let mut trusting = world.empty_machine();
+    trusting.config.signing = None;
+    let (code, report) = world.verify_with(&trusting, &["--all"]);
+    assert_eq!((code, kinds(&report)), (1, vec!["signature".to_owned()]));
+
+    // Parts cover everything once.
+    let bytes = |report: &Value| report["vms"][0]["verified_bytes"].as_u64().unwrap();
+    let (_, all) = world.verify(&["--all", "--data"]);
+    let parts: u64 = (1..=4)
+        .map(|part| {
+            bytes(
+                &world
+                    .verify(&["--all", "--data", "--part", &format!("{part}/4")])
+                    .1,
+            )
+        })
+        .sum();
+    assert_eq!(parts, bytes(&all));
+    let newest = format!("{}@latest", world.vm());
+    assert_eq!(world.verify(&[&newest, "--data"]).0, 0);
+}
+
+#[test]
+fn rollback_omission_and_pruning_are_told_apart() {
+    let world = World::new(2);
+    let old = world.copy_to("old");
+    world.backup(2);
+    let new = world.copy_to("new");
+    let archives = world.bench.archives(world.vm());
+
+    // An old copy of everything: Borg's own records notice it here, the witness anywhere.
+    world.put_back(&old);
+    let (code, report) = world.verify(&["--all"]);
+    assert_eq!(
+        (code, kinds(&report)),
+        (1, vec!["repository".to_owned()]),
+        "{report:#}"
+    );
+    let (code, report) = world.verify_with(&world.empty_machine(), &["--all"]);
+    assert_eq!(
+        (code, kinds(&report)),
+        (1, vec!["rollback".to_owned()]),
+        "{report:#}"
+    );
+
+    // The newest taken away.
+    world.put_back(&new);
+    world.borg(&["delete", &world.at(&archives[2])]);
+    let (code, report) = world.verify(&["--all"]);
+    assert_eq!(
+        (code, kinds(&report)),
+        (1, vec!["omission".to_owned()]),
+        "{report:#}"
+    );
+    let (_, report) = world.verify_with(&world.empty_machine(), &["--all"]);
+    assert_eq!(kinds(&report), ["omission"]);
+    // A backup is made all the same, with a warning, and no number is given twice.
+    world
+        .bench
+        .says(&world.lab, &["backup", world.vm()])
+        .expect(3, &["number 3", "old copy"]);
+    let (code, report) = world.verify(&["--all"]);
+    assert_eq!(code, 0, "{report:#}");
+    assert_eq!(report["vms"][0]["removed"], serde_json::json!([[3, 3]]));
+
+    // Pruned: said, and no failure.
+    world.put_back(&new);
+    world.bench.forget_replay();
+    fs::remove_dir_all(world.bench.config.state_directory().join("trust")).unwrap();
+    fs::write(world.lab.path("witness.jsonl"), world.witness_lines(3)).unwrap();
+    world.borg(&["delete", &world.at(&archives[0])]);
+    let (code, report) = world.verify(&["--all"]);
+    assert_eq!(code, 0, "{report:#}");
+    assert_eq!(report["vms"][0]["removed"], serde_json::json!([[1, 1]]));
+
+    // All gone; the repository gone.
+    world.borg(&["delete", &world.at(&archives[1]), &archives[2]]);
+    let (code, report) = world.verify(&["--all"]);
+    assert_eq!(
+        (code, kinds(&report)),
+        (1, vec!["no-restore-point".into(), "omission".to_owned()])
+    );
+    fs::remove_dir_all(world.repository()).unwrap();
+    let (code, report) = world.verify(&["--all"]);
+    assert_eq!((code, kinds(&report)), (1, vec!["repository".to_owned()]));
+    // A witness that cannot be read proves nothing.
+    fs::write(world.lab.path("witness.jsonl"), "{}\n").unwrap();
+    assert!(kinds(&world.verify(&["--all"]).1).contains(&"witness".to_owned()));
+}
+
+impl World {
+    /// The first lines of the witness.
+    fn witness_lines(&self, count: usize) -> String {
+        let text = fs::read_to_string(self.lab.path("witness.jsonl")).unwrap();
+        text.lines().take(count).collect::<Vec<_>>().join("\n") + "\n"
+    }
+}
+
+#[test]
+fn a_vm_that_the_inventory_lists_has_to_be_there() {
+    let mut world = World::new(0);
+    let other = Tiny::define(&world.lab, "other");
+    other.set("vda", &noise(5, MIB));
+    world.bench.add_vm(&other.name);
+    world.backup(0);
+    // Configured, with a repository, never backed up.
+    let (code, report) = world.verify(&["--all"]);
+    assert_eq!((code, kinds(&report)), (1, vec!["no-restore-point".to_owned()]));
+    world.bench.backup(&other.name, &()).unwrap();
+    assert_eq!(world.verify(&["--all"]).0, 0);
+    // Dropped from the configuration of whoever verifies, and its repository is gone: the inventory knows it.
+    let mut fewer = world.empty_machine();
+    fewer
+        .config
+        .vm
+        .retain(|name, _: &mut Vm| *name == world.tiny.name);
+    let (code, report) = world.verify_with(&fewer, &["--all"]);
+    assert_eq!(
+        (code, report["vms"].as_array().unwrap().len()),
+        (0, 2),
+        "{report:#}"
+    );
+    fs::remove_dir_all(world.bench.repository(&other.name)).unwrap();
+    let (code, report) = world.verify_with(&fewer, &["--all"]);
+    assert_eq!(
+        (code, kinds(&report)),
+        (1, vec!["repository".to_owned()]),
+        "{report:#}"
+    );
+}
+
+#[test]
+fn damage_is_named_and_the_next_backup_heals_it() {
+    let world = World::new(2);
+    // The second restore point has new content on vda; vdb is the same in both.
+    let segment = world.segment_with_most();
+    let before = fs::read(&segment).unwrap();
+    let mut bytes = before.clone();
+    // Inside the second object of the first restore point's disks, and near the start of the file.
+    for at in [1 << 20, before.len() / 2] {
+        bytes[at] ^= 1;
+    }
+    fs::write(&segment, &bytes).unwrap();
+    // Depth tells: the ids are all there, the bytes are not.
+    assert_eq!(world.verify(&["--all"]).0, 0);
+    let (code, report) = world.verify(&["--all", "--data"]);
+    assert_eq!(
+        (code, kinds(&report)),
+        (1, vec!["damaged-chunk".to_owned()]),
+        "{report:#}"
+    );
+    let problems = report["vms"][0]["problems"].as_array().unwrap().clone();
+    for problem in &problems {
+        assert!(
+            problem["disk"].is_string() && problem["offset"].is_u64(),
+            "{problem}"
+        );
+    }
+    // The content is brought back: so the next backup stores those chunks again, and all restore points are whole.
+    world.tiny.set("vda", &noise(0, 9 * MIB));
+    let said = world.bench.says(&world.lab, &["-v", "backup", world.vm()]);
+    said.expect(0, &["damaged chunks have been stored anew"]);
+    let (code, report) = world.verify(&["--all", "--data"]);
+    assert_eq!(code, 0, "{report:#}");
+    // Borg's own check still finds the old, bad copy; its repair loses nothing now.
+    let repository = world.repository().display().to_string();
+    let repair = world
+        .bench
+        .borg
+        .command()
+        .args(["check", "--repair", &repository])
+        .env("BORG_CHECK_I_KNOW_WHAT_I_AM_DOING", "YES")
+        .output();
+    repair.unwrap();
+    world.bench.check(world.vm());
+    let (code, report) = world.verify(&["--all", "--data"]);
+    assert_eq!(code, 0, "{report:#}");
+    world.whole(&[0, 1, 0]);
+}
+
+#[test]
+fn content_that_is_gone_stays_lost_and_that_is_said() {
+    let world = World::new(1);
+    let segment = world.segment_with_most();
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[1 << 20] ^= 1;
+    fs::write(&segment, &bytes).unwrap();
+    assert_eq!(world.verify(&["--all", "--data"]).0, 1);
+    world.tiny.set("vda", &noise(77, 9 * MIB));
+    world.tiny.set("vdb", &noise(78, 2 * MIB));
+    let said = world.bench.says(&world.lab, &["backup", world.vm()]);
+    said.expect(3, &["no longer has their content"]);
+    let newest = format!("{}@latest", world.vm());
+    assert_eq!(world.verify(&[&newest, "--data"]).0, 0);
+    assert_eq!(world.verify(&["--all", "--data"]).0, 1);
+}
+
+#[test]
+fn an_append_only_repository_survives_its_client() {
+    let world = World::new(1);
+    let repository = world.repository().display().to_string();
+    let test = |code: i32, words: &[&str]| {
+        let said = world
+            .bench
+            .says(&world.lab, &["repo", "test-append-only", world.vm()]);
+        said.expect(code, words);
+    };
+    test(1, &["is not append-only", "hint: `borg serve --append-only"]);
+    // Asking has changed nothing.
+    assert_eq!(world.verify(&["--all", "--data"]).0, 0);
+    world.bench.check(world.vm());
+
+    world.borg(&["config", &repository, "append_only", "1"]);
+    test(0, &["append-only"]);
+    world.backup(1);
+    world.backup(2);
+    let (code, report) = world.verify(&["--all", "--data"]);
+    assert_eq!(code, 0, "{report:#}");
+    world.bench.check(world.vm());
+    let log = fs::read_to_string(world.repository().join("transactions")).unwrap();
+    let last = log.lines().last().unwrap();
+    let number: u64 = last.split([' ', ',']).nth(1).unwrap().parse().unwrap();
+
+    // The client goes mad. Whoever looks sees it; whoever has the server undoes it.
+    let archives = world.bench.archives(world.vm());
+    world.borg(&["delete", &world.at(&archives[0]), &archives[1], &archives[2]]);
+    world.borg(&["compact", &repository]);
+    assert!(kinds(&world.verify(&["--all"]).1).contains(&"omission".to_owned()));
+    for file in run(Command::new("find").arg(&repository).args(["-type", "f"])).lines() {
+        let name = Path::new(file).file_name().unwrap().to_str().unwrap();
+        let written_since = file.contains("/data/") && name.parse::<u64>().unwrap() > number;
+        if written_since
+            || ["index.", "hints.", "integrity."]
+                .iter()
+                .any(|kind| name.starts_with(kind))
+        {
+            fs::remove_file(file).unwrap();
+        }
+    }
+    world.bench.forget_replay();
+    let (code, report) = world.verify(&["--all", "--data"]);
+    assert_eq!(code, 0, "{report:#}");
+    world.whole(&[0, 1, 2]);
+}
+
+impl World {
+    /// The largest file of the repository.
+    fn segment_with_most(&self) -> PathBuf {
+        let list = run(Command::new("find")
+            .arg(self.repository().join("data"))
+            .args(["-type", "f", "-printf", "%s %p\n"]));
+        let largest = list
+            .lines()
+            .map(|line| line.split_once(' ').unwrap())
+            .max_by_key(|(size, _)| size.parse::<u64>().unwrap());
+        PathBuf::from(largest.unwrap().1)
+    }
+
+    /// Restores `vda` of all restore points and compares them with what was backed up.
+    #[track_caller]
+    fn whole(&self, seeds: &[u64]) {
+        for (archive, seed) in self.bench.archives(self.vm()).iter().zip(seeds) {
+            let file = self.lab.path("compared.raw");
+            let request = restore::Request {
+                disks: vec!["vda".into()],
+                to: Some(file.clone()),
+                format: restore::ImageFormat::Raw,
+                ..request(self.vm(), archive)
+            };
+            restore::run(&self.bench.context(&()), &request).unwrap();
+            let content = fs::read(&file).unwrap();
+            assert!(content[..9 * MIB] == noise(*seed, 9 * MIB), "{archive}");
+            fs::remove_file(file).unwrap();
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The witness: a list of [`Head`]s that the repository's host cannot reach, one line of JSON for each restore point.
+//!
+//! A file (on another machine's share, in a git repository), or any command that takes a line on standard input; another
+//! one gives the lines back. Lines are only ever added.
+
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::chain::Head;
+use crate::cancel::Cancel;
+use crate::config::Witness;
+use crate::exec::{self, Call, ExecError, Output};
+
+/// The longest list that is read, in bytes: some 200,000 restore points.
+const MAX_BYTES: u64 = 64 << 20;
+/// How long a command may take.
+const TIME: Duration = Duration::from_mins(2);
+
+/// Why the witness was not told, or did not tell.
+#[derive(Debug, thiserror::Error)]
+pub enum WitnessError {
+    /// The file.
+    #[error("use the witness {path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A command did not run.
+    #[error("use the witness: {0}")]
+    Exec(#[from] ExecError),
+    /// A command failed.
+    #[error("use the witness: {program} failed: {words}")]
+    Failed {
+        /// The command.
+        program: String,
+        /// Its words.
+        words: String,
+    },
+    /// What it says is not what it was told.
+    #[error("use the witness: line {line} makes no sense: {reason}")]
+    Line {
+        /// Number of the line, from 1 on.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Too much.
+    #[error("use the witness: it has more than {MAX_BYTES} bytes")]
+    TooLarge,
+}
+
+/// Tells the witness of a new restore point.
+pub fn tell(witness: &Witness, head: &Head, cancel: &Cancel) -> Result<(), WitnessError> {
+    let line = head.line();
+    if let Some(path) = &witness.file {
+        append(path, line.as_bytes()).map_err(|source| WitnessError::File {
+            path: path.clone(),
+            source,
+        })?;
+    }
+    if let Some(command) = &witness.command {
+        call(command, line.as_bytes(), cancel)?;
+    }
+    Ok(())
+}
+
+/// All that the witness knows; nothing if it cannot be asked, because only writing to it is configured.
+pub fn ask(witness: &Witness, cancel: &Cancel) -> Result<Vec<Head>, WitnessError> {
+    let mut heads = Vec::new();
+    if let Some(path) = &witness.file {
+        match read(path) {
+            Ok(Some(bytes)) => heads.extend(parse(&bytes)?),
+            Ok(None) => return Err(WitnessError::TooLarge),
+            // Nothing was ever told.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(WitnessError::File {
+                    path: path.clone(),
+                    source,
+                });
+            }
+        }
+    }
+    if let Some(command) = &witness.read_command {
+        heads.extend(parse(&call(command, b"", cancel)?.out)?);
+    }
+    Ok(heads)
+}
+
+/// Reads the lines. One that is not understood is an error: a list that was tampered with, or cut short, proves nothing.
+pub fn parse(bytes: &[u8]) -> Result<Vec<Head>, WitnessError> {
+    bytes
+        .split(|byte| *byte == b'\n')
+        .enumerate()
+        .filter(|(_, line)| !line.trim_ascii().is_empty())
+        .map(|(number, line)| {
+            Head::parse(line).map_err(|reason| WitnessError::Line {
+                line: number + 1,
+                reason,
+            })
+        })
+        .collect()
+}
+
+fn append(path: &Path, line: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .create(true)
+        .read(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)?;
+    // Other VMs' runs write here too.
+    file.lock()?;
+    let mut bytes = Vec::new();
+    if ends_in_a_line(&mut file)? {
+        bytes.push(b'\n');
+    }
+    bytes.extend_from_slice(line);
+    file.write_all(&bytes)?;
+    file.sync_all()
+}
+
+/// Whether a write was cut short here.
+fn ends_in_a_line(file: &mut File) -> io::Result<bool> {
+    if file.metadata()?.len() == 0 {
+        return Ok(false);
+    }
+    file.seek(SeekFrom::End(-1))?;
+    let mut last = [0];
+    file.read_exact(&mut last)?;
+    Ok(last != *b"\n")
+}
+
+fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= MAX_BYTES).then_some(bytes))
+}
+
+fn call(command: &[String], input: &[u8], cancel: &Cancel) -> Result<Output, WitnessError> {
+    let mut words = command.iter().map(OsStr::new);
+    let program = words.next().unwrap_or_default();
+    let call = Call {
+        program,
+        arguments: words.collect(),
+        input,
+        time: TIME,
+        limit: MAX_BYTES,
+    };
+    let output = exec::run(&call, cancel)?;
+    if output.status.success() {
+        Ok(output)
+    } else {
+        Err(WitnessError::Failed {
+            program: program.display().to_string(),
+            words: output.words(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::Timestamp;
+
+    fn head(sequence: u64) -> Head {
+        Head {
+            format: 1,
+            vm: "web".into(),
+            repository: "00".into(),
+            archive: "a".into(),
+            sequence,
+            hash: "h".into(),
+            committed: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn what_a_file_is_told_it_tells() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("witness.jsonl");
+        let witness = Witness {
+            file: Some(path.clone()),
+            ..Witness::default()
+        };
+        let cancel = Cancel::new();
+        assert!(ask(&witness, &cancel).unwrap().is_empty());
+        for number in 1..=3 {
+            tell(&witness, &head(number), &cancel).unwrap();
+        }
+        assert_eq!(ask(&witness, &cancel).unwrap(), [head(1), head(2), head(3)]);
+        // A line that was cut short does not spoil the next one, and is not passed over.
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, &text[..text.len() - 9]).unwrap();
+        tell(&witness, &head(4), &cancel).unwrap();
+        assert!(matches!(
+            ask(&witness, &cancel),
+            Err(WitnessError::Line { line: 3, .. })
+        ));
+    }
+
+    #[test]
+    fn any_command_will_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("lines").display().to_string();
+        let words = |script: String| Some(["sh", "-c", &script].map(str::to_owned).to_vec());
+        let witness = Witness {
+            command: words(format!("cat >> {file}")),
+            read_command: words(format!("cat {file}")),
+            ..Witness::default()
+        };
+        let cancel = Cancel::new();
+        tell(&witness, &head(1), &cancel).unwrap();
+        tell(&witness, &head(2), &cancel).unwrap();
+        assert_eq!(ask(&witness, &cancel).unwrap(), [head(1), head(2)]);
+        let broken = Witness {
+            command: words("echo no space >&2; exit 1".into()),
+            ..Witness::default()
+        };
+        let error = tell(&broken, &head(3), &cancel).unwrap_err().to_string();
+        assert!(error.contains("no space"), "{error}");
+    }
+}

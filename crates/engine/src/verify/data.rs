@@ -1,0 +1,88 @@
+//! Every byte: each chunk is fetched once, decrypted, and its id computed again, by all cores while the next ones arrive.
+
+use std::collections::BTreeMap;
+use std::thread;
+
+use crossbeam_channel::{Receiver, bounded};
+use strongroom_borg::{ChunkId, ChunkRef, Object, Opener, Repository};
+
+use super::Surroundings;
+use crate::event::Event;
+
+/// Objects that wait for a worker.
+const QUEUE: usize = 4;
+
+/// Gives the damaged chunks, each with the reason. An error means that the connection is lost.
+pub fn read(
+    here: &Surroundings<'_>,
+    repository: &mut Repository,
+    vm: &str,
+    chunks: &[ChunkRef],
+) -> Result<BTreeMap<ChunkId, String>, strongroom_borg::Error> {
+    let bytes = chunks.iter().map(|chunk| u64::from(chunk.size)).sum();
+    here.observer.event(&Event::DiskStarted { target: vm, bytes });
+    let opener = repository.opener();
+    let mut damaged = BTreeMap::new();
+    thread::scope(|scope| {
+        let (to_workers, objects) = bounded::<(ChunkRef, Object)>(QUEUE);
+        let mut workers = Vec::new();
+        for _ in 0..thread::available_parallelism().map_or(2, usize::from).min(8) {
+            let (opener, objects) = (opener.clone(), objects.clone());
+            workers.push(scope.spawn(move || open(here, vm, &opener, &objects)));
+        }
+        drop(objects);
+        let mut lost = None;
+        for (chunk, object) in repository.fetch(chunks.iter().copied()) {
+            match object {
+                Ok(object) => {
+                    if to_workers.send((chunk, object)).is_err() {
+                        break;
+                    }
+                }
+                Err(error) if error.is_connection_lost() => lost = Some(error),
+                Err(error) => {
+                    damaged.insert(chunk.id, error.to_string());
+                }
+            }
+            if here.cancel.is_cancelled() {
+                break;
+            }
+        }
+        drop(to_workers);
+        for worker in workers {
+            let found = worker
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            damaged.extend(found);
+        }
+        lost.map_or(Ok(()), Err)
+    })?;
+    let verified = chunks
+        .iter()
+        .filter(|chunk| !damaged.contains_key(&chunk.id))
+        .map(|chunk| u64::from(chunk.size))
+        .sum();
+    here.observer.event(&Event::Verified {
+        target: vm,
+        bytes: verified,
+    });
+    Ok(damaged)
+}
+
+/// A worker thread.
+fn open(
+    here: &Surroundings<'_>,
+    vm: &str,
+    opener: &Opener,
+    objects: &Receiver<(ChunkRef, Object)>,
+) -> Vec<(ChunkId, String)> {
+    let mut damaged = Vec::new();
+    for (chunk, object) in objects {
+        if let Err(error) = opener.open(&chunk, &object) {
+            damaged.push((chunk.id, error.to_string()));
+        }
+        let bytes = u64::from(chunk.size);
+        here.observer.event(&Event::DiskProgress { target: vm, bytes });
+    }
+    damaged
+}

@@ -1,0 +1,117 @@
+//! One restore point: is it signed, in its place, and does it hold exactly what its manifest describes?
+
+use strongroom_borg::Repository;
+
+use super::{Problem, Surroundings};
+use crate::digest;
+use crate::firmware;
+use crate::history::{HistoryError, Point};
+use crate::manifest::{DOMAIN_PATH, DiskRecord, MANIFEST_PATH, SIGNATURE_PATH, disk_path};
+
+/// The largest definition that is read, in bytes.
+const MAX_DOMAIN_XML: u64 = 16 << 20;
+
+/// Gives who vouches, if anybody, and everything that is wrong. Chunks of disks are not read here. An error means that
+/// the connection is lost.
+pub fn check(
+    here: &Surroundings<'_>,
+    repository: &mut Repository,
+    vm: &str,
+    point: &Point,
+) -> Result<(Option<String>, Vec<Problem>), HistoryError> {
+    let archive = point.name();
+    let mut problems = Vec::new();
+    let mut problem = |kind, text: String| problems.push(Problem::of(kind, &archive, text));
+
+    let signing = here.config.signing.clone().unwrap_or_default();
+    let signer = match point.signer(&signing, here.cancel) {
+        Ok(signer) => Some(format!("{} ({})", signer.identity, signer.key)),
+        Err(error) => {
+            problem("signature", error.to_string());
+            None
+        }
+    };
+    if let Err(why) = point.place(&repository.id().to_string()) {
+        problem("place", why);
+    }
+    let manifest = &point.manifest;
+    if manifest.vm.name != vm {
+        problem("place", format!("it is of VM {:?}", manifest.vm.name));
+    }
+    if !point.archive.authenticated {
+        problem(
+            "archive",
+            "Borg's own authentication of the archive is missing".into(),
+        );
+    }
+    for name in &point.strange {
+        problem("items", format!("{name}: nothing of ours, or there twice"));
+    }
+    for part in &manifest.missing {
+        problem(
+            "missing-part",
+            format!("{part} could not be had when it was made"),
+        );
+    }
+
+    for disk in &manifest.disks {
+        if let Some(why) = disk_problem(point, disk) {
+            problems.push(Problem {
+                disk: Some(disk.target.clone()),
+                ..Problem::of("disk", &archive, format!("disk {}: {why}", disk.target))
+            });
+        }
+    }
+    let mut problem = |kind, text: String| problems.push(Problem::of(kind, &archive, text));
+    if !manifest.files.iter().any(|file| file.path == DOMAIN_PATH) {
+        problem("file", format!("{DOMAIN_PATH}: its manifest does not list it"));
+    }
+    for file in &manifest.files {
+        let limit = if file.path == DOMAIN_PATH {
+            Some(MAX_DOMAIN_XML)
+        } else {
+            firmware::limit(&file.path)
+        };
+        let read = limit.map(|limit| point.file(repository, &file.path, limit));
+        match read {
+            None => problem("file", format!("{}: not a file of ours", file.path)),
+            Some(Ok(Some(bytes))) if digest::sha256(&bytes) == file.sha256 => {}
+            Some(Ok(Some(_))) => {
+                problem("file", format!("{}: not what its manifest describes", file.path));
+            }
+            Some(Ok(None)) => problem("file", format!("{}: it is missing", file.path)),
+            Some(Err(HistoryError::Repository(error))) if error.is_connection_lost() => {
+                return Err(error.into());
+            }
+            Some(Err(error)) => problem("file", format!("{}: failed to {error}", file.path)),
+        }
+    }
+    for path in point.items.keys() {
+        let described = path == MANIFEST_PATH
+            || path == SIGNATURE_PATH
+            || manifest.files.iter().any(|file| file.path == *path)
+            || manifest.disks.iter().any(|disk| disk_path(&disk.target) == *path);
+        if !described {
+            problem("items", format!("{path}: its manifest does not describe it"));
+        }
+    }
+    Ok((signer, problems))
+}
+
+/// What is wrong with a disk's list of chunks.
+fn disk_problem(point: &Point, disk: &DiskRecord) -> Option<&'static str> {
+    let Some(item) = point.items.get(&disk_path(&disk.target)) else {
+        return Some("it is missing");
+    };
+    if item.chunks_healthy.is_some() {
+        return Some("`borg check --repair` has put zeroes in place of lost chunks");
+    }
+    let Some(chunks) = point.chunks(&disk.target) else {
+        return Some("its item is not a whole file");
+    };
+    let size: u64 = chunks.iter().map(|chunk| u64::from(chunk.size)).sum();
+    if size != disk.size || digest::of_chunks(chunks) != disk.digest {
+        return Some("its list of chunks is not the one that its manifest describes");
+    }
+    None
+}
