@@ -6,7 +6,7 @@ CARGO ?= cargo
 # nobody's every day: they run only by targets of their own.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help setup build lint test test-fast test-borg test-vm deny fuzz demo man clean
+.PHONY: help setup build lint test test-fast test-borg test-vm test-long deny fuzz demo man clean
 
 help: ## Lists the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -42,6 +42,9 @@ test-borg: ## Runs the Borg client's tests against the newest Borg 1.4 as well
 
 test-vm: ## Runs the tests with real virtual machines
 	$(CARGO) $(VM)
+
+test-long: ## Kills programs, guests and daemons at random for STRONGROOM_LONG_MINUTES=20 (root)
+	$(CARGO) test --locked -p strongroom --test long_kill -- --include-ignored --nocapture the_guest_is_never_harmed
 
 deny: ## Checks licences, sources and advisories of all dependencies (needs cargo-deny)
 	$(CARGO) deny --locked check

@@ -10,7 +10,7 @@ use strongroom_testkit::Lab;
 #[test]
 fn a_run_may_die_at_each_step_of_its_journal() {
     let lab = Lab::new();
-    let mut patient = Patient::new(&lab);
+    let mut patient = Patient::new(&lab, 96);
     for mode in MODES {
         patient.set_mode(*mode);
         // The first one has no checkpoint before it; those that die shall have one.

@@ -1,7 +1,7 @@
 //! A real virtual machine, small enough to boot in seconds without hardware virtualisation.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -156,6 +156,17 @@ pub struct TestGuest {
     dir: PathBuf,
 }
 
+/// The way to the probe of a guest, until the guest is stopped.
+pub struct ProbePort(PathBuf);
+
+impl ProbePort {
+    /// Gives the probe a command that has to succeed.
+    #[track_caller]
+    pub fn ask(&self, command: &str) -> Value {
+        probe::ask(&self.0, command, COMMAND_LIMIT).unwrap_or_else(|text| panic!("{text}"))
+    }
+}
+
 impl TestGuest {
     pub(crate) fn open(lab: &Lab, name: &str) -> Self {
         let guest = Self {
@@ -245,9 +256,22 @@ impl TestGuest {
     }
 
     fn ask(&self, command: &str, limit: Duration) -> Result<Value, String> {
+        probe::ask(&self.probe_socket()?, command, limit)
+    }
+
+    fn probe_socket(&self) -> Result<PathBuf, String> {
         let live = output_of(&mut virsh(["dumpxml", &self.name]))?;
         let socket = xml::probe_socket(&live).ok_or("the domain is not running")?;
-        probe::ask(Path::new(socket), command, limit)
+        Ok(socket.into())
+    }
+
+    /// The probe of the guest as it runs now, for questions whose answers libvirt's work must not delay.
+    #[track_caller]
+    pub fn probe_port(&self) -> ProbePort {
+        ProbePort(
+            self.probe_socket()
+                .unwrap_or_else(|text| panic!("{}: {text}", self.name)),
+        )
     }
 
     /// Runs a shell command in the guest, which has to succeed, and returns what it printed.

@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::TempDir;
 
+use crate::daemon::{inside, owner};
 use crate::guest::{GuestBuilder, TestGuest};
 use crate::run::{output_of, run, virsh};
 
-const PREFIX: &str = "sr-test-";
+/// How everything begins that tests make.
+pub const PREFIX: &str = "sr-test-";
 
 /// A directory and a name space for libvirt domains, both emptied on drop.
 ///
@@ -37,12 +39,10 @@ impl Lab {
         if let Err(text) = output_of(&mut virsh(["uri"])) {
             panic!("libvirt does not answer, run scripts/setup\n{text}");
         }
-        sweep();
-        let prefix = format!(
-            "{PREFIX}{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
+        if inside().is_none() {
+            sweep();
+        }
+        let prefix = format!("{PREFIX}{}-{}", owner(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = tempfile::Builder::new()
             .prefix(&format!("{prefix}-"))
             .tempdir_in("/var/tmp")

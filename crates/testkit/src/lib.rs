@@ -20,6 +20,7 @@
 //! ```
 
 mod borg;
+mod daemon;
 mod disk;
 mod guest;
 mod lab;
@@ -29,8 +30,9 @@ mod sshd;
 mod xml;
 
 pub use borg::Borg;
+pub use daemon::OwnLibvirtd;
 pub use disk::{Format, create_disk, sha256_of_raw};
-pub use guest::{GuestBuilder, TestGuest};
+pub use guest::{GuestBuilder, ProbePort, TestGuest};
 pub use lab::Lab;
 pub use run::{output_of, run, ssh_keygen, virsh};
 pub use sshd::Sshd;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 
-use strongroom_engine::backup::Report;
+use strongroom_engine::backup::{BackupError, Report};
 use strongroom_engine::event::Event;
 use strongroom_engine::manifest::Manifest;
 use strongroom_engine::restore::{self, ImageFormat, Outcome, Request};
@@ -67,6 +67,11 @@ impl Bench {
     /// Backs up, and takes the SHA-256 of `vda` through the frozen view: what the restore point has to be.
     #[track_caller]
     pub fn backup_with_hash(&self, vm: &str) -> (Report, String) {
+        self.try_backup_with_hash(vm).unwrap()
+    }
+
+    /// The same, where it may fail.
+    pub fn try_backup_with_hash(&self, vm: &str) -> Result<(Report, String), BackupError> {
         let hash = Mutex::new(String::new());
         let hook = Hook::new(|event| {
             if let Event::Captured { exports, .. } = event {
@@ -74,8 +79,8 @@ impl Bench {
                 *hash.lock().unwrap() = sha256_of_export(&vda.at);
             }
         });
-        let report = self.backup(vm, &hook).unwrap();
-        (report, hash.into_inner().unwrap())
+        let report = self.backup(vm, &hook)?;
+        Ok((report, hash.into_inner().unwrap()))
     }
 
     /// SHA-256 of what a restored disk holds.

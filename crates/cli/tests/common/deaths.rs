@@ -91,12 +91,14 @@ pub struct Patient<'a> {
     home: Vec<(String, String)>,
     /// How much the guest had written when it was last looked at.
     records: Cell<u64>,
+    /// Its agent cannot be reached before its next start.
+    agent_is_lost: Cell<bool>,
 }
 
 impl<'a> Patient<'a> {
-    /// Boots one.
-    pub fn new(lab: &'a Lab) -> Self {
-        let guest = lab.guest().root_mib(96).swap_mib(32).boot();
+    /// Boots one with a disk of so many MiB.
+    pub fn new(lab: &'a Lab, mib: u64) -> Self {
+        let guest = lab.guest().root_mib(mib).swap_mib(32).boot();
         let bench = Bench::new(lab, &[guest.name()]);
         guest.probe("pattern start 20");
         let home = disks(guest.name(), &["--inactive"]);
@@ -106,6 +108,7 @@ impl<'a> Patient<'a> {
             bench,
             home,
             records: Cell::new(0),
+            agent_is_lost: Cell::new(false),
         }
     }
 
@@ -146,6 +149,37 @@ impl<'a> Patient<'a> {
         None
     }
 
+    /// Starts the guest again after it went down. What it had written, it finds.
+    #[track_caller]
+    pub fn boots(&self) {
+        self.guest.boot();
+        self.agent_is_lost.set(false);
+        self.begins_again();
+    }
+
+    /// The guest has been reset. libvirt does not find this one's agent again then, whether anybody backs it up or not.
+    #[track_caller]
+    pub fn was_reset(&self) {
+        self.guest.wait_ready();
+        self.agent_is_lost.set(true);
+        self.begins_again();
+    }
+
+    #[track_caller]
+    fn begins_again(&self) {
+        self.guest.probe("verify");
+        self.guest.probe("pattern start 20");
+    }
+
+    /// Gives the guest back what it has lost by a reset.
+    #[track_caller]
+    pub fn finds_its_agent(&self) {
+        if self.agent_is_lost.get() {
+            self.guest.destroy();
+            self.boots();
+        }
+    }
+
     /// The guest runs and writes, whatever has just died.
     #[track_caller]
     pub fn expect_alive(&self) {
@@ -156,10 +190,24 @@ impl<'a> Patient<'a> {
         self.records.set(records);
     }
 
+    /// libvirt shows a block job that QEMU does not have, and therefore refuses every other one: libvirtd was killed while it
+    /// switched the guest to its base.
+    pub fn is_wedged(&self) -> bool {
+        run(&mut virsh(["dumpxml", self.vm()])).contains("<mirror")
+            && monitor(self.vm(), "query-block-jobs") == Value::Array(Vec::new())
+    }
+
     /// The guest is on its own images, for QEMU, for libvirt, and for its next start; no job is at work on it.
     #[track_caller]
     pub fn expect_home(&self) {
         assert_eq!(disks(self.vm(), &[]), self.home, "the live definition");
+        self.expect_on_base();
+        assert_eq!(monitor(self.vm(), "query-block-jobs"), Value::Array(Vec::new()));
+    }
+
+    /// The guest writes to its own images, and is going to after its next start, whatever libvirt shows.
+    #[track_caller]
+    pub fn expect_on_base(&self) {
         assert_eq!(disks(self.vm(), &["--inactive"]), self.home, "the next start");
         let mut used: Vec<String> = monitor(self.vm(), "query-block")
             .as_array()
@@ -171,7 +219,6 @@ impl<'a> Patient<'a> {
         used.sort();
         images.sort();
         assert_eq!(used, images, "QEMU");
-        assert_eq!(monitor(self.vm(), "query-block-jobs"), Value::Array(Vec::new()));
     }
 
     /// What an undone run must not leave: at home, at rest, no process, no file.
@@ -194,19 +241,23 @@ impl<'a> Patient<'a> {
     #[track_caller]
     pub fn recovers(&self) {
         let (report, hash) = self.bench.backup_with_hash(self.vm());
-        self.expect_tidy();
         self.expect_alive();
-        let restored = self
-            .bench
-            .sha256_of_restored(self.lab, self.vm(), &report.archive, "vda");
-        assert_eq!(restored, hash, "{}", report.archive);
+        self.expect_good(&report.archive, &hash);
+    }
+
+    /// Nothing is left of earlier runs, and this backup is good.
+    #[track_caller]
+    pub fn expect_good(&self, archive: &str, hash: &str) {
+        self.expect_tidy();
+        let restored = self.bench.sha256_of_restored(self.lab, self.vm(), archive, "vda");
+        assert_eq!(restored, hash, "{archive}");
     }
 
     /// File systems are frozen no longer than the watchdog may take.
     #[track_caller]
     fn await_thawed(&self) {
         let begin = Instant::now();
-        loop {
+        while !self.agent_is_lost.get() {
             let ask = r#"{"execute":"guest-fsfreeze-status"}"#;
             let said = output_of(&mut virsh([
                 "qemu-agent-command",

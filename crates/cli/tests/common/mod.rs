@@ -19,7 +19,8 @@ use strongroom_engine::cancel::Cancel;
 use strongroom_engine::config::{Config, Vm};
 use strongroom_engine::context::{Context, Repositories};
 use strongroom_engine::event::{Event, Observer};
-use strongroom_engine::state::StateDirectory;
+use strongroom_engine::state::{Run, StateDirectory};
+use strongroom_engine::vm::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 use strongroom_testkit::{Borg, Lab};
 use uuid::Uuid;
@@ -135,6 +136,12 @@ impl Bench {
             Outcome::Done(report) => Ok(*report),
             Outcome::Planned(_) => unreachable!("not a dry run"),
         }
+    }
+
+    /// The run of a VM that is on record as not over.
+    pub fn run_of(&self, vm: &str) -> Option<Run> {
+        let domain = self.hypervisor.domain(vm).unwrap();
+        self.state.peek(domain.uuid).unwrap()?.run
     }
 
     /// The repository of a VM.

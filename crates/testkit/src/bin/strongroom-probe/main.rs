@@ -139,6 +139,7 @@ impl Probe {
                 Ok(String::new())
             }
             ("stats", []) => Ok(self.meter.report()),
+            ("stats", ["samples"]) => Ok(format!("{},{}", self.meter.report(), self.meter.samples())),
             ("verify", []) => self.verify(),
             ("hash", [file]) => self.hash(file),
             ("delete", [file]) => self.delete(file),

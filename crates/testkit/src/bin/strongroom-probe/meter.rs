@@ -85,6 +85,13 @@ impl Meter {
         )
     }
 
+    /// The latency of each write, as a field of a JSON object, in no order.
+    pub fn samples(&self) -> String {
+        let writes = self.writes();
+        let samples: Vec<String> = writes.samples.iter().map(u32::to_string).collect();
+        format!(r#""samples_us":[{}]"#, samples.join(","))
+    }
+
     fn writes(&self) -> std::sync::MutexGuard<'_, Writes> {
         self.writes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -109,6 +116,7 @@ mod tests {
             report.starts_with(r#""writes":100,"errors":1,"p50_us":51000,"p99_us":100000,"max_us":100000"#),
             "{report}"
         );
+        assert!(meter.samples().contains("99000,100000]"), "{}", meter.samples());
         meter.reset();
         assert!(
             meter
