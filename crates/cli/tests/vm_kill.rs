@@ -24,6 +24,7 @@ fn a_run_may_die_at_each_step_of_its_journal() {
         }
         assert!(stops >= 9, "{}: only {stops} stops", mode.name);
     }
+    patient.bench.at_rest(&lab, patient.vm());
     patient.bench.check(patient.vm());
 }
 

@@ -24,6 +24,13 @@ impl Bench {
     /// about; no run is open; the repository is not locked. Gives the names of the archives.
     #[track_caller]
     pub fn at_rest(&self, lab: &Lab, vm: &str) -> Vec<String> {
+        self.guest_at_rest(lab, vm);
+        self.archives(vm)
+    }
+
+    /// The same, without a look at the repository.
+    #[track_caller]
+    pub fn guest_at_rest(&self, lab: &Lab, vm: &str) {
         let domain = self.hypervisor.domain(vm).unwrap();
         let records = self.state.peek(domain.uuid).unwrap();
         let committed = records.and_then(|records| {
@@ -41,10 +48,11 @@ impl Bench {
             let sockets = names(&self.hypervisor.socket_directory(domain.uuid).unwrap());
             assert!(!sockets.iter().any(|name| name.starts_with("sr-")), "{sockets:?}");
         }
-        let left = |name: &String| name.contains("scratch") || name.starts_with(".strongroom-");
+        let left = |name: &String| {
+            ["scratch", "overlay"].iter().any(|kind| name.contains(kind)) || name.starts_with(".strongroom-")
+        };
         let files = names(lab.dir());
         assert!(!files.iter().any(left), "{files:?}");
-        self.archives(vm)
     }
 
     /// The names of the archives, as stock Borg tells them; it has to get the repository to itself.

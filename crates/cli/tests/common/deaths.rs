@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Signal, getpid, kill_process};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use strongroom_engine::config::{CaptureMethod, Config, Vm};
+use strongroom_engine::config::{CaptureMethod, Config, Level, Quiesce, Vm};
 use strongroom_engine::event::{Event, Step};
 use strongroom_testkit::{Borg, Lab, TestGuest, output_of, run, virsh};
 
@@ -27,6 +27,9 @@ const ORDER: &str = "STRONGROOM_TEST_VICTIM";
 /// How long the watchdog and helpers of a dead run may take to finish.
 const AFTERMATH: Duration = Duration::from_secs(15);
 
+/// There as long as the guest's application is stopped.
+const STOPPED: &str = "/run/stopped";
+
 /// One way of backing up a running guest.
 #[derive(Clone, Copy)]
 pub struct Mode {
@@ -36,10 +39,29 @@ pub struct Mode {
 }
 
 /// All ways.
-pub const MODES: &[Mode] = &[Mode {
-    name: "checkpoint",
-    apply: |vm| vm.method = CaptureMethod::Checkpoint,
-}];
+pub const MODES: &[Mode] = &[
+    Mode {
+        name: "checkpoint",
+        apply: |vm| vm.method = CaptureMethod::Checkpoint,
+    },
+    Mode {
+        name: "checkpoint, quiesced",
+        apply: |vm| {
+            vm.method = CaptureMethod::Checkpoint;
+            vm.quiesce = quiesced();
+        },
+    },
+];
+
+/// An application that is stopped, and file systems that are frozen, by the guest's agent.
+fn quiesced() -> Quiesce {
+    Quiesce {
+        level: Level::Application,
+        pre: Some(format!("touch {STOPPED}")),
+        post: Some(format!("rm {STOPPED}")),
+        ..Quiesce::default()
+    }
+}
 
 #[derive(Serialize, Deserialize)]
 struct Order {
@@ -221,11 +243,12 @@ impl<'a> Patient<'a> {
         assert_eq!(used, images, "QEMU");
     }
 
-    /// What an undone run must not leave: at home, at rest, no process, no file.
+    /// What an undone run must not leave: away from home, at work, a stopped application, a process, a file.
     #[track_caller]
     pub fn expect_tidy(&self) {
+        self.guest.sh(&format!("test ! -e {STOPPED}"));
         self.expect_home();
-        self.bench.at_rest(self.lab, self.vm());
+        self.bench.guest_at_rest(self.lab, self.vm());
         let begin = Instant::now();
         loop {
             let left = helpers(self.vm(), self.lab);

@@ -50,8 +50,8 @@ pub fn guarded<T>(
         let result = work();
         drop(ended);
         match watch.join() {
-            // Why the reading failed.
-            Ok(Some(reason)) if result.is_err() => Err(BackupError::Scratch {
+            // Why the reading failed; and if it was over already, the repository that it went to is let go of.
+            Ok(Some(reason)) => Err(BackupError::Scratch {
                 vm: plan.vm.clone(),
                 reason,
             }),
