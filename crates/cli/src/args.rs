@@ -72,6 +72,8 @@ pub enum Command {
     Verify(Verify),
     /// Look after repositories.
     Repo(Repo),
+    /// Undo what an interrupted backup left, without making a new one.
+    Recover(Recover),
     /// Watch over a guest that is about to be frozen (started by `backup`).
     #[command(hide = true)]
     ThawWatchdog(ThawWatchdog),
@@ -212,6 +214,23 @@ pub enum Format {
     Qcow2,
     /// Sparse raw file.
     Raw,
+}
+
+/// `strongroom recover`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Each backup begins with the same. Disks that are on an overlay are brought back to their own images, jobs are
+ended, scratch files and useless checkpoints removed, guests thawed. Only what the records name is touched.
+
+Exit codes: 0 nothing to do; 3 something was found (and, without --dry-run, put right); 1 something remains,
+and what to do about it has been said.")]
+pub struct Recover {
+    /// VMs to look at; all VMs of the configuration if none is named.
+    #[arg(value_name = "VM")]
+    pub vms: Vec<String>,
+    /// Only say what was found, and what would be done first.
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
 }
 
 /// `strongroom status`.

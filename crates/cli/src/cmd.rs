@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod init;
 pub mod list;
+pub mod recover;
 pub mod reference;
 pub mod repo;
 pub mod restore;

@@ -65,6 +65,7 @@ fn command(cli: &Cli, settings: &Settings) -> Result<Exit, Failure> {
         Command::Status(args) => cmd::status::run(settings, args),
         Command::Verify(args) => cmd::verify::run(settings, args),
         Command::Repo(args) => cmd::repo::run(settings, args),
+        Command::Recover(args) => cmd::recover::run(settings, args),
         Command::ThawWatchdog(args) => Ok(cmd::thaw_watchdog::run(&cli.global, args)),
         Command::Man { directory } => cmd::reference::man(directory),
         Command::Completions { shell } => Ok(cmd::reference::completions(*shell)),

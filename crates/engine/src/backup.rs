@@ -18,6 +18,7 @@ pub mod seal;
 pub mod stream;
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use serde::Serialize;
 use strongroom_borg::{Access, ArchiveOptions, ArchiveWriter, ChunkId, Repository};
@@ -32,6 +33,7 @@ use crate::context::Context;
 use crate::event::{Event, Step};
 use crate::history::{HistoryError, Point};
 use crate::manifest::{Manifest, ManifestError};
+use crate::overlay::{HomeError, Homecoming, bring_home};
 use crate::quiesce::Rest;
 use crate::reconcile::{ReconcileError, drop_stale, reconcile};
 use crate::state::{Committed, Run, StateError, VmState};
@@ -133,6 +135,48 @@ pub enum BackupError {
         /// Target device name.
         disk: String,
     },
+    /// A disk cannot be backed up by snapshot.
+    #[error("back up {vm} by snapshot: disk {disk}: {reason}")]
+    Snapshot {
+        /// The VM.
+        vm: String,
+        /// Target device name.
+        disk: String,
+        /// What is in the way.
+        reason: String,
+    },
+    /// The hypervisor took no snapshot.
+    #[error("back up {vm} by snapshot: {reason}")]
+    SnapshotRefused {
+        /// The VM.
+        vm: String,
+        /// The hypervisor's reason.
+        reason: String,
+    },
+    /// The images of a remote VM cannot be read by a server of ours.
+    #[error(
+        "back up {0} by snapshot: its disks lie on another machine; use method \"checkpoint\", or run strongroom there"
+    )]
+    SnapshotRemote(String),
+    /// A base was written to while it was read.
+    #[error("back up {vm}: {} was written to while it was read: somebody else has merged its overlay", .image.display())]
+    Merged {
+        /// The VM.
+        vm: String,
+        /// The image.
+        image: std::path::PathBuf,
+    },
+    /// Disks are not on their own images after all.
+    #[error("bring the disks of {vm} back to their images: {}", .disks.join("; "))]
+    NotHome {
+        /// The VM.
+        vm: String,
+        /// What is the matter with which disk, and what to do.
+        disks: Vec<String>,
+    },
+    /// The way back to the images could not be gone.
+    #[error("bring the disks back to their images: {0}")]
+    Home(#[from] HomeError),
     /// A shut-off VM was started while it was read.
     #[error("back up {0}: it was started or written to while it was read; run the backup again")]
     Disturbed(String),
@@ -256,7 +300,15 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
     context.report(&Event::Step(Step::Capture));
     let intent = capture::intent(context, &plan, &domain, run.started)?;
     state.begin(intent.clone())?;
-    let done = capture_and_commit(context, &domain, &mut state, &mut plan, &intent, &points, writer);
+    let work = || capture_and_commit(context, &domain, &mut state, &mut plan, &intent, &points, writer);
+    let done = match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done,
+        Err(panic) => {
+            // A defect of ours is no reason to leave the guest on an overlay.
+            undo(context, &domain, &mut state);
+            resume_unwind(panic);
+        }
+    };
     let Sealed {
         repository,
         manifest,
@@ -319,7 +371,7 @@ fn capture_and_commit(
     points: &[&Point],
     mut writer: ArchiveWriter,
 ) -> Result<Sealed, BackupError> {
-    scratch::check(context, plan)?;
+    scratch::check(context, plan, run)?;
     let mut rest = Rest::prepare(context, domain, &run.id, state)?;
     let capture = Capture::begin(context, plan, run, &mut rest)?;
     let reached = rest.reached()?;
@@ -344,8 +396,12 @@ fn capture_and_commit(
         reached,
         started: run.started,
     };
-    // The guest need not wait for the repository: its scratch files can go now.
+    // The guest need not wait for the repository: its scratch files and overlays can go now.
     capture.end()?;
+    if let Homecoming::Stuck(disks) = bring_home(context, plan.uuid, state)? {
+        let vm = plan.vm.clone();
+        return Err(BackupError::NotHome { vm, disks });
+    }
     context.cancel.check()?;
 
     context.report(&Event::Step(Step::Seal));
@@ -464,6 +520,23 @@ fn undo(context: &Context<'_>, domain: &Domain, state: &mut VmState) {
             domain.name
         ));
         return;
+    }
+    match bring_home(context, domain.uuid, state) {
+        Ok(Homecoming::Home { .. }) => {}
+        Ok(Homecoming::Stuck(disks)) => {
+            for disk in disks {
+                context.warn(format!("{}: {disk}", domain.name));
+            }
+            return;
+        }
+        Err(error) => {
+            context.warn(format!(
+                "disks of {} may not be on their images; the next run brings them back, or `strongroom recover {}`: \
+                 failed to {error}",
+                domain.name, domain.name
+            ));
+            return;
+        }
     }
     match state.abandon() {
         Ok(()) => drop_stale(context, domain, state),

@@ -100,6 +100,8 @@ pub struct VmIdentity {
 pub enum Method {
     /// A pull-mode backup job of the running VM.
     Checkpoint,
+    /// An external snapshot of the running VM, whose overlays were merged back.
+    Snapshot,
     /// The VM was shut off.
     Offline,
 }

@@ -6,6 +6,7 @@
 //! | before its job began | a journal entry | the entry is closed |
 //! | with its job running | job, scratch files, new checkpoint | the job is ended (the hypervisor removes the scratch files), the checkpoint becomes stale |
 //! | after the VM went down | socket, perhaps scratch files | both are removed |
+//! | with overlays | overlays in use, perhaps half merged | they are merged, the guest is switched back, the files are removed: see [`crate::overlay`] |
 //! | after Borg's commit, before the records | two checkpoints | the new one becomes stale: the older one and its archive still belong together |
 //!
 //! A Borg transaction that was not committed vanishes by itself. Only objects that the journal names are touched,
@@ -15,6 +16,7 @@ use std::path::Path;
 
 use crate::backup::capture::end_job;
 use crate::context::Context;
+use crate::overlay::{HomeError, Homecoming, bring_home};
 use crate::quiesce;
 use crate::state::{StateError, VmState};
 use crate::vm::{Domain, HypervisorError};
@@ -28,6 +30,23 @@ pub enum ReconcileError {
     /// Our records' reason.
     #[error(transparent)]
     State(#[from] StateError),
+    /// Disks are not on their own images, and it takes a person to say how to go on. The journal stays open.
+    #[error("undo what an interrupted backup of {vm} left: {}", .disks.join("; "))]
+    NotHome {
+        /// The VM.
+        vm: String,
+        /// What is the matter with which disk, and what to do.
+        disks: Vec<String>,
+    },
+}
+
+impl From<HomeError> for ReconcileError {
+    fn from(error: HomeError) -> Self {
+        match error {
+            HomeError::Hypervisor(error) => Self::Hypervisor(error),
+            HomeError::State(error) => Self::State(error),
+        }
+    }
 }
 
 /// Undoes what the run in the journal left, if there is one.
@@ -41,6 +60,11 @@ pub fn reconcile(context: &Context<'_>, domain: &Domain, state: &mut VmState) ->
         domain.name,
         run.started.strftime("%Y-%m-%d %H:%M:%S UTC")
     ));
+    // The guest's own images come first.
+    if let Homecoming::Stuck(disks) = bring_home(context, domain.uuid, state)? {
+        let vm = domain.name.clone();
+        return Err(ReconcileError::NotHome { vm, disks });
+    }
     if domain.state.is_active() {
         end_job(context, domain.uuid, &run)?;
     }

@@ -292,6 +292,9 @@ pub trait Hypervisor: Agent + Chains + Send + Sync {
     /// domain that does not run, only that the checkpoint exists can be said.
     fn check_checkpoint(&self, domain: Uuid, name: &str) -> Result<Vec<BadBitmap>, HypervisorError>;
 
+    /// Makes a checkpoint of these disks of a running domain: from now on their changes are known.
+    fn create_checkpoint(&self, domain: Uuid, name: &str, targets: &[String]) -> Result<(), HypervisorError>;
+
     /// Deletes a checkpoint; where its bitmaps are lost or broken, at least its metadata. Succeeds if there is none of that name.
     fn delete_checkpoint(&self, domain: Uuid, name: &str) -> Result<(), HypervisorError>;
 

@@ -91,6 +91,18 @@ impl Hypervisor for Libvirt {
         Ok(broken.into_iter().map(bad).collect())
     }
 
+    fn create_checkpoint(&self, domain: Uuid, name: &str, targets: &[String]) -> Result<(), HypervisorError> {
+        let handle = self.handle(domain)?;
+        let what = format!("make checkpoint {name:?} of domain {domain}");
+        let xml = job::checkpoint(name, targets, &self.live_disks(&handle)?).map_err(|message| {
+            HypervisorError::Failed {
+                what: what.clone(),
+                message,
+            }
+        })?;
+        sys::create_checkpoint(&handle, &xml).map_err(|error| self.failed(what, &error))
+    }
+
     fn delete_checkpoint(&self, domain: Uuid, name: &str) -> Result<(), HypervisorError> {
         let handle = self.handle(domain)?;
         let what = || format!("delete checkpoint {name:?} of domain {domain}");

@@ -55,18 +55,47 @@ pub fn request(job: &BackupJob, domain: &[Disk]) -> Result<Request, String> {
         .with_child(backup_disks);
     let checkpoint = match &job.checkpoint {
         None => None,
-        Some(name) => Some(
-            Element::new("domaincheckpoint")
-                .with_child(Element::new("name").with_text(checkpoint_name(name)?))
-                .with_child(Element::new("description").with_text(DESCRIPTION))
-                .with_child(checkpoint_disks)
-                .to_xml()?,
-        ),
+        Some(name) => Some(describe(name, checkpoint_disks)?),
     };
     Ok(Request {
         backup: backup.to_xml()?,
         checkpoint,
     })
+}
+
+/// Writes a checkpoint of these disks for a domain with those.
+pub fn checkpoint(name: &str, targets: &[String], domain: &[Disk]) -> Result<String, String> {
+    if let Some(target) = targets
+        .iter()
+        .find(|target| !domain.iter().any(|disk| disk.target == **target))
+    {
+        return Err(format!("it has no disk {target}"));
+    }
+    if targets.is_empty() {
+        return Err("no disk was asked for".into());
+    }
+    let mut disks = Element::new("disks");
+    for disk in domain {
+        let kind = if targets.contains(&disk.target) {
+            "bitmap"
+        } else {
+            "no"
+        };
+        disks = disks.with_child(
+            Element::new("disk")
+                .with("name", &disk.target)
+                .with("checkpoint", kind),
+        );
+    }
+    describe(name, disks)
+}
+
+fn describe(name: &str, disks: Element) -> Result<String, String> {
+    Element::new("domaincheckpoint")
+        .with_child(Element::new("name").with_text(checkpoint_name(name)?))
+        .with_child(Element::new("description").with_text(DESCRIPTION))
+        .with_child(disks)
+        .to_xml()
 }
 
 fn check(job: &BackupJob, domain: &[Disk]) -> Result<(), String> {

@@ -166,6 +166,19 @@ pub fn checkpoint_names(domain: &Domain) -> Result<Vec<String>, Error> {
     checkpoints.iter().map(Checkpoint::name).collect()
 }
 
+/// Makes a checkpoint as `<domaincheckpoint>` describes it.
+pub fn create_checkpoint(domain: &Domain, xml: &str) -> Result<(), Error> {
+    let xml = CString::new(xml)?;
+    // SAFETY: the domain is alive while borrowed; the string outlives the call and ends in NUL.
+    let made = unsafe { sys::virDomainCheckpointCreateXML(domain.as_ptr(), xml.as_ptr(), 0) };
+    if made.is_null() {
+        return Err(Error::last_error());
+    }
+    // The reference that the handle owns is given back.
+    drop(Checkpoint(made));
+    Ok(())
+}
+
 /// A handle on a checkpoint.
 pub struct Checkpoint(sys::virDomainCheckpointPtr);
 

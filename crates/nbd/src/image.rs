@@ -226,7 +226,7 @@ pub(crate) fn tool(program: &str) -> Command {
     command
 }
 
-fn qemu_img<'a>(
+pub(crate) fn qemu_img<'a>(
     what: &'static str,
     path: &Path,
     args: impl IntoIterator<Item = &'a OsStr>,

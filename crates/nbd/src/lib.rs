@@ -4,13 +4,15 @@
 //!   bitmaps, reads with a bounded number of requests in flight, and writes for a restore. Underneath is libnbd,
 //!   the C library by the authors of the protocol; all `unsafe` code is in the private module `sys`.
 //! * [`QemuNbd`] serves an image file through a child process that does not outlive its user.
-//! * [`create_qcow2`] and [`image_info`] make and describe image files without ever guessing their format.
+//! * [`create_qcow2`] and [`image_info`] make and describe image files without ever guessing their format;
+//!   [`commit_overlay`] and its like do the same for overlays that no QEMU has open.
 //!
 //! Servers are not trusted: replies that contradict themselves are errors, every wait is bounded.
 
 mod client;
 mod error;
 mod image;
+mod overlay;
 mod pipeline;
 mod rate;
 mod serve;
@@ -21,6 +23,7 @@ mod target;
 pub use client::{BlockSizes, Client, Zeroing};
 pub use error::Error;
 pub use image::{BitmapInfo, Format, ImageError, ImageInfo, create_qcow2, image_info};
+pub use overlay::{commit_overlay, holds_data, reads_the_same};
 pub use pipeline::{DEFAULT_REQUEST_SIZE, ReadOptions, WriteOptions};
 pub use serve::{Backing, Cache, QemuNbd, Serve, ServeError};
 pub use target::{Options, Target, TlsSettings};

@@ -61,6 +61,7 @@ pub fn mode(mode: Mode) -> &'static str {
 pub fn method(method: Method) -> &'static str {
     match method {
         Method::Checkpoint => "checkpoint",
+        Method::Snapshot => "snapshot",
         Method::Offline => "offline",
     }
 }

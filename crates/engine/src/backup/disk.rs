@@ -75,7 +75,7 @@ pub fn read(
         audited: 0,
         luks,
     };
-    let gentle = capture.plan().method == Method::Checkpoint;
+    let gentle = capture.plan().method != Method::Offline;
     let full = |allocation: &ExtentMap| cells::cut(&[], &RangeSet::all(disk.size), allocation);
     let cells = if let (Some(bitmap), Some(parent)) = (&dirty, &disk.parent) {
         let (allocation, mut changed) = client.block_status_all(bitmap).map_err(read_error)?;

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::config::{Config, Vm};
+use crate::config::{CaptureMethod, Config, Vm};
 use crate::digest;
 use crate::history::Point;
 use crate::manifest::{Exclusion, Method, Mode};
@@ -224,10 +224,10 @@ pub fn make(
         ),
         uuid: domain.uuid,
         run: run.id.clone(),
-        method: if online {
-            Method::Checkpoint
-        } else {
-            Method::Offline
+        method: match settings.method {
+            _ if !online => Method::Offline,
+            CaptureMethod::Snapshot => Method::Snapshot,
+            CaptureMethod::Auto | CaptureMethod::Checkpoint => Method::Checkpoint,
         },
         checkpoint: tracked.then(|| format!("{PREFIX}{}", run.id)),
         disks,

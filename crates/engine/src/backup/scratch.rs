@@ -1,8 +1,9 @@
-//! Room for scratch files. When they cannot grow any more, QEMU pauses the *guest*; so the backup gives way early.
+//! Room for scratch files and overlays. When they cannot grow any more, QEMU pauses the *guest*; so the backup gives way early.
 //!
-//! While disks are read, a thread looks at the storage that holds the scratch files. If there is less free space than
+//! While disks are read, a thread looks at the storage that holds these files. If there is less free space than
 //! the configured floor, or a file has grown beyond its limit, it ends the backup job at once: the files are gone, the
-//! guest goes on, and the reading fails. Only for storage on this machine.
+//! guest goes on, and the reading fails. In a backup by snapshot it makes the reading fail, and the overlays are merged
+//! early. Only for storage on this machine.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -24,8 +25,8 @@ use crate::state::Run;
 const PERIOD: Duration = Duration::from_millis(250);
 
 /// Whether there is room to begin.
-pub fn check(context: &Context<'_>, plan: &Plan) -> Result<(), BackupError> {
-    match shortage(context, plan) {
+pub fn check(context: &Context<'_>, plan: &Plan, run: &Run) -> Result<(), BackupError> {
+    match shortage(context, plan, run) {
         Some(reason) => Err(BackupError::Scratch {
             vm: plan.vm.clone(),
             reason,
@@ -78,8 +79,13 @@ fn watch(
 ) -> Option<String> {
     let mut reason = None;
     while !done.load(Ordering::SeqCst) {
-        reason = reason.or_else(|| shortage(context, plan));
+        reason = reason.or_else(|| shortage(context, plan, run));
         if let Some(reason) = &reason {
+            if plan.method == Method::Snapshot {
+                // What reads the images has to end before the overlays can be merged: the reading fails, and that follows.
+                repository.cancel();
+                break;
+            }
             match end_job(context, plan.uuid, run) {
                 Ok(()) => {
                     repository.cancel();
@@ -99,13 +105,15 @@ fn watch(
 }
 
 /// What there is too little of, if anything.
-fn shortage(context: &Context<'_>, plan: &Plan) -> Option<String> {
-    if plan.method != Method::Checkpoint || !context.hypervisor.is_local() {
+fn shortage(context: &Context<'_>, plan: &Plan, run: &Run) -> Option<String> {
+    if plan.method == Method::Offline || !context.hypervisor.is_local() {
         return None;
     }
-    plan.disks
+    let overlays = run.overlays.iter().map(|entry| &entry.overlay);
+    run.scratch
         .iter()
-        .find_map(|disk| shortage_at(&disk.scratch, &context.config.limits))
+        .chain(overlays)
+        .find_map(|file| shortage_at(file, &context.config.limits))
 }
 
 fn shortage_at(scratch: &Path, limits: &Limits) -> Option<String> {

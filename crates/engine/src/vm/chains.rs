@@ -44,7 +44,7 @@ pub struct BlockJob {
 }
 
 /// How far a block job is (`ready` attribute of `<mirror>`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BlockJobState {
     /// It copies.
     Copying,

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use strongroom_engine::vm::{BackupJob, Disk, JobDisk};
 
-use super::{described, request, without_size};
+use super::{checkpoint, described, request, without_size};
 use crate::definition::read;
 
 fn domain() -> Vec<Disk> {
@@ -164,4 +164,26 @@ fn a_bitmap_without_a_size_is_broken() {
         );
     }
     without_size("<domaincheckpoint/>", &domain()).unwrap_err();
+}
+
+#[test]
+fn a_checkpoint_of_its_own_names_every_disk() {
+    let domain = domain();
+    let chosen = vec![domain[0].target.clone()];
+    let xml = checkpoint("strongroom-1", &chosen, &domain).unwrap();
+    assert!(xml.contains("<name>strongroom-1</name>"), "{xml}");
+    assert_eq!(
+        xml.matches("checkpoint=\"bitmap\"").count() + xml.matches("checkpoint='bitmap'").count(),
+        1
+    );
+    for disk in &domain {
+        assert!(
+            xml.contains(&disk.target),
+            "{} is not excluded by name: {xml}",
+            disk.target
+        );
+    }
+    assert!(checkpoint("strongroom-1", &["vdz".into()], &domain).is_err());
+    assert!(checkpoint("strongroom-1", &[], &domain).is_err());
+    assert!(checkpoint("a/b", &chosen, &domain).is_err());
 }

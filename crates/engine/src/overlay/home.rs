@@ -1,0 +1,364 @@
+//! The loop that brings disks home: look, do one thing, look again.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::{Content, Facts, Job, Step, Top, Views, Why, files, next};
+use crate::context::Context;
+use crate::state::{Overlay, Run, StateError, VmState};
+use crate::vm::{Chain, HypervisorError};
+
+/// How long a hypervisor that does not answer is asked again, and how long one and the same step is tried again.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// How long the views have to stay the same before they count as final.
+const SETTLED: Duration = Duration::from_secs(5);
+/// The longest wait for an event before the views are read again.
+const LOOK: Duration = Duration::from_secs(2);
+/// Before something that has not worked is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+/// Between two reports that a commit goes on.
+const REPORT: Duration = Duration::from_secs(30);
+
+/// What came of the way home.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum Homecoming {
+    /// All disks are home. Gives whether there was anything to do.
+    Home {
+        /// Whether any overlay was there.
+        acted: bool,
+    },
+    /// These disks are not, and why; a sentence each, that says what to do.
+    Stuck(Vec<String>),
+}
+
+/// Brings all disks home that the journal has overlays for, and takes them out of the journal. It is not to be
+/// cancelled: the guest needs it. Whatever reads the bases has to be closed before.
+pub fn bring_home(context: &Context<'_>, domain: Uuid, state: &mut VmState) -> Result<Homecoming, HomeError> {
+    let mut disks: HashMap<String, Disk> = HashMap::new();
+    let mut acted = false;
+    loop {
+        let Some(run) = state.records().run.clone() else {
+            return Ok(Homecoming::Home { acted });
+        };
+        if run.overlays.is_empty() {
+            if run.running && acted {
+                resume(context, domain);
+            }
+            return Ok(Homecoming::Home { acted });
+        }
+        let seen = context.hypervisor.events(domain);
+        let (chains, active) = look(context, domain)?;
+        let mut stuck = Vec::new();
+        let mut progress = false;
+        for entry in &run.overlays {
+            let disk = disks.entry(entry.target.clone()).or_default();
+            let views = Views::of(&chains, entry, active);
+            let step = disk.decide(context, entry, views);
+            match step {
+                Step::Home => {
+                    state.amend(|run| run.overlays.retain(|other| other.target != entry.target))?;
+                    progress = true;
+                }
+                Step::Stay(why) => stuck.push(explain(why, &run_name(state), entry, disk.facts.as_ref())),
+                Step::Wait => disk.report_wait(context, entry),
+                step => match disk.may_try(step) {
+                    Err(failure) => stuck.push(format!(
+                        "disk {}: failed to {step}: {failure}; run `strongroom recover` when that is cured",
+                        entry.target
+                    )),
+                    Ok(again) => {
+                        acted = true;
+                        disk.carry_out(context, domain, entry, step, state)?;
+                        progress |= !again;
+                    }
+                },
+            }
+        }
+        let open = state.records().run.as_ref().map_or(0, |run| run.overlays.len());
+        if open > 0 && stuck.len() == open {
+            return Ok(Homecoming::Stuck(stuck));
+        }
+        if !progress {
+            context.hypervisor.await_event(
+                domain,
+                seen,
+                if disks.values().any(Disk::retries) {
+                    RETRY
+                } else {
+                    LOOK
+                },
+            );
+        }
+    }
+}
+
+/// Says what [`bring_home`] would begin with, disk by disk. Changes nothing.
+pub fn outlook(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<Vec<String>, HypervisorError> {
+    if run.overlays.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (chains, active) = look(context, domain)?;
+    let say = |entry: &Overlay| {
+        let step = Disk::default().decide(context, entry, Views::of(&chains, entry, active));
+        format!("disk {}: {step} ({})", entry.target, entry.overlay.display())
+    };
+    Ok(run.overlays.iter().map(say).collect())
+}
+
+/// Why the way home cannot be gone at all.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    /// The views cannot be read.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// The journal cannot be written.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+fn run_name(state: &VmState) -> String {
+    state.records().vm.clone()
+}
+
+/// Reads the views. A hypervisor that does not answer is asked again for a while: libvirtd may be restarting.
+fn look(context: &Context<'_>, domain: Uuid) -> Result<(Vec<Chain>, bool), HypervisorError> {
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        let views = context.hypervisor.chains(domain).and_then(|chains| {
+            let active = context.hypervisor.domain(&domain.to_string())?.state.is_active();
+            Ok((chains, active))
+        });
+        match views {
+            // The VM went off, or came up, between the two questions.
+            Ok((chains, active)) if active != chains.iter().any(|chain| !chain.live.is_empty()) => {
+                if Instant::now() > patience {
+                    return Ok((chains, active));
+                }
+            }
+            Err(_) if Instant::now() < patience => {}
+            views => return views,
+        }
+        std::thread::sleep(RETRY);
+    }
+}
+
+/// A guest that was stopped because its overlay could not grow goes on.
+fn resume(context: &Context<'_>, domain: Uuid) {
+    match context.hypervisor.resume_after_io_error(domain) {
+        Ok(false) => {}
+        Ok(true) => context.warn(
+            "the guest was stopped because its storage was full; it is on its image again, and runs on",
+        ),
+        Err(error) => context.warn(format!(
+            "the guest may be stopped because its storage was full: failed to {error}"
+        )),
+    }
+}
+
+/// What is remembered of one disk between two looks.
+#[derive(Default)]
+struct Disk {
+    views: Option<(Views, Instant)>,
+    facts: Option<Facts>,
+    same: Option<bool>,
+    step: Option<(Step, Instant)>,
+    failure: Option<String>,
+    reported: Option<Instant>,
+}
+
+impl Disk {
+    fn decide(&mut self, context: &Context<'_>, entry: &Overlay, views: Views) -> Step {
+        let since = match self.views {
+            Some((before, since)) if before == views => since,
+            _ => Instant::now(),
+        };
+        self.views = Some((views, since));
+        if views.active {
+            self.same = None;
+        }
+        let idle =
+            !views.active || (views.qemu == Top::Base && views.live == Top::Base && views.job == Job::None);
+        let mut facts = if !context.hypervisor.is_local() {
+            Facts::unknown("it lies on another machine")
+        } else if idle {
+            Facts::of(entry)
+        } else {
+            Facts::unknown("it is in use")
+        };
+        facts.same = self.same;
+        let step = next(views, entry.pivoting, &facts, since.elapsed() >= SETTLED);
+        self.facts = Some(facts);
+        step
+    }
+
+    /// Whether a step may be tried (again); gives whether it has been tried before without any effect.
+    fn may_try(&mut self, step: Step) -> Result<bool, String> {
+        match self.step {
+            Some((before, since)) if before == step => {
+                if since.elapsed() < PATIENCE {
+                    return Ok(true);
+                }
+                let silent = || "it was done several times, and nothing came of it".to_owned();
+                Err(self.failure.clone().unwrap_or_else(silent))
+            }
+            _ => {
+                self.step = Some((step, Instant::now()));
+                self.failure = None;
+                Ok(false)
+            }
+        }
+    }
+
+    fn retries(&self) -> bool {
+        self.failure.is_some()
+    }
+
+    fn report_wait(&mut self, context: &Context<'_>, entry: &Overlay) {
+        self.step = None;
+        self.failure = None;
+        let now = Instant::now();
+        if self.reported.is_none_or(|before| now > before + REPORT) {
+            self.reported = Some(now);
+            context.note(format!(
+                "disk {}: its overlay is being merged into {}",
+                entry.target,
+                entry.base.display()
+            ));
+        }
+    }
+
+    /// Does one thing. A failure is only told: the next look shows what has come of it.
+    fn carry_out(
+        &mut self,
+        context: &Context<'_>,
+        domain: Uuid,
+        entry: &Overlay,
+        step: Step,
+        state: &mut VmState,
+    ) -> Result<(), StateError> {
+        let hypervisor = context.hypervisor;
+        if step.is_delicate() {
+            // The VM may have been started and stopped since the look, which the wait for another disk made long ago.
+            match look(context, domain) {
+                Ok((chains, active))
+                    if self.decide(context, entry, Views::of(&chains, entry, active)) == step => {}
+                _ => return Ok(()),
+            }
+        }
+        let Overlay {
+            target,
+            base,
+            format,
+            overlay,
+            ..
+        } = entry;
+        let asked = |result: Result<(), HypervisorError>| result.map_err(|error| error.to_string());
+        let result = match step {
+            Step::NextStartOnOverlay => {
+                asked(hypervisor.set_inactive_image(domain, target, overlay, "qcow2"))
+            }
+            Step::NextStartOnBase => asked(hypervisor.set_inactive_image(domain, target, base, format)),
+            Step::StartCommit => asked(hypervisor.start_commit(domain, target, overlay, base, 0)),
+            Step::Pivot => asked(hypervisor.pivot(domain, target)),
+            Step::CommitBehindLibvirt => {
+                asked(hypervisor.commit_behind_libvirt(domain, target, overlay, base))
+            }
+            Step::Note(pivoting) => {
+                state.amend(|run| {
+                    for entry in run.overlays.iter_mut().filter(|entry| entry.target == *target) {
+                        entry.pivoting = pivoting;
+                    }
+                })?;
+                Ok(())
+            }
+            Step::CommitOffline => {
+                self.same = None;
+                files::commit(entry)
+            }
+            Step::Compare => files::same(entry).map(|same| self.same = Some(same)),
+            Step::Remove => files::remove(entry),
+            Step::Wait | Step::Home | Step::Stay(_) => Ok(()),
+        };
+        match result {
+            Ok(()) => {
+                self.failure = None;
+                match step {
+                    Step::Note(_) | Step::Compare => {}
+                    Step::NextStartOnOverlay => context.warn(format!(
+                        "disk {target}: the definition named {} for the next start, which would have lost what the guest has \
+                         written since; it names {} now, until that is merged",
+                        base.display(),
+                        overlay.display()
+                    )),
+                    _ => context.note(format!("disk {target}: done: {step} ({})", overlay.display())),
+                }
+            }
+            Err(failure) => {
+                if self.failure.as_ref() != Some(&failure) {
+                    context.note(format!(
+                        "disk {target}: failed to {step}: {failure}; looking again"
+                    ));
+                }
+                self.failure = Some(failure);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Says what is the matter with a disk, and what to do.
+pub fn explain(why: Why, vm: &str, entry: &Overlay, facts: Option<&Facts>) -> String {
+    let (base, overlay) = (entry.base.display(), entry.overlay.display());
+    let format = &entry.format;
+    let text = match why {
+        Why::Wedged => format!(
+            "libvirt was killed while it ended a block job and shows it still. The guest runs unharmed on its own image \
+             {base}, and so will its next start. libvirt refuses snapshots and block jobs of this disk until the VM has \
+             been shut off and started again; then run `strongroom recover {vm}`"
+        ),
+        Why::Lost => format!(
+            "libvirt shows a block job that QEMU does not have. The guest runs unharmed on {overlay}. Shut the VM off and \
+             run `strongroom recover {vm}`, which merges the overlay"
+        ),
+        Why::Diverged => format!(
+            "the VM was started from {base} while {overlay} held newer data, so that there are two versions of the \
+             disk. Both are kept. The guest runs on the first. When the second is not needed, remove or rename \
+             the file {overlay}; to go back to it: shut the VM off, `cp` {base} away, `qemu-img commit -f qcow2 {overlay}`. \
+             Then run `strongroom recover {vm}`"
+        ),
+        Why::Ambiguous => format!(
+            "the VM went off while the guest was being switched from {overlay} to {base}, they differ, and it cannot be \
+             told which was written last. Both are kept. Copy both, then decide: to keep the base alone: `virsh edit {vm}`, make \
+             {base} (format {format}) the disk's source, and rename the overlay; to merge the overlay: \
+             `qemu-img commit -f qcow2 {overlay}`. Then run `strongroom recover {vm}`"
+        ),
+        Why::Foreign => format!(
+            "something that is not strongroom's is in its chain of images, or at work on it. Nothing was touched; \
+             {overlay} stays. End that (`virsh blockjob`, `virsh domblklist`, `virsh dumpxml`), then run \
+             `strongroom recover {vm}`"
+        ),
+        Why::Missing => format!(
+            "the definition names {overlay}, which is gone; what the guest wrote into it is lost. `virsh edit {vm}`: \
+             make {base} (format {format}) the disk's source to start from what it was before"
+        ),
+        Why::Unreadable => {
+            let reason = match facts.map(|facts| &facts.overlay) {
+                Some(Content::Unknown(reason)) => reason.clone(),
+                _ => "unknown".into(),
+            };
+            format!(
+                "what is in {overlay} cannot be told: {reason}. It stays. If the VM is shut off, start it, and run \
+                 `strongroom recover {vm}` (on the machine that has the images)"
+            )
+        }
+        Why::Unclear => format!(
+            "QEMU and libvirt contradict each other about the images {base} and {overlay}. Nothing more was touched; run \
+             `strongroom recover {vm}` again, and compare `virsh dumpxml {vm}` with \
+             `virsh qemu-monitor-command {vm} --pretty '{{\"execute\":\"query-block\"}}'`"
+        ),
+    };
+    format!("disk {}: {text}", entry.target)
+}

@@ -1,0 +1,128 @@
+//! Overlays that no QEMU has open: whether they hold data, and their merge into the image below.
+//!
+//! The overlay and the image below it are both described in JSON with format and protocol spelled out. What the
+//! overlay's header says of its backing file does not matter then.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{BufRead as _, BufReader, Read as _},
+    os::unix::fs::FileTypeExt as _,
+    path::Path,
+    process::Stdio,
+};
+
+use serde_json::{Value, json};
+
+use crate::image::{Format, ImageError, absolute, complaint, qemu_img, tool};
+
+/// The longest line of `qemu-img map` that is read; one line is one extent.
+const MAX_LINE: u64 = 4096;
+
+/// Whether a qcow2 image itself, without what is below it, holds anything. An empty file holds nothing.
+pub fn holds_data(overlay: &Path) -> Result<bool, ImageError> {
+    let run = |source| ImageError::Run {
+        program: "qemu-img",
+        source,
+    };
+    let file = absolute(overlay)?;
+    let metadata = fs::metadata(&file).map_err(|source| ImageError::Path {
+        path: overlay.to_owned(),
+        source,
+    })?;
+    if metadata.len() == 0 {
+        return Ok(false);
+    }
+    let mut node = describe(overlay, Format::Qcow2)?;
+    node["backing"] = Value::Null;
+    let mut child = tool("qemu-img")
+        .env("LC_ALL", "C")
+        .args(["map", "--output=json", "--", &format!("json:{node}")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(run)?;
+    let mut found = false;
+    if let Some(stdout) = child.stdout.take() {
+        let mut lines = BufReader::new(stdout);
+        let mut line = String::new();
+        // The map of a large overlay is long; the first extent with data will do.
+        while !found && lines.by_ref().take(MAX_LINE).read_line(&mut line).map_err(run)? > 0 {
+            // A cluster of zeroes that the guest wrote (or discarded) is data, too: it hides what is below.
+            found = line.contains("\"present\": true") || line.contains("\"data\": true");
+            line.clear();
+        }
+    }
+    if found {
+        // It may go on for long, and ends by itself when nobody listens.
+        let _ = child.kill();
+        let _ = child.wait();
+        return Ok(true);
+    }
+    let output = child.wait_with_output().map_err(run)?;
+    if output.status.success() {
+        return Ok(false);
+    }
+    Err(ImageError::Tool {
+        what: "read the map of",
+        path: overlay.to_owned(),
+        reason: complaint(&output.stderr),
+    })
+}
+
+/// Whether the disk reads the same from the base alone as from the overlay on top of it.
+pub fn reads_the_same(overlay: &Path, base: &Path, format: Format) -> Result<bool, ImageError> {
+    let (top, below) = (on_top(overlay, base, format)?, describe(base, format)?);
+    let output = tool("qemu-img")
+        .env("LC_ALL", "C")
+        .args(["compare", "-q", "--"])
+        .args([format!("json:{top}"), format!("json:{below}")])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|source| ImageError::Run {
+            program: "qemu-img",
+            source,
+        })?;
+    match output.status.code() {
+        Some(0) => Ok(true),
+        Some(1) => Ok(false),
+        _ => Err(ImageError::Tool {
+            what: "compare",
+            path: overlay.to_owned(),
+            reason: complaint(&output.stderr),
+        }),
+    }
+}
+
+/// Merges an overlay into its base, and empties it. Can be done again after it was interrupted. Locks both: a VM that
+/// is started meanwhile is refused them.
+pub fn commit_overlay(overlay: &Path, base: &Path, format: Format) -> Result<(), ImageError> {
+    let node = format!("json:{}", on_top(overlay, base, format)?);
+    let args = ["commit", "-q", "--", &node].map(OsStr::new);
+    qemu_img("commit", overlay, args).map(drop)
+}
+
+fn on_top(overlay: &Path, base: &Path, format: Format) -> Result<Value, ImageError> {
+    let mut node = describe(overlay, Format::Qcow2)?;
+    node["backing"] = describe(base, format)?;
+    Ok(node)
+}
+
+fn describe(image: &Path, format: Format) -> Result<Value, ImageError> {
+    let path = absolute(image)?;
+    let unusable = |source| ImageError::Path {
+        path: image.to_owned(),
+        source,
+    };
+    let metadata = fs::metadata(&path).map_err(unusable)?;
+    let name = path
+        .to_str()
+        .ok_or_else(|| unusable(std::io::Error::other("its name is not in UTF-8")))?;
+    let protocol = if metadata.file_type().is_block_device() {
+        "host_device"
+    } else {
+        "file"
+    };
+    Ok(json!({ "driver": format.name(), "file": { "driver": protocol, "filename": name } }))
+}
