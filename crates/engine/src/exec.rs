@@ -1,18 +1,23 @@
 //! Calling other programs: bounded in time and in what they may say, ended when the work is cancelled.
 //!
-//! Input and output are unnamed files, not pipes: neither side can wait for the other, and a process that the program
-//! leaves behind holds nothing up. The terminal stays as it is, so that a program can ask for a passphrase.
+//! Input is an unnamed file, so that neither side waits for the other. Output goes through pipes that are closed at the
+//! limit, or soon after the program has ended: whatever it leaves behind holds nothing up and fills no disk. The terminal
+//! stays as it is, so that a program can ask for a passphrase.
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{self, Read as _, Seek as _, Write as _};
+use std::io::{self, Read, Seek as _, Write as _};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cancel::{Cancel, Cancelled};
 
 /// The longest time between two looks at a program that runs.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// How long output may still arrive when a program has ended: something that it left behind may hold the pipe open.
+const REST: Duration = Duration::from_millis(500);
 
 /// A call of a program.
 #[derive(Debug)]
@@ -109,19 +114,19 @@ pub fn run(call: &Call<'_>, cancel: &Cancel) -> Result<Output, ExecError> {
         .write_all(call.input)
         .and_then(|()| input.rewind())
         .map_err(failed)?;
-    let mut out = tempfile::tempfile().map_err(failed)?;
-    let mut err = tempfile::tempfile().map_err(failed)?;
     let mut child = Command::new(call.program)
         .args(&call.arguments)
         .env("LC_ALL", "C.UTF-8")
         .stdin(Stdio::from(input))
-        .stdout(Stdio::from(out.try_clone().map_err(failed)?))
-        .stderr(Stdio::from(err.try_clone().map_err(failed)?))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .map_err(|source| ExecError::Spawn {
             program: program(),
             source,
         })?;
+    let mut out = Heard::new(child.stdout.take(), call.limit);
+    let mut err = Heard::new(child.stderr.take(), call.limit);
     let clock = Instant::now();
     let mut pause = Duration::from_millis(1);
     let status = loop {
@@ -133,12 +138,12 @@ pub fn run(call: &Call<'_>, cancel: &Cancel) -> Result<Output, ExecError> {
                 program: program(),
                 time: call.time,
             },
-            Ok(None) if too_long(&out, call.limit) || too_long(&err, call.limit) => ExecError::Limit {
+            Ok(None) if out.is_too_long() || err.is_too_long() => ExecError::Limit {
                 program: program(),
                 limit: call.limit,
             },
             Ok(None) => {
-                std::thread::sleep(pause);
+                thread::sleep(pause);
                 pause = (pause * 2).min(LOOK);
                 continue;
             }
@@ -147,28 +152,64 @@ pub fn run(call: &Call<'_>, cancel: &Cancel) -> Result<Output, ExecError> {
         let _ = child.wait();
         return Err(why);
     };
-    if too_long(&out, call.limit) || too_long(&err, call.limit) {
-        return Err(ExecError::Limit {
+    let end = Instant::now() + REST;
+    let (out, err) = (out.until(end), err.until(end));
+    match (out, err) {
+        (Some(out), Some(err)) => Ok(Output { status, out, err }),
+        _ => Err(ExecError::Limit {
             program: program(),
             limit: call.limit,
-        });
+        }),
     }
-    Ok(Output {
-        status,
-        out: read(&mut out, call.limit).map_err(failed)?,
-        err: read(&mut err, call.limit).map_err(failed)?,
-    })
 }
 
-fn too_long(file: &File, limit: u64) -> bool {
-    file.metadata().is_ok_and(|file| file.len() > limit)
+/// What arrives through a pipe, up to a limit. Dropped, or at the limit, the pipe is closed, and whoever goes on writing
+/// to it is ended by the system (`SIGPIPE`).
+struct Heard {
+    pieces: Receiver<Vec<u8>>,
+    bytes: Vec<u8>,
+    limit: usize,
 }
 
-fn read(file: &mut File, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.rewind()?;
-    file.take(limit).read_to_end(&mut bytes)?;
-    Ok(bytes)
+impl Heard {
+    fn new(pipe: Option<impl Read + Send + 'static>, limit: u64) -> Self {
+        let (sender, pieces) = channel();
+        if let Some(mut pipe) = pipe {
+            thread::spawn(move || {
+                let mut left = limit.saturating_add(1);
+                let mut buffer = [0; 4096];
+                while left > 0
+                    && let Ok(read @ 1..) = pipe.read(&mut buffer)
+                {
+                    left = left.saturating_sub(read as u64);
+                    if sender.send(buffer[..read].to_vec()).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        Self {
+            pieces,
+            bytes: Vec::new(),
+            limit: usize::try_from(limit).unwrap_or(usize::MAX),
+        }
+    }
+
+    fn is_too_long(&mut self) -> bool {
+        self.bytes.extend(self.pieces.try_iter().flatten());
+        self.bytes.len() > self.limit
+    }
+
+    /// What there is when the pipe is closed, or at this instant; nothing if it is too much.
+    fn until(mut self, end: Instant) -> Option<Vec<u8>> {
+        while let Ok(piece) = self
+            .pieces
+            .recv_timeout(end.saturating_duration_since(Instant::now()))
+        {
+            self.bytes.extend(piece);
+        }
+        (!self.is_too_long()).then_some(self.bytes)
+    }
 }
 
 #[cfg(test)]
@@ -218,6 +259,21 @@ mod tests {
             shell("yes", long, &Cancel::new()),
             Err(ExecError::Limit { .. })
         ));
+        // Neither does what it started: the pipe is closed.
+        let directory = tempfile::tempdir().unwrap();
+        let pid = directory.path().join("pid");
+        let script = format!("yes & echo $! > {}; wait", pid.display());
+        assert!(matches!(
+            shell(&script, long, &Cancel::new()),
+            Err(ExecError::Limit { .. })
+        ));
+        let pid = std::fs::read_to_string(pid).unwrap();
+        let process = std::path::Path::new("/proc").join(pid.trim()).join("fd");
+        let patience = Instant::now() + long;
+        while std::fs::read_dir(&process).is_ok_and(|files| files.count() > 0) {
+            assert!(Instant::now() < patience, "it still runs");
+            thread::sleep(LOOK);
+        }
         assert!(matches!(
             shell("head -c 2000 /dev/zero", long, &Cancel::new()),
             Err(ExecError::Limit { .. })
