@@ -1,0 +1,410 @@
+//! The damage matrix: whatever happens to a repository, `verify` notices, or it does no harm.
+//!
+//! Two attackers. One has the repository's host: every file of it is altered, cut short, removed, and old copies are put
+//! back. The other has the repository's key and stock Borg as well: archives are dropped, renamed, swapped, and written
+//! anew with one thing changed. What is not noticed has to be harmless: all restore points are restored and compared.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // A test fails by panicking; this one tells its table.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use jiff::{SignedDuration, Timestamp};
+use strongroom_borg::{Access, ArchiveOptions, Item};
+
+use common::Bench;
+use common::checks::request;
+use common::tiny::{MIB, Tiny, noise, trust, with_signing};
+use strongroom_engine::config::Witness;
+use strongroom_engine::restore;
+use strongroom_engine::verify::{self, Report, Request, Surroundings};
+use strongroom_testkit::{Lab, run, ssh_keygen};
+
+/// Restore points.
+const POINTS: u64 = 3;
+
+/// At which depth something is noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Found {
+    Verify,
+    Data,
+    Harmless,
+}
+
+struct World {
+    lab: Lab,
+    tiny: Tiny,
+    bench: Bench,
+    /// The repository as it was, and as it was before the newest restore point.
+    whole: PathBuf,
+    older: PathBuf,
+    archives: Vec<String>,
+    table: BTreeMap<String, BTreeSet<Found>>,
+}
+
+fn copy(from: &Path, to: &Path) {
+    run(Command::new("cp").arg("-a").args([from, to]));
+}
+
+impl World {
+    fn new() -> Self {
+        let lab = Lab::new();
+        let tiny = Tiny::define(&lab, "damaged");
+        let mut bench = Bench::new(&lab, &[&tiny.name]);
+        with_signing(&lab, &mut bench);
+        let quick = ("BORG_SELFTEST".into(), "disabled".into());
+        bench.repositories.settings.child_env.push(quick);
+        bench.config.witness = Some(Witness {
+            file: Some(lab.path("witness.jsonl")),
+            ..Witness::default()
+        });
+        let repository = bench.repository(&tiny.name);
+        for point in 0..POINTS {
+            if point == POINTS - 1 {
+                copy(&repository, &lab.path("older"));
+            }
+            tiny.set("vda", &noise(point, 5 * MIB));
+            tiny.set("vdb", &noise(100, MIB));
+            bench.backup(&tiny.name, &()).unwrap();
+        }
+        copy(&repository, &lab.path("whole"));
+        Self {
+            archives: bench.archives(&tiny.name),
+            whole: lab.path("whole"),
+            older: lab.path("older"),
+            lab,
+            tiny,
+            bench,
+            table: BTreeMap::new(),
+        }
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.bench.repository(&self.tiny.name)
+    }
+
+    fn reset(&self, from: &Path) {
+        fs::remove_dir_all(self.repository()).unwrap();
+        copy(from, &self.repository());
+        self.bench.forget_replay();
+    }
+
+    /// As an auditor: nothing known but the public keys and the witness.
+    fn verify(&self, data: bool) -> Report {
+        let state = self.lab.path("auditor");
+        let _ = fs::remove_dir_all(&state);
+        let auditor = self.bench.elsewhere(&state);
+        let here = Surroundings {
+            config: &auditor.config,
+            state: &auditor.state,
+            repositories: &auditor.repositories,
+            observer: &(),
+            cancel: &auditor.cancel,
+        };
+        let request = Request {
+            what: Vec::new(),
+            all: true,
+            data,
+            part: None,
+        };
+        verify::run(&here, &request).unwrap()
+    }
+
+    /// Whether all restore points come back as they were made.
+    fn is_harmless(&self) -> Result<(), String> {
+        let auditor = self.bench.elsewhere(&self.lab.path("auditor"));
+        for (seed, archive) in self.archives.iter().enumerate() {
+            let file = self.lab.path("compared.raw");
+            let _ = fs::remove_file(&file);
+            let request = restore::Request {
+                disks: vec!["vda".into()],
+                to: Some(file.clone()),
+                format: restore::ImageFormat::Raw,
+                ..request(&self.tiny.name, archive)
+            };
+            restore::run(&auditor.context(&()), &request).map_err(|error| error.to_string())?;
+            let content = fs::read(&file).unwrap();
+            if content[..5 * MIB] != noise(seed as u64, 5 * MIB)
+                || content[5 * MIB..].iter().any(|byte| *byte != 0)
+            {
+                return Err(format!("{archive} has other content"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl World {
+    /// What is found after some damage has been done; files it under a class of damage. Nothing may stay undetected.
+    #[track_caller]
+    fn judge(&mut self, class: &str, what: &str) -> Found {
+        let report = self.verify(false);
+        let mut kinds: Vec<&str> = report
+            .vms
+            .iter()
+            .flat_map(|vm| &vm.problems)
+            .map(|found| found.kind)
+            .collect();
+        kinds.dedup();
+        let found = if !report.ok {
+            Found::Verify
+        } else if !self.verify(true).ok {
+            Found::Data
+        } else {
+            if let Err(error) = self.is_harmless() {
+                panic!("UNDETECTED: {class}: {what}: {error}");
+            }
+            Found::Harmless
+        };
+        println!("{class}: {what}: {found:?} {kinds:?}");
+        self.table.entry(class.to_owned()).or_default().insert(found);
+        found
+    }
+
+    fn files(&self) -> Vec<String> {
+        let list = run(Command::new("find")
+            .arg(&self.whole)
+            .args(["-type", "f", "-printf", "%P\n"]));
+        let mut files: Vec<String> = list.lines().map(str::to_owned).collect();
+        files.sort();
+        files
+    }
+
+    fn borg(&self, arguments: &[&str]) {
+        self.bench.borg.run(arguments);
+    }
+
+    fn at(&self, archive: &str) -> String {
+        format!("{}::{archive}", self.repository().display())
+    }
+
+    /// Extracts an archive with stock Borg.
+    fn extract(&self, archive: &str) -> PathBuf {
+        let directory = self.lab.path("extracted");
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir(&directory).unwrap();
+        run(self
+            .bench
+            .borg
+            .command()
+            .args(["extract", &self.at(archive)])
+            .current_dir(&directory));
+        directory
+    }
+
+    /// Writes an archive anew from a directory, with any time, cut as we cut: what somebody with the key can do.
+    fn create(&self, archive: &str, time: Timestamp, directory: &Path, items: &[&str]) {
+        let location = self.repository().display().to_string();
+        let repository = self.bench.repositories.open(&location, Access::Write).unwrap();
+        let mut options = ArchiveOptions::new(archive);
+        options.started = time;
+        let mut writer = repository.begin(options).unwrap();
+        for item in items {
+            let bytes = fs::read(directory.join(item)).unwrap();
+            let cut = if item.starts_with("disks/") { 4 * MIB } else { MIB };
+            let mut chunks = Vec::new();
+            for part in bytes.chunks(cut) {
+                chunks.push(if part.iter().all(|byte| *byte == 0) {
+                    writer.zero_chunk(part.len() as u32).unwrap()
+                } else {
+                    writer.put_data(part).unwrap()
+                });
+            }
+            writer.add_item(&Item::regular(item, chunks)).unwrap();
+        }
+        writer.commit().unwrap().0.close().unwrap();
+    }
+
+    /// When an archive was begun.
+    fn time(&self, archive: &str) -> Timestamp {
+        let location = self.repository().display().to_string();
+        let repository = self.bench.repositories.open(&location, Access::Read).unwrap();
+        let mut archives = repository.archives();
+        archives.find(|info| info.name == archive).unwrap().time
+    }
+}
+
+/// The class of a repository's file.
+fn class(file: &str) -> String {
+    let name = file.split('/').next().unwrap();
+    let stem = name.split('.').next().unwrap();
+    if file.starts_with("data/") {
+        "segment".into()
+    } else {
+        stem.to_owned()
+    }
+}
+
+#[test]
+fn no_damage_to_a_file_of_the_repository_goes_unnoticed() {
+    let mut world = World::new();
+    assert_eq!(world.judge("nothing", "at all"), Found::Harmless);
+    for file in world.files() {
+        let size = fs::metadata(world.whole.join(&file)).unwrap().len();
+        let flips = match size {
+            0 => vec![],
+            1..=0xf_ffff => vec![size / 3, size - 1],
+            _ => (1..6)
+                .map(|part| size * part / 6)
+                .chain([9, size - 200])
+                .collect(),
+        };
+        for at in flips {
+            let whole = world.whole.clone();
+            world.reset(&whole);
+            let path = world.repository().join(&file);
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[at as usize] ^= 0x10;
+            fs::write(&path, bytes).unwrap();
+            world.judge(
+                &format!("{}, a bit flipped", class(&file)),
+                &format!("{file} at {at}"),
+            );
+        }
+        for (what, keep) in [("cut short", Some(size / 2)), ("removed", None)] {
+            let whole = world.whole.clone();
+            world.reset(&whole);
+            let path = world.repository().join(&file);
+            match keep {
+                Some(keep) => fs::OpenOptions::new()
+                    .write(true)
+                    .open(&path)
+                    .and_then(|file| file.set_len(keep))
+                    .unwrap(),
+                None => fs::remove_file(&path).unwrap(),
+            }
+            world.judge(&format!("{}, {what}", class(&file)), &file);
+        }
+    }
+    let older = world.older.clone();
+    world.reset(&older);
+    assert_eq!(world.judge("an old copy of everything", ""), Found::Verify);
+    println!("\n{:#?}", world.table);
+    let segments = world.table.keys().filter(|class| class.starts_with("segment"));
+    assert!(segments.count() >= 3);
+}
+
+#[test]
+fn whoever_has_the_repository_key_cannot_pass_anything_off_as_ours() {
+    let mut world = World::new();
+    let names = world.archives.clone();
+    let (first, middle, last) = (names[0].as_str(), names[1].as_str(), names[2].as_str());
+    let time = world.time(last);
+    let whole = world.whole.clone();
+    let all = [
+        "manifest.json",
+        "manifest.json.sig",
+        "domain.xml",
+        "disks/vda.raw",
+        "disks/vdb.raw",
+    ];
+
+    // Archives dropped, renamed, swapped.
+    world.borg(&["delete", &world.at(last)]);
+    assert_eq!(world.judge("newest archive dropped", last), Found::Verify);
+    world.reset(&whole);
+    world.borg(&["delete", &world.at(first), middle, last]);
+    assert_eq!(world.judge("all archives dropped", ""), Found::Verify);
+    world.reset(&whole);
+    world.borg(&["delete", &world.at(middle)]);
+    // As pruning does: no failure, but said.
+    let report = world.verify(false);
+    assert!(report.ok && report.vms[0].removed == [(2, 2)], "{report:?}");
+    for archive in [first, middle, last] {
+        world.reset(&whole);
+        world.borg(&[
+            "rename",
+            &world.at(archive),
+            &format!("{}-2031-01-01T00:00:00.000Z", world.tiny.name),
+        ]);
+        assert_eq!(world.judge("archive renamed", archive), Found::Verify);
+    }
+    world.reset(&whole);
+    for (from, to) in [(first, "swap"), (last, first), ("swap", last)] {
+        world.borg(&["rename", &world.at(from), to]);
+    }
+    assert_eq!(world.judge("two archives swapped", ""), Found::Verify);
+
+    // One item left out.
+    for item in all {
+        world.reset(&whole);
+        world.borg(&["recreate", "--exclude", &format!("fm:{item}"), &world.at(last)]);
+        assert_eq!(world.judge("item left out", item), Found::Verify);
+    }
+    // Written anew, unchanged: that is no damage, and shows that what follows is noticed for what is changed.
+    world.reset(&whole);
+    let extracted = world.extract(last);
+    world.borg(&["delete", &world.at(last)]);
+    world.create(last, time, &extracted, &all);
+    assert_eq!(
+        world.judge("archive written anew, unchanged", last),
+        Found::Harmless
+    );
+    // One item changed.
+    for item in all {
+        world.reset(&whole);
+        let extracted = world.extract(last);
+        let mut bytes = fs::read(extracted.join(item)).unwrap();
+        let at = if item == "manifest.json" {
+            30
+        } else {
+            bytes.len() / 2
+        };
+        bytes[at] ^= 1;
+        fs::write(extracted.join(item), bytes).unwrap();
+        world.borg(&["delete", &world.at(last)]);
+        world.create(last, time, &extracted, &all);
+        assert_eq!(world.judge("item altered", item), Found::Verify);
+    }
+    // Something added; another time; the content of another restore point under this name.
+    world.reset(&whole);
+    let extracted = world.extract(last);
+    fs::write(extracted.join("disks/vdc.raw"), b"more").unwrap();
+    fs::write(extracted.join("more"), b"more").unwrap();
+    for extra in ["disks/vdc.raw", "more"] {
+        world.reset(&whole);
+        world.borg(&["delete", &world.at(last)]);
+        world.create(last, time, &extracted, &[all.as_slice(), &[extra]].concat());
+        assert_eq!(world.judge("item added", extra), Found::Verify);
+    }
+    world.reset(&whole);
+    world.borg(&["delete", &world.at(last)]);
+    world.create(last, time + SignedDuration::from_secs(1), &extracted, &all);
+    assert_eq!(world.judge("archive's time changed", last), Found::Verify);
+    world.reset(&whole);
+    let other = world.extract(first);
+    world.borg(&["delete", &world.at(last)]);
+    world.create(last, time, &other, &all);
+    assert_eq!(
+        world.judge("another restore point under this name", ""),
+        Found::Verify
+    );
+
+    // Consistent in itself, and signed, but by somebody else.
+    world.reset(&whole);
+    let extracted = world.extract(last);
+    ssh_keygen(&world.lab.path("thief"), "thief");
+    fs::remove_file(extracted.join("manifest.json.sig")).unwrap();
+    let sign = ["-Y", "sign", "-q", "-n", "strongroom-manifest@v1", "-f"];
+    run(Command::new("ssh-keygen")
+        .args(sign)
+        .arg(world.lab.path("thief"))
+        .arg(extracted.join("manifest.json")));
+    world.borg(&["delete", &world.at(last)]);
+    world.create(last, time, &extracted, &all);
+    assert_eq!(world.judge("signed by somebody else", ""), Found::Verify);
+
+    // All is as it was, but the key is trusted no more.
+    world.reset(&whole);
+    assert_eq!(world.judge("nothing", "at all"), Found::Harmless);
+    trust(
+        &world.lab.path("allowed_signers"),
+        "lab@test",
+        &world.lab.path("thief.pub"),
+    );
+    assert_eq!(world.judge("key not trusted any more", ""), Found::Verify);
+    println!("\n{:#?}", world.table);
+}
