@@ -9,6 +9,7 @@
 
 mod agent;
 mod chains;
+mod new;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -18,6 +19,10 @@ use uuid::Uuid;
 
 pub use self::agent::{Agent, FreezeStatus, GuestExit};
 pub use self::chains::{BlockJob, BlockJobState, Chain, Chains, SnapshotDisk};
+pub use self::new::{
+    Accelerator, Boot, Channel, Console, Creation, Extras, Firmware, Host, ImageFormat, LaunchSecurity,
+    Network, NewDisk, NewDomain, Support,
+};
 
 /// Why the hypervisor did not do, or did not say, what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -271,7 +276,7 @@ pub struct BadBitmap {
 }
 
 /// The hypervisor. Implementations are shared between threads.
-pub trait Hypervisor: Agent + Chains + Send + Sync {
+pub trait Hypervisor: Agent + Chains + Creation + Send + Sync {
     /// The URI as configured, for messages.
     fn uri(&self) -> &str;
 

@@ -11,6 +11,7 @@
 //! * `agent` talks to the guest agent, and believes nothing;
 //! * `chains` says who names which image of a disk (definitions, and QEMU itself through `qemu`), and takes, commits
 //!   and repairs external snapshots;
+//! * `compose` writes the definition of a new domain, `host` reads what its host can give it, `creation` makes it;
 //! * `hypervisor` puts the rest together behind the port.
 //!
 //! The `virt` crate is LGPL-2.1 and binds the system's libvirt dynamically.
@@ -18,9 +19,12 @@
 mod agent;
 mod busy;
 mod chains;
+mod compose;
 mod connection;
+mod creation;
 mod definition;
 mod events;
+mod host;
 mod hypervisor;
 mod image;
 mod job;

@@ -10,6 +10,7 @@ mod events;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_ulong};
 use std::ptr;
 
+use virt::connect::Connect;
 use virt::domain::Domain;
 use virt::error::Error;
 use virt::sys;
@@ -112,6 +113,19 @@ pub fn pivot(domain: &Domain, disk: &str) -> Result<(), Error> {
             sys::VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT,
         )
     })
+}
+
+/// Whether the host describes its SEV; the error is the host's reason why it does not.
+pub fn check_sev(connection: &Connect) -> Result<(), Error> {
+    let mut list: sys::virTypedParameterPtr = ptr::null_mut();
+    let mut count: c_int = 0;
+    // SAFETY: the connection is alive while borrowed; the two places take what libvirt gives.
+    done(unsafe { sys::virNodeGetSEVInfo(connection.as_ptr(), &raw mut list, &raw mut count, 0) })?;
+    if !list.is_null() {
+        // SAFETY: `list` has `count` parameters that libvirt allocated for us, freed once, here.
+        unsafe { sys::virTypedParamsFree(list, count) };
+    }
+    Ok(())
 }
 
 /// What libvirt says of a disk's size, in bytes.

@@ -6,5 +6,6 @@ mod backup;
 mod chains;
 mod checkpoints;
 mod connections;
+mod creation;
 mod definitions;
 mod fixture;
