@@ -16,6 +16,7 @@ setup: ## Installs what building, testing and the demo need (Debian packages; ro
 
 build: ## Builds the release binary
 	$(CARGO) build --release --locked
+	scripts/guest-program $(or $(CARGO_TARGET_DIR),target)/release/strongroom-guest >/dev/null
 
 lint: ## Formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check

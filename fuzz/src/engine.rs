@@ -2,10 +2,12 @@
 
 use jiff::Timestamp;
 use strongroom_borg::{ArchiveInfo, ChunkId};
+use strongroom_engine::create::tang;
 use strongroom_engine::manifest::{self, Manifest};
 use strongroom_engine::trust::chain::{Head, Link, walk};
 use strongroom_engine::trust::witness;
 use strongroom_engine::when::{PointName, When};
+use strongroom_guest::protocol::{Listener, MAX_CIPHERTEXT, MAX_TEXT, Word};
 
 use super::disk::written;
 
@@ -91,5 +93,45 @@ pub fn point_name(data: &[u8]) {
             );
             assert!(chosen.is_none_or(|chosen| archives.contains(&chosen)));
         }
+    }
+}
+
+/// What a throwaway VM says: words in their order or an error, however the bytes are cut; a report that passes has nothing
+/// in it that could not be shown or stored.
+pub fn provision_words(data: &[u8]) {
+    let hear = |size: usize| {
+        let mut listener = Listener::default();
+        let mut words = Vec::new();
+        for piece in data.chunks(size) {
+            match listener.hear(piece) {
+                Ok(more) => words.extend(more),
+                Err(_) => break,
+            }
+        }
+        words
+    };
+    let words = hear(7);
+    assert!(hear(1) == words, "words depend on how they are cut");
+    for word in words {
+        match word {
+            Word::Failed { message, .. } => {
+                assert!(message.len() <= MAX_TEXT && !message.contains(char::is_control));
+            }
+            Word::Done(report) if report.check(true).is_ok() => {
+                let secret = report.recovery.unwrap_or_default();
+                assert!(secret.len() <= MAX_CIPHERTEXT && secret.starts_with("-----BEGIN AGE"));
+                assert!(!report.ssh_host_key.contains(char::is_control));
+                assert_eq!(report.luks_uuid.len(), 36);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What a Tang server advertises.
+pub fn tang_advertisement(data: &[u8]) {
+    if let Ok(known) = tang::understand(data) {
+        assert!(!known.thumbprints.is_empty());
+        assert!(known.thumbprints.iter().all(|text| tang::is_thumbprint(text)));
     }
 }

@@ -31,8 +31,10 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("luks", disk::luks),
     ("manifest", engine::manifest),
     ("point_name", engine::point_name),
+    ("provision_words", engine::provision_words),
     ("qemu_monitor", libvirt::monitor),
     ("swap_header", disk::swap_header),
     ("swap_layout", disk::swap_layout),
+    ("tang_advertisement", engine::tang_advertisement),
     ("witness", engine::witness),
 ];

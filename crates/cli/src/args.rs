@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use strongroom_engine::create::tang;
 use strongroom_engine::verify::{Part, Scope};
 use strongroom_engine::when::PointName;
 
@@ -60,6 +61,10 @@ pub enum Command {
     Init(Init),
     /// Back up VMs while they run (or are shut off).
     Backup(Backup),
+    /// Make an encrypted VM from a template; its disk key never leaves a throwaway VM.
+    Create(Create),
+    /// Make templates, and look after them.
+    Template(Template),
     /// List restore points.
     List(List),
     /// Show everything about one restore point.
@@ -138,6 +143,217 @@ pub struct Backup {
     /// Only say what would be read, and why.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
+}
+
+/// `strongroom create`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  strongroom create web01 --template base --size 20G --swap 2G --memory 1G \\
+      --unlock tang:http://tang1:7500 --recovery-to ~/.ssh/id_ed25519.pub --ssh-key ~/.ssh/id_ed25519.pub --start
+  strongroom create db01 --template base --size 20G --unlock passphrase
+
+The disk is made in a throwaway VM without a network. The passphrase is typed there, the recovery secret leaves it
+encrypted, and the key of the disk does not leave it at all. docs/create.md says what that protects against, and
+against what it does not.")]
+pub struct Create {
+    /// The new VM's name.
+    pub name: String,
+    /// The template to make it from.
+    #[arg(long, value_name = "NAME")]
+    pub template: String,
+    /// Size of the system disk (20G, 4096M); it takes only what is used.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub size: u64,
+    /// Size of the swap disk, which has a new key with each boot and is never backed up; without it there is none.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub swap: Option<u64>,
+    /// Memory.
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1G")]
+    pub memory: u64,
+    /// Virtual processors.
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    pub vcpus: u32,
+    /// What opens the disk at boot: a passphrase, or Tang servers (tang:URL[,tang:URL…]).
+    #[arg(long, value_name = "HOW")]
+    pub unlock: Unlock,
+    /// How many of the Tang servers are needed.
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    pub tang_threshold: u8,
+    /// Thumbprint of a key of each Tang server, in their order, as `tang-show-keys` prints it. Without it, it is shown
+    /// and asked for.
+    #[arg(
+        long,
+        value_name = "THUMBPRINT",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
+    pub tang_thumbprint: Vec<String>,
+    /// Files with what the Tang servers advertise (`curl URL/adv`), in their order: where only the VM's network reaches
+    /// them, and this host does not.
+    #[arg(long, value_name = "FILE", value_delimiter = ',', value_hint = ValueHint::FilePath)]
+    pub tang_advertisement: Vec<PathBuf>,
+    /// Encrypt the recovery secret to this age recipient (age1…) or SSH public key (a file). Needed with Tang.
+    #[arg(long, value_name = "KEY", value_hint = ValueHint::FilePath)]
+    pub recovery_to: Option<String>,
+    /// Read the passphrase from this descriptor instead of the terminal: one line. QEMU reads it, not this program.
+    #[arg(long, value_name = "FD")]
+    pub passphrase_fd: Option<u32>,
+    /// SSH public keys that may log in as root.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub ssh_key: Option<PathBuf>,
+    /// The machine's own name [default: made from NAME].
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Directory for the disks [default: `images` of the configuration].
+    #[arg(long, value_name = "DIRECTORY", value_hint = ValueHint::DirPath)]
+    pub to: Option<PathBuf>,
+    /// Who runs its instructions, as with virt-install: kvm, or qemu for QEMU's emulation [default: kvm where the host
+    /// has it].
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub virt_type: Option<VirtType>,
+    /// What it starts with.
+    #[arg(long, value_enum, default_value_t = Firmware::Bios)]
+    pub firmware: Firmware,
+    /// Give it an emulated TPM 2.0.
+    #[arg(long)]
+    pub tpm: bool,
+    /// Its network: a network of libvirt's by name, bridge:NAME, user (QEMU's own) or none.
+    #[arg(long, value_name = "NETWORK", default_value = "default")]
+    pub network: String,
+    /// Do not let discards through: the images do not shrink, and do not show which blocks are free.
+    #[arg(long)]
+    pub no_discard: bool,
+    /// Memory for deriving a key from a passphrase [default: a quarter of --memory, at most 512M].
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub argon2_memory: Option<u64>,
+    /// Passes over that memory.
+    #[arg(long, value_name = "COUNT", default_value_t = 4)]
+    pub argon2_iterations: u32,
+    /// Another virtio channel, by its name in the guest.
+    #[arg(long, value_name = "NAME")]
+    pub channel: Vec<String>,
+    /// Start it when it is made.
+    #[arg(long)]
+    pub start: bool,
+}
+
+/// What opens a disk at boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unlock {
+    /// A passphrase.
+    Passphrase,
+    /// Tang servers, by their addresses.
+    Tang(Vec<String>),
+}
+
+impl std::str::FromStr for Unlock {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "passphrase" {
+            return Ok(Self::Passphrase);
+        }
+        let servers = text.split(',').map(|part| {
+            let address = part
+                .strip_prefix("tang:")
+                .ok_or("passphrase, or tang:URL[,tang:URL…]")?;
+            tang::url(address).map_err(|error| error.to_string())
+        });
+        servers.collect::<Result<_, String>>().map(Self::Tang)
+    }
+}
+
+/// Who runs a machine's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum VirtType {
+    /// The processor.
+    Kvm,
+    /// QEMU.
+    Qemu,
+}
+
+/// What a machine starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Firmware {
+    /// A BIOS.
+    Bios,
+    /// UEFI without Secure Boot.
+    Uefi,
+    /// UEFI with Secure Boot.
+    SecureBoot,
+}
+
+/// A size in bytes: a number with K, M, G or T behind it, powers of 1024.
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || "a number with K, M, G or T behind it".to_owned();
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text[digits.len()..].trim_end_matches("iB") {
+        "K" | "k" => 10,
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        "T" | "t" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number
+        .checked_mul(1 << shift)
+        .filter(|size| *size > 0 && *size <= 1 << 50)
+        .ok_or_else(|| "more than nothing, and at most 1024T".to_owned())
+}
+
+/// `strongroom template`.
+#[derive(Debug, Args)]
+pub struct Template {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: TemplateCommand,
+}
+
+/// What `strongroom template` can do.
+#[derive(Debug, Subcommand)]
+pub enum TemplateCommand {
+    /// Build one from Debian's packages, and sign it. Needs root and mmdebstrap.
+    Build {
+        /// Which Debian.
+        #[arg(value_enum, value_name = "RELEASE")]
+        release: Release,
+        /// The template's name [default: the release's].
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// More packages.
+        #[arg(long = "package", value_name = "PACKAGE", value_delimiter = ',')]
+        packages: Vec<String>,
+        /// Program or shell command that changes the new system, whose directory it gets as argument; as with
+        /// mmdebstrap.
+        #[arg(long, value_name = "COMMAND")]
+        customize_hook: Option<String>,
+    },
+    /// List them.
+    List,
+    /// Compare every byte with what was signed.
+    Verify {
+        /// Which ones; all of them if none is named.
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Remove them. Machines made from them do not need them any more.
+    Rm {
+        /// Which ones.
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+    },
+}
+
+/// A release of Debian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Release {
+    /// Bookworm.
+    #[value(name = "debian-12")]
+    Debian12,
+    /// Trixie.
+    #[value(name = "debian-13")]
+    Debian13,
 }
 
 /// `strongroom thaw-watchdog`.
@@ -302,6 +518,35 @@ mod tests {
         assert!(Cli::try_parse_from(["strongroom", "backup"]).is_err());
         assert!(Cli::try_parse_from(["strongroom", "backup", "--all", "web"]).is_err());
         assert!(Cli::try_parse_from(["strongroom", "backup", "--all", "-n"]).is_ok());
+    }
+
+    #[test]
+    fn sizes_have_a_unit() {
+        assert_eq!(size("20G"), Ok(20 << 30));
+        assert_eq!(size("512MiB"), Ok(512 << 20));
+        for bad in [
+            "",
+            "20",
+            "G",
+            "0G",
+            "-1G",
+            "1.5G",
+            "20X",
+            "99999999999999999999G",
+            "2000T",
+        ] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_opens_a_disk_is_a_passphrase_or_servers() {
+        assert_eq!("passphrase".parse(), Ok(Unlock::Passphrase));
+        let two = Unlock::Tang(vec!["http://a".into(), "http://b:7500".into()]);
+        assert_eq!("tang:http://a,tang:http://b:7500/".parse(), Ok(two));
+        for bad in ["", "tpm", "tang:", "tang:http://a,http://b", "tang:ftp://a"] {
+            assert!(bad.parse::<Unlock>().is_err(), "{bad}");
+        }
     }
 
     #[test]

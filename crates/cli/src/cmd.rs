@@ -1,6 +1,7 @@
 //! One module a command: takes settings and arguments, calls the engine, prints the result.
 
 pub mod backup;
+pub mod create;
 pub mod init;
 pub mod list;
 pub mod recover;
@@ -10,5 +11,6 @@ pub mod restore;
 pub mod show;
 mod signing_key;
 pub mod status;
+pub mod template;
 pub mod thaw_watchdog;
 pub mod verify;

@@ -5,10 +5,12 @@ use std::fmt;
 use strongroom_engine::backup::BackupError;
 use strongroom_engine::backup::plan::PlanError as Unplanned;
 use strongroom_engine::config::ConfigError;
+use strongroom_engine::create::CreateError;
 use strongroom_engine::history::HistoryError;
 use strongroom_engine::restore::RestoreError;
 use strongroom_engine::restore::plan::PlanError;
 use strongroom_engine::restore::write::WriteError;
+use strongroom_engine::template::TemplateError;
 use strongroom_engine::vm::HypervisorError;
 
 use crate::exit::Exit;
@@ -87,6 +89,46 @@ impl From<BackupError> for Failure {
                  the backup again",
             ),
             BackupError::Plan(error) => Self::usage(error),
+            other => Self::failed(other),
+        }
+    }
+}
+
+impl From<TemplateError> for Failure {
+    fn from(error: TemplateError) -> Self {
+        let hint = match &error {
+            TemplateError::NoKey => Some(
+                "`strongroom init --signing-key /etc/strongroom/signing --unprotected-signing-key` makes one and trusts it",
+            ),
+            TemplateError::Untrusted { .. } | TemplateError::Changed { .. } => {
+                Some("it is not used; remove it with `strongroom template rm` and build it anew")
+            }
+            TemplateError::None { .. } => {
+                Some("`strongroom template list` lists them, `strongroom template build debian-12` makes one")
+            }
+            _ => None,
+        };
+        let failure = match error {
+            TemplateError::Name(_) | TemplateError::NoKey => Self::usage(error),
+            other => Self::failed(other),
+        };
+        Self {
+            hint: hint.map(str::to_owned),
+            ..failure
+        }
+    }
+}
+
+impl From<CreateError> for Failure {
+    fn from(error: CreateError) -> Self {
+        match error {
+            CreateError::Input(error) => Self::usage(error),
+            CreateError::File { ref source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => {
+                Self::failed(error)
+                    .hint("nothing that exists is replaced: choose another name or another place")
+            }
+            CreateError::Hypervisor(HypervisorError::Exists(..)) => Self::failed(error)
+                .hint("choose another name; `strongroom init` puts an existing domain under protection"),
             other => Self::failed(other),
         }
     }

@@ -59,6 +59,8 @@ fn command(cli: &Cli, settings: &Settings) -> Result<Exit, Failure> {
     match &cli.command {
         Command::Init(args) => cmd::init::run(settings, args),
         Command::Backup(args) => cmd::backup::run(settings, args),
+        Command::Create(args) => cmd::create::run(settings, args),
+        Command::Template(args) => cmd::template::run(settings, args),
         Command::List(args) => cmd::list::run(settings, args),
         Command::Show(args) => cmd::show::run(settings, args),
         Command::Restore(args) => cmd::restore::run(settings, args),

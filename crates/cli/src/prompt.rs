@@ -36,12 +36,19 @@ impl Drop for NoEcho<'_> {
 
 /// Asks; `None` without a terminal, at end of file, or when cancelled.
 pub fn passphrase(question: &str, cancel: &Cancel) -> Option<Passphrase> {
-    ask(question, cancel).ok().flatten()
+    let typed = ask(question, true, cancel).ok().flatten()?;
+    String::from_utf8(typed).ok().map(Passphrase::new)
 }
 
-fn ask(question: &str, cancel: &Cancel) -> io::Result<Option<Passphrase>> {
+/// Asks whether to go on; `None` without a terminal or when cancelled. Only the whole word says yes.
+pub fn confirmed(question: &str, cancel: &Cancel) -> Option<bool> {
+    let typed = ask(question, false, cancel).ok().flatten()?;
+    Some(typed.trim_ascii() == b"yes")
+}
+
+fn ask(question: &str, hidden: bool, cancel: &Cancel) -> io::Result<Option<Vec<u8>>> {
     let terminal = OpenOptions::new().read(true).write(true).open("/dev/tty")?;
-    let _silent = NoEcho::new(&terminal)?;
+    let _silent = hidden.then(|| NoEcho::new(&terminal)).transpose()?;
     (&terminal).write_all(question.as_bytes())?;
     let mut line = Vec::with_capacity(MAX);
     loop {
@@ -64,5 +71,5 @@ fn ask(question: &str, cancel: &Cancel) -> io::Result<Option<Passphrase>> {
             _ => return Ok(None),
         }
     }
-    Ok(String::from_utf8(line).ok().map(Passphrase::new))
+    Ok(Some(line))
 }

@@ -127,6 +127,7 @@ impl Ui {
             Event::Warning(text) => self.warn(text),
             Event::Note(text) if self.verbose > 0 => self.info(text),
             Event::Step(step) if self.verbose > 0 => self.info(step_name(*step)),
+            Event::Stage(text) => self.info(text),
             Event::Planned(plan) => self.planned(plan),
             Event::Captured { call, .. } if self.verbose > 0 => {
                 self.info(format!(

@@ -57,6 +57,9 @@ pub struct Config {
     /// Where our own records are kept; the default is `/var/lib/strongroom` for root, the XDG state directory for others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<PathBuf>,
+    /// Where templates are kept; the default is `templates` beside our own records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub templates: Option<PathBuf>,
     /// `none`, `lz4`, `zstd` or `zstd,LEVEL`. Data that does not shrink is stored as it is.
     #[serde(default = "default_compression")]
     pub compression: String,
@@ -366,6 +369,7 @@ impl Config {
             repository: repository.into(),
             images: default_images(),
             state: None,
+            templates: None,
             compression: default_compression(),
             reader: Reader::default(),
             limits: Limits::default(),
@@ -493,6 +497,13 @@ impl Config {
             return state.clone();
         }
         default_directory("XDG_STATE_HOME", ".local/state", "/var/lib/strongroom")
+    }
+
+    /// Where templates are kept.
+    pub fn templates_directory(&self) -> PathBuf {
+        self.templates
+            .clone()
+            .unwrap_or_else(|| self.state_directory().join("templates"))
     }
 
     /// The configuration file that is read when none is named.

@@ -45,6 +45,8 @@ pub enum Event<'a> {
     Warning(String),
     /// Something worth knowing, for `-v`.
     Note(String),
+    /// A stage of long work begins, in words that fit "failed to …".
+    Stage(String),
     /// What will be read, and why.
     Planned(&'a Plan),
     /// The disks stand still; `call` is how long the hypervisor took.

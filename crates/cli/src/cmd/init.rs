@@ -187,7 +187,7 @@ fn describe(settings: &Settings, parts: &Parts, name: &str) -> Result<(), Failur
 }
 
 /// Makes a VM's repository unless it is there.
-fn repository(
+pub(super) fn repository(
     settings: &Settings,
     config: &Config,
     name: &str,
@@ -216,6 +216,19 @@ fn repository(
         ));
     }
     Ok(())
+}
+
+/// Adds a VM to the configuration file, as it is now. Whoever wrote it may have commented it.
+pub(super) fn add_vm(path: &Path, name: &str, vm: Vm) -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::failed(format!("add {name} to {}: {error}", path.display()))
+            .hint(format!("`strongroom init {name}` does so"))
+    };
+    let old = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
+    let table = Config::vm_tables(&BTreeMap::from([(name.to_owned(), vm)]));
+    let text = format!("{}\n\n{table}", old.trim_end());
+    Config::parse(&text, path).map_err(|error| failed(&error))?;
+    write(path, &text).map_err(|error| failed(&error))
 }
 
 /// Replaces the file in one step; only its owner may read it.

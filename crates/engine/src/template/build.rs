@@ -1,0 +1,215 @@
+//! Making a template from Debian's packages: mmdebstrap and the tools of file systems do the work, step by step, in a
+//! directory of the store that is removed however it ends.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use strongroom_guest::protocol;
+
+use super::{Description, FORMAT, Store, TemplateError, at};
+use crate::cancel::Cancel;
+use crate::config::Signing;
+use crate::event::{Event, Observer};
+use crate::exec::{self, Call, ExecError};
+
+/// The steps, for `bash`.
+const SCRIPT: &str = include_str!("build.sh");
+/// How long a step may take: downloads are part of one.
+const TIME: Duration = Duration::from_hours(1);
+/// What a step may say, in bytes.
+const WORDS: u64 = 4 << 20;
+
+/// What every machine needs: to boot from an encrypted disk, to be made in a throwaway VM that is this very system, and to
+/// be backed up at rest.
+const PACKAGES: &str = "systemd-sysv,systemd-resolved,systemd-timesyncd,dbus,udev,kmod,login,passwd,e2fsprogs,fdisk,dosfstools,\
+                        zstd,initramfs-tools,busybox,linux-image-cloud-amd64,cryptsetup,cryptsetup-initramfs,clevis,clevis-luks,\
+                        clevis-initramfs,age,qemu-guest-agent,openssh-server,iproute2,ca-certificates,netbase,\
+                        grub2-common,grub-pc-bin,grub-efi-amd64-signed,shim-signed";
+
+/// A Debian release that templates can be built from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// Bookworm.
+    Debian12,
+    /// Trixie.
+    Debian13,
+}
+
+impl Release {
+    /// As the command line names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Debian12 => "debian-12",
+            Self::Debian13 => "debian-13",
+        }
+    }
+
+    fn suite(self) -> &'static str {
+        match self {
+            Self::Debian12 => "bookworm",
+            Self::Debian13 => "trixie",
+        }
+    }
+
+    fn packages(self) -> String {
+        match self {
+            Self::Debian12 => PACKAGES.to_owned(),
+            // What /etc/crypttab needs has a package of its own there.
+            Self::Debian13 => format!("{PACKAGES},systemd-cryptsetup"),
+        }
+    }
+}
+
+/// What is to be built.
+#[derive(Debug)]
+pub struct Build<'a> {
+    /// The template's name.
+    pub name: &'a str,
+    /// From which release.
+    pub release: Release,
+    /// More packages.
+    pub packages: &'a [String],
+    /// A program or a shell command that changes the new system, with its directory as argument: mmdebstrap's
+    /// `--customize-hook`.
+    pub hook: Option<&'a str>,
+    /// The program of the throwaway VM, linked statically.
+    pub program: &'a Path,
+}
+
+/// A directory that goes when it is dropped.
+struct Work(PathBuf);
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Builds and signs a template.
+pub fn build(
+    store: &Store,
+    build: &Build<'_>,
+    signing: &Signing,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<Description, TemplateError> {
+    if signing.key.is_none() || signing.allowed_signers.is_none() {
+        return Err(TemplateError::NoKey);
+    }
+    let place = store.place(build.name)?;
+    if place.exists() {
+        return Err(TemplateError::Exists(build.name.to_owned()));
+    }
+    let plain = |package: &String| {
+        !package.is_empty()
+            && package
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b".+-:".contains(&byte))
+    };
+    if let Some(odd) = build.packages.iter().find(|package| !plain(package)) {
+        return Err(TemplateError::Build {
+            what: "choose the packages",
+            reason: format!("{odd:?} is not a package's name"),
+        });
+    }
+    fs::create_dir_all(&store.directory).map_err(at(&store.directory))?;
+    let work = Work(
+        store
+            .directory
+            .join(format!(".building-{}.{}", build.name, std::process::id())),
+    );
+    let directory = &work.0;
+    fs::create_dir(directory).map_err(at(directory))?;
+    // mmdebstrap calls it back.
+    let script = directory.join("build.sh");
+    fs::write(&script, SCRIPT).map_err(at(&script))?;
+    let mut packages = build.release.packages();
+    for package in build.packages {
+        packages.push(',');
+        packages.push_str(package);
+    }
+    let step = |what: &'static str, arguments: &[&OsStr]| {
+        observer.event(&Event::Stage(format!("{}: {what}", build.name)));
+        run(&script, what, arguments, cancel)
+    };
+    let work_path = directory.as_os_str();
+    let hook = OsStr::new(build.hook.unwrap_or(""));
+    step(
+        "install Debian's packages",
+        &[
+            "bootstrap".as_ref(),
+            work_path,
+            build.release.suite().as_ref(),
+            packages.as_ref(),
+            hook,
+        ],
+    )?;
+    step(
+        "make the throwaway VM",
+        &["appliance".as_ref(), work_path, build.program.as_os_str()],
+    )?;
+    let size = step("make the image", &["image".as_ref(), work_path])?;
+    let facts = step("list what is in it", &["facts".as_ref(), work_path])?;
+    let mut facts = facts.lines().map(str::to_owned);
+    let description = Description {
+        format: FORMAT,
+        name: build.name.to_owned(),
+        created: now(),
+        source: build.release.name().to_owned(),
+        protocol: protocol::VERSION,
+        kernel: facts.next().unwrap_or_default(),
+        root_size: size.trim().parse().map_err(|_| TemplateError::Build {
+            what: "make the image",
+            reason: "its size is not known".to_owned(),
+        })?,
+        packages: facts.collect(),
+        files: BTreeMap::new(),
+    };
+    let draft = Work(directory.join("out"));
+    fs::create_dir(&draft.0).map_err(at(&draft.0))?;
+    for file in super::FILES {
+        fs::rename(directory.join(file), draft.0.join(file)).map_err(at(&draft.0))?;
+    }
+    store.publish(&draft.0, description, signing, cancel)
+}
+
+/// Whole seconds: nobody needs more.
+fn now() -> Timestamp {
+    Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default()
+}
+
+fn run(
+    script: &Path,
+    what: &'static str,
+    arguments: &[&OsStr],
+    cancel: &Cancel,
+) -> Result<String, TemplateError> {
+    let mut all = vec![script.as_os_str()];
+    all.extend(arguments);
+    let output = exec::run(
+        &Call {
+            program: OsStr::new("bash"),
+            arguments: all,
+            input: b"",
+            time: TIME,
+            limit: WORDS,
+        },
+        cancel,
+    );
+    match output {
+        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.out).into_owned()),
+        Ok(output) => Err(TemplateError::Build {
+            what,
+            reason: output.words(),
+        }),
+        Err(ExecError::Cancelled(cancelled)) => Err(cancelled.into()),
+        Err(error) => Err(TemplateError::Build {
+            what,
+            reason: error.to_string(),
+        }),
+    }
+}

@@ -1,0 +1,5 @@
+//! `/init` of the throwaway VM.
+
+fn main() {
+    strongroom_guest::program::main();
+}

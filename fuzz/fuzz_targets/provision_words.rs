@@ -1,0 +1,3 @@
+//! Target `provision_words`: see the function it calls.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| strongroom_fuzz::engine::provision_words(data));

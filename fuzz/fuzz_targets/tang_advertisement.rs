@@ -1,0 +1,3 @@
+//! Target `tang_advertisement`: see the function it calls.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| strongroom_fuzz::engine::tang_advertisement(data));
