@@ -2,7 +2,10 @@
 
 use strongroom_disk::gpt::{Gpt, GptReadError, MAX_PARTITIONS, NAME_UNITS, SECTOR};
 use strongroom_disk::swap::{LABEL_BYTES, PAGE};
-use strongroom_disk::{BlockSource, Change, ChangeMap, DiskWrite, LayoutError, Luks, SwapArea, SwapLayout};
+use strongroom_disk::{
+    BlockSource, Change, ChangeMap, DiskWrite, ExtentMap, Kind, LayoutError, Luks, Survey, SwapArea,
+    SwapLayout,
+};
 
 use super::sparse::Sparse;
 
@@ -128,12 +131,51 @@ fn check_luks(disk: &mut Sparse) {
         assert!(volume.uuid.len() <= 40);
         assert!(volume.digests.len() <= 32 && volume.tokens.len() <= 32);
         // These are shown to a person.
-        for text in volume.digests.iter().chain(&volume.tokens).chain([&volume.uuid]) {
+        let pins = volume.tokens.iter().filter_map(|token| token.pin.as_ref());
+        assert!(
+            pins.map(ToString::to_string)
+                .all(|pin| pin.len() < 1 << 20 && pin.is_ascii())
+        );
+        assert!(volume.slots.len() <= 32 && volume.segments.len() <= 32 && volume.flags.len() <= 32);
+        assert!(
+            volume
+                .data(size)
+                .iter()
+                .all(|(offset, length)| offset + length <= size)
+        );
+        let kinds = volume.tokens.iter().map(|token| &token.kind);
+        for text in volume
+            .digests
+            .iter()
+            .chain(kinds)
+            .chain(&volume.flags)
+            .chain([&volume.uuid])
+        {
             assert!(
                 text.len() <= 512 && text.bytes().all(|byte| byte.is_ascii_graphic()),
                 "{text:?}"
             );
         }
+    }
+}
+
+/// A disk without a key: its parts, their headers, samples.
+pub fn survey(data: &[u8]) {
+    let Some(mut disk) = Sparse::parse(data) else {
+        return;
+    };
+    let size = disk.size();
+    // As long as this, a map of allocated blocks is what an image gives.
+    let allocated = ExtentMap::uniform(size.min(64 << 20), Kind::Data);
+    let survey = Survey::take(&mut disk, &allocated).expect("a disk that can be read is surveyed");
+    for part in &survey.parts {
+        assert!(
+            part.area
+                .offset
+                .checked_add(part.area.length)
+                .is_some_and(|end| end <= size)
+        );
+        assert!(part.samples.clear <= part.samples.written && part.samples.written <= 1024);
     }
 }
 

@@ -33,6 +33,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("point_name", engine::point_name),
     ("provision_words", engine::provision_words),
     ("qemu_monitor", libvirt::monitor),
+    ("survey", disk::survey),
     ("swap_header", disk::swap_header),
     ("swap_layout", disk::swap_layout),
     ("tang_advertisement", engine::tang_advertisement),

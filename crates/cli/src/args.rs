@@ -59,6 +59,8 @@ pub struct Global {
 pub enum Command {
     /// Write the configuration, add VMs to it, make their repositories.
     Init(Init),
+    /// Put an existing VM under protection, and say what is unsafe about it.
+    Adopt(Adopt),
     /// Back up VMs while they run (or are shut off).
     Backup(Backup),
     /// Make an encrypted VM from a template; its disk key never leaves a throwaway VM.
@@ -73,6 +75,8 @@ pub enum Command {
     Restore(Restore),
     /// Say for each VM whether it is protected, and since when.
     Status(Status),
+    /// Say what is unsafe about VMs, told from outside and without a key.
+    Audit(Audit),
     /// Prove that restore points are whole, unaltered, in their place, and that none is missing.
     Verify(Verify),
     /// Look after repositories.
@@ -126,6 +130,51 @@ pub struct Init {
     /// Make that key without a passphrase, so that backups need nobody to type it.
     #[arg(long, requires = "signing_key")]
     pub unprotected_signing_key: bool,
+}
+
+/// `strongroom adopt`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+It is added to the configuration as by `init`, with a repository of its own; disks that hold nothing but swap are
+found and named as such. Then it is looked at as by `audit`, with the same exit codes. The VM itself is not changed.")]
+pub struct Adopt {
+    /// The VM, by its libvirt name.
+    #[arg(value_name = "VM")]
+    pub vm: String,
+    /// Where the repositories are, as Borg writes it; `{vm}` stands for the VM's name.
+    #[arg(long, env = "BORG_REPO", value_name = "REPOSITORY")]
+    pub repository: Option<String>,
+    /// Encryption of the new repository, as in `borg init --encryption`.
+    #[arg(short, long, value_name = "MODE", default_value = "repokey-blake2")]
+    pub encryption: String,
+    /// Disk that holds nothing but swap, where that is not seen.
+    #[arg(long, value_name = "TARGET")]
+    pub swap: Vec<String>,
+    /// Disk to leave out.
+    #[arg(long, value_name = "TARGET")]
+    pub exclude: Vec<String>,
+    /// Report a last backup that is older than so many hours.
+    #[arg(long, value_name = "HOURS", default_value_t = 48)]
+    pub max_age: u32,
+}
+
+/// `strongroom audit`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Headers and samples of the disks are read, without a lock and without a key; nothing is written, and running VMs run
+on. Volumes are compared with those of all VMs of the hypervisor. docs/audit.md explains each finding.
+
+Exit codes: 0 nothing unsafe; 3 something is, or works against you; 1 something could not be looked at.")]
+pub struct Audit {
+    /// VMs to look at; all VMs of the configuration if none is named.
+    #[arg(value_name = "VM")]
+    pub vms: Vec<String>,
+    /// All VMs of the hypervisor, whether they are in the configuration or not.
+    #[arg(long, conflicts_with = "vms")]
+    pub all: bool,
+    /// Report a last backup that is older than so many hours.
+    #[arg(long, value_name = "HOURS", default_value_t = 48)]
+    pub max_age: u32,
 }
 
 /// `strongroom backup`.

@@ -58,6 +58,8 @@ fn run(cli: &Cli, ui: &Arc<Ui>) -> Result<Exit, Failure> {
 fn command(cli: &Cli, settings: &Settings) -> Result<Exit, Failure> {
     match &cli.command {
         Command::Init(args) => cmd::init::run(settings, args),
+        Command::Adopt(args) => cmd::adopt::run(settings, args),
+        Command::Audit(args) => cmd::audit::run(settings, args),
         Command::Backup(args) => cmd::backup::run(settings, args),
         Command::Create(args) => cmd::create::run(settings, args),
         Command::Template(args) => cmd::template::run(settings, args),

@@ -29,7 +29,8 @@ pub struct Settings {
     pub signals: Signals,
     /// Where output goes.
     pub ui: Arc<Ui>,
-    connect: Option<String>,
+    /// The hypervisor's URI as given on the command line.
+    pub connect: Option<String>,
 }
 
 /// The parts that a [`Context`] borrows.

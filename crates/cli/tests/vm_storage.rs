@@ -8,10 +8,11 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use common::tmpfs::Tmpfs;
 use common::{Bench, Hook, names};
 use strongroom_engine::backup::BackupError;
 use strongroom_engine::event::Event;
-use strongroom_testkit::{Lab, run, virsh};
+use strongroom_testkit::{Format, Lab, create_disk, output_of, run, virsh};
 
 /// A small file system of its own over a lab's directory.
 struct SmallStorage(PathBuf);
@@ -135,4 +136,66 @@ fn a_backup_gives_way_before_the_storage_is_full_and_resumes_a_guest_that_was_st
         "--verify-data",
         &bench.repository(&vm).display().to_string(),
     ]);
+}
+
+#[test]
+fn storage_that_can_fill_is_told_before_it_does() {
+    let lab = Lab::new();
+    let pool = Tmpfs::new(lab.path("pool"), 64);
+    let name = lab.name("thin");
+    let image = pool.path().join("thin.qcow2");
+    let define = |mib: u64| {
+        let _ = std::fs::remove_file(&image);
+        create_disk(&image, Format::Qcow2, mib);
+        let xml = format!(
+            "<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
+             <os><type arch='x86_64' machine='q35'>hvm</type></os><devices><disk type='file' device='disk'>
+             <driver name='qemu' type='qcow2'/><source file='{}'/><target dev='vda' bus='virtio'/></disk></devices>
+             </domain>",
+            image.display()
+        );
+        std::fs::write(lab.path("thin.xml"), xml).unwrap();
+        // The first time there is none.
+        let _ = output_of(&mut virsh(["undefine", &name]));
+        run(virsh(["define"]).arg(lab.path("thin.xml")));
+    };
+    let look = |bench: &Bench, code: i32| {
+        let said = bench.says(&lab, &["--json", "status"]);
+        let document = said.expect(code, &[]).json();
+        let pools = document["pools"].as_array().unwrap().clone();
+        assert_eq!(pools.len(), 1, "{document}");
+        assert_eq!(pools[0]["place"], pool.path().display().to_string());
+        (said, pools[0].clone())
+    };
+    define(32);
+    let bench = Bench::new(&lab, &[&name]);
+    // That it was never backed up is a warning, too.
+    let (said, found) = look(&bench, 3);
+    assert!(!said.err.contains("guests may yet write"), "{}", said.err);
+    assert_eq!(
+        (&found["virtual"], &found["size"]),
+        (&(32_u64 << 20).into(), &(64_u64 << 20).into())
+    );
+    let sum = found["promised"].as_u64().unwrap() + found["actual"].as_u64().unwrap();
+    assert_eq!(sum, 32 << 20);
+
+    // The same image beside what fills the pool.
+    let ballast = pool.fill(16);
+    let (said, _) = look(&bench, 3);
+    said.expect(3, &["guests may yet write 3", "but 16.0 MiB are free"]);
+    std::fs::remove_file(ballast).unwrap();
+    look(&bench, 3);
+    define(256);
+    let (said, found) = look(&bench, 3);
+    said.expect(3, &["guests may yet write 255.", "When it is full, they stop"]);
+    assert_eq!(found["images"], 1);
+    let said = bench.says(&lab, &["status"]);
+    assert!(
+        said.out.contains("PROMISED") && said.out.contains("256.0 MiB"),
+        "{}",
+        said.out
+    );
+    bench.backup(&name, &()).unwrap();
+    define(32);
+    look(&bench, 0);
 }

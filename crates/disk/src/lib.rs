@@ -7,17 +7,22 @@
 //! * [`SwapLayout`] holds what is needed to make a swap disk again without keeping its content,
 //!   with [`gpt`] and [`swap`] as the formats underneath.
 //!
+//! * [`Survey`] is a disk as anybody sees it who has no key: [`areas`], [`luks`] headers, samples and their [`entropy`].
+//!
 //! Every length in here may come from a hostile image or server: arithmetic is checked, and nothing panics on
 //! what was read.
 
+pub mod areas;
 pub mod change;
 pub mod cover;
+pub mod entropy;
 pub mod extent;
 pub mod gpt;
 pub mod layout;
 pub mod luks;
 pub mod ranges;
 pub mod source;
+pub mod survey;
 pub mod swap;
 
 pub use change::{Change, ChangeMap, MapParseError};
@@ -27,4 +32,5 @@ pub use layout::{DiskWrite, LayoutError, SwapLayout, SwapPartition};
 pub use luks::Luks;
 pub use ranges::RangeSet;
 pub use source::{BlockSource, ReadError};
+pub use survey::Survey;
 pub use swap::SwapArea;

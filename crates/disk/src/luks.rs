@@ -5,11 +5,16 @@
 //! the first copy is read. A guest can write all of it, so every length is bounded, and what cannot be understood
 //! gives empty facts, not an error.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
-use serde::Deserialize;
+mod clevis;
+mod json;
+mod slot;
 
-use crate::gpt::{Gpt, GptReadError};
+pub use self::clevis::Pin;
+pub use self::slot::{Kdf, KeySlot, Segment, Token};
+
+use crate::areas::areas;
 use crate::source::{BlockSource, ReadError};
 
 /// What both versions begin with.
@@ -22,8 +27,10 @@ const LARGEST: u64 = 4 << 20;
 const LONGEST: usize = 128;
 /// More volumes on one disk are not looked at.
 const MOST_VOLUMES: usize = 16;
-/// More digests or tokens than version 2 allows.
+/// More digests, slots, segments or tokens than version 2 allows.
 const MOST: usize = 32;
+/// Bytes in a sector of version 1's numbers.
+const SECTOR: u64 = 512;
 
 /// Public facts of a LUKS volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,48 +43,23 @@ pub struct Luks {
     pub uuid: String,
     /// Digests of the volume key: salted, so that equal keys do not show. Base64 in version 2, hexadecimal in 1.
     pub digests: Vec<String>,
-    /// Types of the tokens (`clevis`, `systemd-tpm2`, …) in the order of their numbers.
-    pub tokens: Vec<String>,
-}
-
-/// The part of the JSON area that is looked at.
-#[derive(Deserialize)]
-struct Json {
-    #[serde(default)]
-    digests: BTreeMap<String, Digest>,
-    #[serde(default)]
-    tokens: BTreeMap<String, Token>,
-}
-
-#[derive(Deserialize)]
-struct Digest {
-    #[serde(default)]
-    digest: String,
-}
-
-#[derive(Deserialize)]
-struct Token {
-    #[serde(rename = "type", default)]
-    kind: String,
+    /// Tokens in the order of their numbers.
+    pub tokens: Vec<Token>,
+    /// Key slots in use, in the order of their numbers.
+    pub slots: Vec<KeySlot>,
+    /// Where the data lies, and how it is encrypted.
+    pub segments: Vec<Segment>,
+    /// Flags that are kept in the header (`allow-discards`, `no-read-workqueue` …).
+    pub flags: Vec<String>,
+    /// What has to be understood before the volume is used (`online-reencrypt` while it is being re-encrypted).
+    pub requirements: Vec<String>,
 }
 
 impl Luks {
-    /// All volumes whose header starts where the disk or one of its GPT partitions starts.
+    /// All volumes whose header starts where the disk or one of its partitions starts.
     pub fn find(disk: &mut impl BlockSource) -> Result<Vec<Self>, ReadError> {
-        let mut starts = vec![0];
-        match Gpt::read(disk) {
-            Ok(table) => {
-                let partitions = table.map(|table| table.partitions).unwrap_or_default();
-                starts.extend(
-                    partitions
-                        .iter()
-                        .filter_map(|partition| Some(partition.bytes()?.0)),
-                );
-            }
-            Err(GptReadError::Read(error)) => return Err(error),
-            // A damaged table names no partition.
-            Err(GptReadError::Gpt(_)) => {}
-        }
+        let mut starts = BTreeSet::from([0]);
+        starts.extend(areas(disk)?.1.iter().map(|area| area.offset));
         let mut volumes = Vec::new();
         for offset in starts {
             volumes.extend(Self::read(disk, offset)?);
@@ -99,23 +81,21 @@ impl Luks {
         if !header.starts_with(MAGIC) {
             return Ok(None);
         }
-        let facts = |version, uuid| Self {
+        let facts = Self {
             offset,
-            version,
-            uuid,
+            version: 0,
+            uuid: text(header.get(168..208)),
             digests: Vec::new(),
             tokens: Vec::new(),
+            slots: Vec::new(),
+            segments: Vec::new(),
+            flags: Vec::new(),
+            requirements: Vec::new(),
         };
         match number(&header, 6) {
-            Some(1) => {
-                let digests = vec![hex(header.get(112..132).unwrap_or_default())];
-                Ok(Some(Self {
-                    digests,
-                    ..facts(1, text(header.get(168..208)))
-                }))
-            }
+            Some(1) => Ok(Some(facts.with_version_1(&header))),
             Some(2) => {
-                let facts = facts(2, text(header.get(168..208)));
+                let facts = Self { version: 2, ..facts };
                 let size = header
                     .get(8..16)
                     .and_then(|bytes| bytes.try_into().ok())
@@ -131,29 +111,57 @@ impl Luks {
         }
     }
 
-    fn with_json(self, area: &[u8]) -> Self {
-        let end = area.iter().position(|byte| *byte == 0).unwrap_or(area.len());
-        let Ok(json) = serde_json::from_slice::<Json>(area.get(..end).unwrap_or_default()) else {
-            return self;
-        };
-        let digests = json
-            .digests
-            .into_values()
-            .take(MOST)
-            .map(|digest| cut(&digest.digest))
-            .collect();
-        let tokens = json
-            .tokens
-            .into_values()
-            .take(MOST)
-            .map(|token| cut(&token.kind))
-            .collect();
+    /// LUKS1 On-Disk Format Specification 1.2.3, figures 2 and 3.
+    fn with_version_1(self, header: &[u8]) -> Self {
+        let payload = number_32(header, 104).map_or(0, |sectors| u64::from(sectors) * SECTOR);
+        let hash = text(header.get(72..104));
+        let bits = number_32(header, 108).unwrap_or(0).saturating_mul(8);
+        let slots = (0..8_u32).filter_map(|number| {
+            let at = 208 + number as usize * 48;
+            (number_32(header, at)? == ACTIVE).then_some(KeySlot {
+                number,
+                key_bits: bits,
+                kdf: Kdf::Pbkdf2 {
+                    hash: hash.clone(),
+                    iterations: u64::from(number_32(header, at + 4)?),
+                },
+            })
+        });
+        let cipher = format!("{}-{}", text(header.get(8..40)), text(header.get(40..72)));
         Self {
-            digests,
-            tokens,
+            version: 1,
+            digests: vec![hex(header.get(112..132).unwrap_or_default())],
+            slots: slots.collect(),
+            segments: vec![Segment {
+                offset: payload,
+                length: None,
+                cipher: Some(cipher),
+            }],
             ..self
         }
     }
+
+    /// Where the encrypted data of the volume lies on the disk, as the header says: offset and length, no further than
+    /// `end`.
+    pub fn data(&self, end: u64) -> Vec<(u64, u64)> {
+        let encrypted = self.segments.iter().filter(|segment| segment.cipher.is_some());
+        let place = |segment: &Segment| {
+            let start = self.offset.checked_add(segment.offset)?;
+            let room = end.checked_sub(start)?;
+            Some((start, segment.length.unwrap_or(room).min(room)))
+        };
+        encrypted
+            .filter_map(place)
+            .filter(|(_, length)| *length > 0)
+            .collect()
+    }
+}
+
+/// What a key slot of version 1 in use begins with.
+const ACTIVE: u32 = 0x00ac_71f3;
+
+fn number_32(header: &[u8], at: usize) -> Option<u32> {
+    header.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes)
 }
 
 fn number(header: &[u8], at: usize) -> Option<u16> {
@@ -180,13 +188,6 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
-}
-
-fn cut(text: &str) -> String {
-    text.chars()
-        .filter(char::is_ascii_graphic)
-        .take(LONGEST)
-        .collect()
 }
 
 #[cfg(test)]
@@ -236,12 +237,39 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].version, &found[0].uuid, found[0].offset), (2, &uuid, 0));
         assert_eq!(found[0].digests.len(), 1);
-        assert_eq!(found[0].tokens, ["clevis"]);
+        assert_eq!(found[0].tokens.len(), 1);
+        assert_eq!(
+            (found[0].tokens[0].kind.as_str(), &found[0].tokens[0].slots[..]),
+            ("clevis", &[0][..])
+        );
+        let slot = &found[0].slots[0];
+        assert_eq!((slot.number, slot.key_bits), (0, 512));
+        assert_eq!(
+            slot.kdf,
+            Kdf::Pbkdf2 {
+                hash: "sha256".into(),
+                iterations: 1000
+            }
+        );
+        assert_eq!(found[0].segments[0].cipher.as_deref(), Some("aes-xts-plain64"));
+        assert_eq!(found[0].data(20 << 20), [(16 << 20, 4 << 20)]);
 
         let (mut disk, uuid) = formatted("luks1", 1 << 20);
         let found = Luks::read(&mut disk, 1 << 20).unwrap().unwrap();
-        assert_eq!((found.version, found.uuid), (1, uuid));
+        assert_eq!((found.version, &found.uuid), (1, &uuid));
         assert_eq!(found.digests[0].len(), 40);
+        assert_eq!(found.slots.len(), 1);
+        assert_eq!((found.slots[0].number, found.slots[0].key_bits), (0, 512));
+        assert!(matches!(&found.slots[0].kdf, Kdf::Pbkdf2 { hash, iterations: 1000 } if hash == "sha256"));
+        assert_eq!(found.segments[0].cipher.as_deref(), Some("aes-xts-plain64"));
+        assert_eq!(found.data(1 << 20), []);
+        assert_eq!(
+            found.data(21 << 20),
+            [(
+                (1 << 20) + found.segments[0].offset,
+                (20 << 20) - found.segments[0].offset
+            )]
+        );
     }
 
     #[test]
@@ -266,8 +294,13 @@ mod tests {
 
         #[test]
         fn hostile_json_gives_facts(json in "\\PC{0,200}") {
-            let facts = Luks { offset: 0, version: 2, uuid: String::new(), digests: vec![], tokens: vec![] };
-            prop_assert!(facts.with_json(json.as_bytes()).tokens.len() <= MOST);
+            let mut disk = vec![0; 4096];
+            disk[..6].copy_from_slice(MAGIC);
+            disk[6..8].copy_from_slice(&2_u16.to_be_bytes());
+            disk[8..16].copy_from_slice(&8192_u64.to_be_bytes());
+            disk.extend(json.as_bytes());
+            disk.resize(8192, 0);
+            prop_assert!(Luks::read(&mut disk, 0).unwrap().unwrap().tokens.len() <= MOST);
         }
     }
 }

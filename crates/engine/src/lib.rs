@@ -4,6 +4,7 @@
 //! through the port [`vm::Hypervisor`], the Borg client and NBD; everything that happens is reported to an
 //! [`event::Observer`].
 
+pub mod audit;
 pub mod backup;
 pub mod cancel;
 pub mod config;
@@ -21,6 +22,7 @@ pub mod reconcile;
 pub mod recover;
 pub mod restore;
 pub mod state;
+pub mod storage;
 pub mod template;
 pub mod trust;
 pub mod verify;

@@ -143,6 +143,8 @@ pub struct Disk {
     pub serial: Option<String>,
     /// `<readonly/>` is set.
     pub read_only: bool,
+    /// What the guest discards becomes a hole in the image (`discard='unmap'`).
+    pub discard: bool,
     /// Guest-visible size in bytes; `None` without a medium.
     pub size: Option<u64>,
     /// Whether the format can keep a dirty bitmap.
@@ -170,6 +172,10 @@ pub struct Domain {
     pub shut_down: bool,
     /// Whether it has an emulated TPM, whose state lies in [`Hypervisor::tpm_directory`].
     pub has_tpm: bool,
+    /// How its memory is kept from the hypervisor (`sev`, `sev-snp`, `tdx` …), if it is.
+    pub memory_encryption: Option<String>,
+    /// Ways in and out that a server does not need, in words (`"a screen (spice) on 0.0.0.0"`).
+    pub extras: Vec<String>,
     /// What it is busy with, or what is wrong with it, so that it cannot be backed up now (`"a migration is under way"`).
     /// Jobs of our own show here, too.
     pub busy: Option<String>,
@@ -288,6 +294,9 @@ pub trait Hypervisor: Agent + Chains + Creation + Send + Sync {
 
     /// Finds a domain by name or, failing that, by UUID.
     fn domain(&self, name_or_uuid: &str) -> Result<Domain, HypervisorError>;
+
+    /// Names of all snapshots of the domain that the hypervisor keeps on record, of any kind and whoever made them.
+    fn snapshot_names(&self, domain: Uuid) -> Result<Vec<String>, HypervisorError>;
 
     /// Names of all checkpoints of the domain, whoever made them, oldest first.
     fn checkpoints(&self, domain: Uuid) -> Result<Vec<String>, HypervisorError>;

@@ -22,6 +22,10 @@ pub struct Definition {
     pub nvram: Option<PathBuf>,
     /// An emulated TPM is there.
     pub has_tpm: bool,
+    /// The type of `<launchSecurity>`.
+    pub launch_security: Option<String>,
+    /// Devices that a server does not need, in words.
+    pub extras: Vec<String>,
 }
 
 /// Reads a definition. The error says what is wrong with it.
@@ -61,6 +65,10 @@ pub fn read(xml: &str) -> Result<Definition, String> {
         disks,
         nvram,
         has_tpm,
+        launch_security: child(domain, "launchSecurity")
+            .and_then(|security| security.attribute("type"))
+            .map(str::to_owned),
+        extras: extras(domain),
     })
 }
 
@@ -91,9 +99,51 @@ fn disk(element: Node<'_, '_>) -> Result<Disk, String> {
             .to_owned(),
         serial,
         read_only: child(element, "readonly").is_some(),
+        discard: child(element, "driver").and_then(|driver| driver.attribute("discard")) == Some("unmap"),
         size: None,
         bitmaps: Bitmaps::Unknown,
     })
+}
+
+/// Ways in and out beyond disks, network and consoles. A definition that libvirt has taken names them all.
+fn extras(domain: Node<'_, '_>) -> Vec<String> {
+    let mut found = Vec::new();
+    let plain = |text: &str| {
+        text.chars()
+            .filter(char::is_ascii_graphic)
+            .take(64)
+            .collect::<String>()
+    };
+    let devices = || children(domain, "devices").flat_map(|devices| devices.children());
+    for device in devices().filter(Node::is_element) {
+        let kind = plain(
+            device
+                .attribute("type")
+                .or(device.attribute("mode"))
+                .unwrap_or_default(),
+        );
+        match device.tag_name().name() {
+            "graphics" => {
+                let listen = device.attribute("listen").map(plain);
+                let at = listen.map_or_else(String::new, |listen| format!(" on {listen}"));
+                found.push(format!("a screen ({kind}){at}"));
+            }
+            "channel" if kind == "spicevmc" || kind == "qemu-vdagent" => {
+                found.push(format!("a shared clipboard ({kind})"));
+            }
+            "redirdev" => found.push("USB redirection".into()),
+            "filesystem" => found.push("a directory of the host".into()),
+            "hostdev" => found.push(format!("a device of the host ({kind})")),
+            "shmem" => found.push("memory shared with others".into()),
+            "memballoon" if device.attribute("model") != Some("none") => found.push("a balloon".into()),
+            "controller" if kind == "usb" && device.attribute("model") != Some("none") => {
+                found.push("a USB controller".into());
+            }
+            _ => {}
+        }
+    }
+    found.dedup();
+    found
 }
 
 fn source(disk: Node<'_, '_>) -> DiskSource {

@@ -239,6 +239,14 @@ impl Hypervisor for Libvirt {
         })
     }
 
+    fn snapshot_names(&self, domain: Uuid) -> Result<Vec<String>, HypervisorError> {
+        let names = self.handle(domain)?.list_all_snapshots(0).and_then(|snapshots| {
+            let names = snapshots.iter().map(virt::domain_snapshot::DomainSnapshot::name);
+            names.collect()
+        });
+        names.map_err(|error| self.failed(format!("list the snapshots of domain {domain}"), &error))
+    }
+
     fn check_definable(&self, xml: &str, replace: bool) -> Result<(), HypervisorError> {
         let wanted = definition::read(xml).map_err(|reason| HypervisorError::Definition {
             domain: "(new)".into(),
@@ -375,6 +383,8 @@ impl Libvirt {
             xml,
             nvram: definition.nvram,
             has_tpm: definition.has_tpm,
+            memory_encryption: definition.launch_security,
+            extras: definition.extras,
             name,
         })
     }

@@ -122,6 +122,8 @@ fn wanted(before: &Definition, change: &Retarget) -> Result<Facts, String> {
         disks,
         nvram: change.nvram.clone().or_else(|| before.nvram.clone()),
         has_tpm: before.has_tpm,
+        launch_security: before.launch_security.clone(),
+        extras: before.extras.clone(),
     }))
 }
 

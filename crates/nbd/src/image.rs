@@ -55,10 +55,22 @@ pub struct ImageInfo {
     pub compat: Option<String>,
     /// The dirty bitmaps stored in the image. While QEMU runs, its newest are in its memory only.
     pub bitmaps: Vec<BitmapInfo>,
+    /// The snapshots stored in the image.
+    pub snapshots: Vec<SnapshotInfo>,
     /// The file under this one, as the header names it.
     pub backing_file: Option<String>,
     /// The file which holds the data instead of this one, as the header names it.
     pub data_file: Option<String>,
+}
+
+/// A snapshot stored in an image (`SnapshotInfo` of QEMU's QAPI).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SnapshotInfo {
+    /// Its name.
+    pub name: String,
+    /// Bytes of the guest's memory in it; 0 for disks alone.
+    pub vm_state_size: u64,
 }
 
 /// A dirty bitmap stored in an image.
@@ -196,6 +208,7 @@ pub fn image_info(path: &Path, format: Format, force_share: bool) -> Result<Imag
         cluster_size: answer.cluster_size,
         compat: data.compat,
         bitmaps: data.bitmaps,
+        snapshots: answer.snapshots,
         backing_file: answer.backing_filename,
         data_file: data.data_file,
     })
@@ -265,6 +278,8 @@ struct Answer {
     virtual_size: u64,
     cluster_size: Option<u64>,
     backing_filename: Option<String>,
+    #[serde(default)]
+    snapshots: Vec<SnapshotInfo>,
     format_specific: Option<Specific>,
 }
 

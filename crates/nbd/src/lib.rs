@@ -22,7 +22,7 @@ mod target;
 
 pub use client::{BlockSizes, Client, Zeroing};
 pub use error::Error;
-pub use image::{BitmapInfo, Format, ImageError, ImageInfo, create_qcow2, image_info};
+pub use image::{BitmapInfo, Format, ImageError, ImageInfo, SnapshotInfo, create_qcow2, image_info};
 pub use overlay::{commit_overlay, holds_data, reads_the_same};
 pub use pipeline::{DEFAULT_REQUEST_SIZE, ReadOptions, WriteOptions};
 pub use serve::{Backing, Cache, QemuNbd, Serve, ServeError};

@@ -22,7 +22,13 @@ fn makes_an_image_once() {
         (info.cluster_size, info.backing_file, info.data_file),
         (Some(65536), None, None)
     );
-    assert!(info.bitmaps.is_empty());
+    assert!(info.bitmaps.is_empty() && info.snapshots.is_empty());
+    run("qemu-img", ["snapshot", "-c", "kept", path.to_str().unwrap()]);
+    let kept = image_info(&path, Format::Qcow2, false).unwrap().snapshots;
+    assert_eq!(
+        (kept.len(), kept[0].name.as_str(), kept[0].vm_state_size),
+        (1, "kept", 0)
+    );
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 
     let before = fs::read(&path).unwrap();

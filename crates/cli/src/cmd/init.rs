@@ -20,6 +20,15 @@ use crate::ui::human::bytes;
 
 /// Adds VMs to the configuration and makes their repositories. What exists already is kept.
 pub fn run(settings: &Settings, args: &Init) -> Result<Exit, Failure> {
+    add(settings, args)?;
+    if settings.ui.json() {
+        Ui::document(&json!({ "configuration": settings.path, "vms": args.vms }));
+    }
+    Ok(Exit::Done)
+}
+
+/// The same, for other commands: nothing is printed but what it does.
+pub(super) fn add(settings: &Settings, args: &Init) -> Result<(), Failure> {
     let encryption: Encryption = args.encryption.parse().map_err(Failure::usage)?;
     let Draft {
         config,
@@ -46,10 +55,7 @@ pub fn run(settings: &Settings, args: &Init) -> Result<Exit, Failure> {
     settings
         .ui
         .info(format!("configuration: {}", settings.path.display()));
-    if settings.ui.json() {
-        Ui::document(&json!({ "configuration": settings.path, "vms": args.vms }));
-    }
-    Ok(Exit::Done)
+    Ok(())
 }
 
 /// What the configuration is to be.

@@ -3,14 +3,15 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use strongroom_borg::{Access, ArchiveInfo};
-use strongroom_engine::vm::{Hypervisor as _, HypervisorError, RunState};
+use strongroom_engine::storage::{self, Pool};
+use strongroom_engine::vm::{Domain, Hypervisor as _, HypervisorError, RunState};
 
 use crate::args::Status;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::{Parts, Settings};
 use crate::ui::Ui;
-use crate::ui::human;
+use crate::ui::human::{self, bytes};
 
 /// What is known of one VM.
 struct Vm {
@@ -33,8 +34,21 @@ pub fn run(settings: &Settings, args: &Status) -> Result<Exit, Failure> {
             settings.ui.warn(&format!("{}: {problem}", vm.name));
         }
     }
+    let pools = pools(settings, &parts, &names);
+    for pool in &pools {
+        if let Some(lack) = pool.overcommitted() {
+            settings.ui.warn(&format!(
+                "{}: guests may yet write {}, but {} are free: {} too little. When it is full, they stop",
+                pool.place.display(),
+                bytes(pool.promised),
+                bytes(pool.free),
+                bytes(lack),
+            ));
+        }
+    }
     if settings.ui.json() {
-        Ui::document(&json!({ "vms": vms.iter().map(document).collect::<Vec<_>>() }));
+        let vms: Vec<Value> = vms.iter().map(document).collect();
+        Ui::document(&json!({ "vms": vms, "pools": pools, "warnings": settings.ui.said() }));
         return Ok(Exit::Done);
     }
     let headings = [
@@ -49,7 +63,58 @@ pub fn run(settings: &Settings, args: &Status) -> Result<Exit, Failure> {
     for line in human::table(&headings, &vms.iter().map(row).collect::<Vec<_>>()) {
         Ui::out(line);
     }
+    if !pools.is_empty() {
+        Ui::out(String::new());
+        let headings = [
+            "STORAGE", "SIZE", "FREE", "IMAGES", "VIRTUAL", "ACTUAL", "PROMISED",
+        ];
+        for line in human::table(&headings, &pools.iter().map(pool_row).collect::<Vec<_>>()) {
+            Ui::out(line);
+        }
+    }
     Ok(Exit::Done)
+}
+
+/// The storage of these VMs' images, with what all VMs of the hypervisor have there. Empty for a hypervisor on another
+/// machine, whose storage is not to be seen from here.
+fn pools(settings: &Settings, parts: &Parts, names: &[String]) -> Vec<Pool> {
+    let look = || -> Result<Vec<Pool>, String> {
+        let all = parts
+            .hypervisor
+            .domain_names()
+            .map_err(|error| error.to_string())?;
+        // One that cannot be read is a warning already, or none of ours.
+        let domains = |names: &[String]| -> Vec<Domain> {
+            let found = names.iter().map(|name| parts.hypervisor.domain(name));
+            found.filter_map(Result::ok).collect()
+        };
+        let failed = |error: std::io::Error| error.to_string();
+        let ours = storage::pools(&domains(names)).map_err(failed)?;
+        let mut pools = storage::pools(&domains(&all)).map_err(failed)?;
+        pools.retain(|pool| ours.iter().any(|other| other.place == pool.place));
+        Ok(pools)
+    };
+    if !parts.hypervisor.is_local() {
+        return Vec::new();
+    }
+    look().unwrap_or_else(|error| {
+        settings
+            .ui
+            .warn(&format!("the storage of the images cannot be told: {error}"));
+        Vec::new()
+    })
+}
+
+fn pool_row(pool: &Pool) -> Vec<String> {
+    vec![
+        pool.place.display().to_string(),
+        bytes(pool.size),
+        bytes(pool.free),
+        pool.images.to_string(),
+        bytes(pool.virtual_size),
+        bytes(pool.actual),
+        bytes(pool.promised),
+    ]
 }
 
 fn look(settings: &Settings, parts: &Parts, name: &str) -> Vm {

@@ -145,7 +145,7 @@ fn luks_facts(context: &Context<'_>, disk: &DiskPlan, client: &mut Client) -> Ve
         version: luks.version,
         uuid: luks.uuid,
         digests: luks.digests,
-        tokens: luks.tokens,
+        tokens: luks.tokens.into_iter().map(|token| token.kind).collect(),
     };
     volumes.into_iter().map(record).collect()
 }

@@ -57,6 +57,39 @@ fn everything_that_matters_is_read() {
 }
 
 #[test]
+fn ways_in_and_out_are_named() {
+    let inner =
+        "<graphics type='spice' listen='0.0.0.0'/><channel type='spicevmc'/><redirdev type='spicevmc'/>
+        <redirdev type='spicevmc'/><memballoon model='virtio'/><controller type='usb' model='qemu-xhci'/>
+        <hostdev mode='subsystem'/><filesystem type='mount'/><shmem name='a'/>";
+    let extras = read(&with_devices(inner)).unwrap().extras;
+    let wanted = [
+        "a screen (spice) on 0.0.0.0",
+        "a shared clipboard (spicevmc)",
+        "USB redirection",
+        "a balloon",
+        "a USB controller",
+        "a device of the host (subsystem)",
+        "a directory of the host",
+        "memory shared with others",
+    ];
+    assert_eq!(extras, wanted);
+    let inner = "<channel type='unix'/><memballoon model='none'/><controller type='usb' model='none'/>";
+    let plain = read(&with_devices(inner)).unwrap();
+    assert!(plain.extras.is_empty() && plain.launch_security.is_none());
+    let sev = "<domain><name>a</name><launchSecurity type='sev-snp'/></domain>";
+    assert_eq!(read(sev).unwrap().launch_security.as_deref(), Some("sev-snp"));
+    let disks = "<disk><driver discard='unmap'/><target dev='vda'/></disk><disk><target dev='vdb'/></disk>";
+    let discard: Vec<bool> = read(&with_devices(disks))
+        .unwrap()
+        .disks
+        .iter()
+        .map(|disk| disk.discard)
+        .collect();
+    assert_eq!(discard, [true, false]);
+}
+
+#[test]
 fn a_bare_definition_has_nothing() {
     let bare = read("<domain><name>a</name></domain>").unwrap();
     assert_eq!(

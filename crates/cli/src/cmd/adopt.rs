@@ -1,0 +1,54 @@
+//! `strongroom adopt`.
+
+use serde_json::json;
+use strongroom_engine::audit;
+use strongroom_engine::vm::Hypervisor as _;
+use strongroom_libvirt::Libvirt;
+
+use super::audit as audit_command;
+use super::init;
+use crate::args::{Adopt, Init};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::settings::Settings;
+use crate::ui::Ui;
+
+/// Puts an existing VM under protection as `init` does, and says what is unsafe about it.
+pub fn run(settings: &Settings, args: &Adopt) -> Result<Exit, Failure> {
+    let mut swap = args.swap.clone();
+    let configured = settings.path.exists().then(|| settings.config()).transpose()?;
+    let known = configured
+        .as_ref()
+        .is_some_and(|config| config.vm.contains_key(&args.vm));
+    if !known {
+        let uri = match (&settings.connect, &configured) {
+            (Some(uri), _) => uri.clone(),
+            (None, Some(config)) => config.hypervisor.clone(),
+            (None, None) => strongroom_engine::config::Config::new(String::new()).hypervisor,
+        };
+        let hypervisor = Libvirt::connect(&uri).map_err(Failure::failed)?;
+        if hypervisor.is_local() {
+            let domain = hypervisor.domain(&args.vm).map_err(Failure::failed)?;
+            let found = audit::swap_disks(&domain);
+            swap.extend(found.into_iter().filter(|target| !args.swap.contains(target)));
+        }
+    }
+    let wanted = Init {
+        vms: vec![args.vm.clone()],
+        repository: args.repository.clone(),
+        encryption: args.encryption.clone(),
+        swap,
+        exclude: args.exclude.clone(),
+        signing_key: None,
+        unprotected_signing_key: false,
+    };
+    init::add(settings, &wanted)?;
+    let parts = Settings::parts(settings.config()?)?;
+    let report = audit_command::report(settings, &parts, std::slice::from_ref(&args.vm), args.max_age)?;
+    if settings.ui.json() {
+        Ui::document(
+            &json!({ "configuration": settings.path, "audit": report, "warnings": settings.ui.said() }),
+        );
+    }
+    Ok(audit_command::exit(&report))
+}

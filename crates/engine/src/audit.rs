@@ -1,0 +1,282 @@
+//! What is unsafe about VMs, told from outside and without a key: [`run`].
+//!
+//! Everything is only looked at. Images are opened read-only and without a lock, also those that a running guest writes
+//! to: headers do not move, and of the data only samples are taken, so that a block which is seen half-written decides
+//! nothing. `look` does that; `judge` (pure) makes findings of it; `clones` (pure) compares every volume of the
+//! hypervisor with every other.
+
+mod clones;
+mod judge;
+mod look;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+use strongroom_disk::Luks;
+use strongroom_disk::survey::Content;
+
+use crate::cancel::Cancelled;
+use crate::context::Context;
+use crate::state::StateError;
+use crate::trust::memory::Memory;
+use crate::vm::{Domain, HypervisorError, RunState};
+
+pub use self::look::DiskLook;
+
+/// How much a finding matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// Worth knowing. Nothing to be done.
+    Note,
+    /// It works against you, or will.
+    Warning,
+    /// Secrets or data lie open.
+    Unsafe,
+}
+
+/// Something that was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Its name: part of the interface, explained in `docs/audit.md`.
+    pub code: &'static str,
+    /// How much it matters.
+    pub level: Level,
+    /// The disk, unless it is about the VM.
+    pub disk: Option<String>,
+    /// What was found, in words.
+    pub text: String,
+}
+
+/// A LUKS volume of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Volume {
+    /// The disk.
+    pub disk: String,
+    /// Number of the partition; `None` is the whole disk.
+    pub partition: Option<u32>,
+    /// 1 or 2.
+    pub version: u16,
+    /// Its UUID.
+    pub uuid: String,
+    /// How its data is encrypted.
+    pub ciphers: Vec<String>,
+    /// Its key slots.
+    pub slots: Vec<Slot>,
+}
+
+/// A key slot in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Slot {
+    /// Its number.
+    pub slot: u32,
+    /// What each guess costs.
+    pub kdf: String,
+    /// What opens it without a passphrase (`clevis: tang http://…`).
+    pub opened_by: Vec<String>,
+}
+
+/// What was found about one VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VmReport {
+    /// Its name.
+    pub vm: String,
+    /// What it is doing.
+    pub state: Option<RunState>,
+    /// Its LUKS volumes.
+    pub volumes: Vec<Volume>,
+    /// What was found, what matters most first.
+    pub findings: Vec<Finding>,
+    /// What could not be looked at, and why.
+    pub problems: Vec<String>,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// The VMs asked for.
+    pub vms: Vec<VmReport>,
+    /// What of other VMs could not be compared with them.
+    pub not_compared: Vec<String>,
+}
+
+impl Report {
+    /// Whether anything matters more than a note.
+    pub fn is_unsafe(&self) -> bool {
+        let mut findings = self.vms.iter().flat_map(|vm| &vm.findings);
+        findings.any(|finding| finding.level > Level::Note)
+    }
+
+    /// Whether something that was asked for could not be looked at.
+    pub fn is_incomplete(&self) -> bool {
+        self.vms.iter().any(|vm| !vm.problems.is_empty())
+    }
+}
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// The hypervisor does not answer.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// Somebody asked it to stop.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+}
+
+/// A VM with its disks as they were seen.
+struct Seen {
+    name: String,
+    domain: Domain,
+    disks: Vec<DiskLook>,
+}
+
+/// Looks at these VMs, and compares them with all others of the hypervisor. A backup older than `max_age` is a finding.
+pub fn run(context: &Context<'_>, vms: &[String], max_age: SignedDuration) -> Result<Report, AuditError> {
+    let mut report = Report {
+        vms: Vec::new(),
+        not_compared: Vec::new(),
+    };
+    let mut seen = Vec::new();
+    for name in vms {
+        match context.hypervisor.domain(name) {
+            Ok(domain) => seen.push(see(context, name, domain)?),
+            Err(error) => report.vms.push(VmReport {
+                vm: name.clone(),
+                state: None,
+                volumes: Vec::new(),
+                findings: Vec::new(),
+                problems: vec![format!("failed to {error}")],
+            }),
+        }
+    }
+    let asked = seen.len();
+    for name in context.hypervisor.domain_names()? {
+        let domain = match context.hypervisor.domain(&name) {
+            Ok(domain) if seen.iter().any(|other| other.domain.uuid == domain.uuid) => continue,
+            Ok(domain) => domain,
+            // It went away meanwhile.
+            Err(HypervisorError::NoSuchDomain(..)) => continue,
+            Err(error) => {
+                report.not_compared.push(format!("{name}: failed to {error}"));
+                continue;
+            }
+        };
+        let other = see(context, &name, domain)?;
+        report
+            .not_compared
+            .extend(problems(&other).map(|problem| format!("{name} {problem}")));
+        seen.push(other);
+    }
+    let places: Vec<clones::Place<'_>> = seen
+        .iter()
+        .flat_map(|vm| vm.disks.iter().flat_map(|disk| clones::places(&vm.name, disk)))
+        .collect();
+    for vm in seen.iter().take(asked) {
+        let mut findings = about(context, vm, max_age);
+        findings.extend(clones::findings(&vm.name, &places));
+        findings.sort_by(|one, other| other.level.cmp(&one.level));
+        report.vms.push(VmReport {
+            vm: vm.name.clone(),
+            state: Some(vm.domain.state),
+            volumes: vm.disks.iter().flat_map(volumes).collect(),
+            findings,
+            problems: problems(vm).collect(),
+        });
+    }
+    Ok(report)
+}
+
+/// Targets of the disks that hold nothing but swap, so that they are not backed up: what the configuration does not
+/// say yet.
+pub fn swap_disks(domain: &Domain) -> Vec<String> {
+    let disks = look::disks(domain, &[]);
+    disks
+        .iter()
+        .filter(|disk| judge::is_only_swap(disk))
+        .map(|disk| disk.target.clone())
+        .collect()
+}
+
+fn see(context: &Context<'_>, name: &str, domain: Domain) -> Result<Seen, AuditError> {
+    context.cancel.check()?;
+    context.note(format!("{name}: looking at its disks"));
+    let swap = context.config.vm.get(name).map_or(&[][..], |vm| &vm.swap);
+    let disks = if context.hypervisor.is_local() {
+        look::disks(&domain, swap)
+    } else {
+        look::out_of_reach(&domain, swap)
+    };
+    Ok(Seen {
+        name: name.to_owned(),
+        domain,
+        disks,
+    })
+}
+
+fn problems(vm: &Seen) -> impl Iterator<Item = String> {
+    vm.disks.iter().filter_map(|disk| {
+        let problem = disk.survey.as_ref().err()?;
+        Some(format!("disk {}: {problem}", disk.target))
+    })
+}
+
+/// Findings about one VM by itself.
+fn about(context: &Context<'_>, vm: &Seen, max_age: SignedDuration) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = vm.disks.iter().flat_map(judge::disk).collect();
+    let snapshots = context.hypervisor.snapshot_names(vm.domain.uuid);
+    findings.extend(judge::domain(
+        &vm.domain,
+        snapshots.as_deref().unwrap_or_default(),
+    ));
+    let protection = judge::Protection {
+        configured: context.config.vm.contains_key(&vm.name),
+        signed: context.config.signing.is_some(),
+        interrupted: records(context, vm),
+        last: last_backup(context, &vm.name),
+    };
+    findings.extend(judge::protection(&protection, Timestamp::now(), max_age));
+    findings
+}
+
+/// Whether the records tell of a run that died. Records that cannot be read are no reason to stop: `status` says so.
+fn records(context: &Context<'_>, vm: &Seen) -> bool {
+    let records = context.state.peek(vm.domain.uuid).ok().flatten();
+    records.is_some_and(|records| records.run.is_some())
+}
+
+/// When the newest restore point that was ever seen here was committed. The repository is not asked: it takes a key.
+fn last_backup(context: &Context<'_>, vm: &str) -> Result<Option<Timestamp>, StateError> {
+    let memory = Memory::open(context.state, vm)?;
+    Ok(memory.head().map(|head| head.committed))
+}
+
+fn volumes(disk: &DiskLook) -> Vec<Volume> {
+    let parts = disk.survey.iter().flat_map(|survey| &survey.parts);
+    let found = parts.filter_map(|part| match &part.content {
+        Content::Luks(luks) => Some((part.area.partition, luks)),
+        _ => None,
+    });
+    found
+        .map(|(partition, luks)| volume(&disk.target, partition, luks))
+        .collect()
+}
+
+fn volume(disk: &str, partition: Option<u32>, luks: &Luks) -> Volume {
+    let slots = luks.slots.iter().map(|slot| Slot {
+        slot: slot.number,
+        kdf: slot.kdf.to_string(),
+        opened_by: judge::openers(luks, slot.number),
+    });
+    Volume {
+        disk: disk.to_owned(),
+        partition,
+        version: luks.version,
+        uuid: luks.uuid.clone(),
+        ciphers: luks
+            .segments
+            .iter()
+            .filter_map(|segment| segment.cipher.clone())
+            .collect(),
+        slots: slots.collect(),
+    }
+}

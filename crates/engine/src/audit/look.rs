@@ -1,0 +1,98 @@
+//! Looks at disks: image headers by `qemu-img`, the guest's side of them through a read-only `qemu-nbd` without a lock.
+
+use std::path::{Path, PathBuf};
+
+use strongroom_disk::Survey;
+use strongroom_nbd::{Backing, Client, Format, ImageInfo, Options, QemuNbd, Serve, image_info};
+
+use crate::vm::{Disk, DiskSource, Domain};
+
+/// How often a look is taken that fails: what a running guest's image says may be half-written.
+const LOOKS: usize = 3;
+
+/// A disk as it was seen.
+#[derive(Debug)]
+pub struct DiskLook {
+    /// Target device name.
+    pub target: String,
+    /// Its image.
+    pub image: Option<PathBuf>,
+    /// It is said to hold nothing but swap.
+    pub swap: bool,
+    /// Discards reach the image.
+    pub discard: bool,
+    /// What the image says about itself.
+    pub info: Option<ImageInfo>,
+    /// What is on it; or why that cannot be told.
+    pub survey: Result<Survey, String>,
+}
+
+/// Looks at the disks of a domain; CD-ROMs, floppies, and what the guest cannot write to, left out.
+pub fn disks(domain: &Domain, swap: &[String]) -> Vec<DiskLook> {
+    let mut looks: Vec<DiskLook> = out_of_reach(domain, swap);
+    for look in &mut looks {
+        let disk = domain.disks.iter().find(|disk| disk.target == look.target);
+        let Some(disk) = disk else { continue };
+        match (&look.image, format(disk)) {
+            (Some(image), Ok(format)) => {
+                look.info = image_info(image, format, true).ok();
+                look.survey = survey(image, format);
+            }
+            (None, _) => look.survey = Err("it lies on no file or block device".into()),
+            (_, Err(reason)) => look.survey = Err(reason),
+        }
+    }
+    looks
+}
+
+/// The disks of a domain on another machine, whose images are not to be read from here.
+pub fn out_of_reach(domain: &Domain, swap: &[String]) -> Vec<DiskLook> {
+    let disks = domain.disks.iter().filter(|disk| is_disk(disk));
+    let look = |disk: &Disk| DiskLook {
+        target: disk.target.clone(),
+        image: disk.source.path().map(Path::to_owned),
+        swap: swap.contains(&disk.target)
+            || disk
+                .serial
+                .as_deref()
+                .is_some_and(|serial| serial.starts_with("swap")),
+        discard: disk.discard,
+        info: None,
+        survey: Err("its image is on another machine: run the audit there".into()),
+    };
+    disks.map(look).collect()
+}
+
+fn is_disk(disk: &Disk) -> bool {
+    disk.source != DiskSource::None && !disk.read_only && matches!(disk.device.as_str(), "disk" | "lun")
+}
+
+fn format(disk: &Disk) -> Result<Format, String> {
+    match disk.format.as_str() {
+        "qcow2" => Ok(Format::Qcow2),
+        "raw" => Ok(Format::Raw),
+        other => Err(format!("images in format {other} cannot be looked at")),
+    }
+}
+
+fn survey(image: &Path, format: Format) -> Result<Survey, String> {
+    let once = || -> Result<Survey, String> {
+        let serve = Serve {
+            backing: Backing::Follow,
+            ..Serve::peek(format)
+        };
+        let server = QemuNbd::start(image, &serve).map_err(|error| format!("failed to {error}"))?;
+        let failed = |error: strongroom_nbd::Error| format!("failed to {error}");
+        let mut client = Client::connect(&server.target(), &Options::default()).map_err(failed)?;
+        let allocated = client.allocation().map_err(failed)?;
+        Survey::take(&mut client, &allocated).map_err(|error| format!("failed to {error}"))
+    };
+    let mut result = once();
+    for _ in 1..LOOKS {
+        if result.is_ok() || !image.exists() {
+            break;
+        }
+        result = once();
+    }
+    result
+}
