@@ -9,6 +9,8 @@ mod clones;
 mod judge;
 mod look;
 
+use std::cmp::Reverse;
+
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use strongroom_disk::Luks;
@@ -174,7 +176,7 @@ pub fn run(context: &Context<'_>, vms: &[String], max_age: SignedDuration) -> Re
     for vm in seen.iter().take(asked) {
         let mut findings = about(context, vm, max_age);
         findings.extend(clones::findings(&vm.name, &places));
-        findings.sort_by(|one, other| other.level.cmp(&one.level));
+        findings.sort_by_key(|finding| Reverse(finding.level));
         report.vms.push(VmReport {
             vm: vm.name.clone(),
             state: Some(vm.domain.state),

@@ -5,8 +5,8 @@
 
 use std::path::Path;
 
-use strongroom_disk::Luks;
 use strongroom_disk::survey::Samples;
+use strongroom_disk::{Luks, Survey};
 
 use super::{DiskLook, Finding, Level};
 
@@ -23,7 +23,7 @@ pub struct Place<'a> {
 /// The volumes on a disk.
 pub fn places<'a>(vm: &'a str, disk: &'a DiskLook) -> Vec<Place<'a>> {
     let surveys = disk.survey.iter();
-    let volumes = surveys.flat_map(|survey| survey.volumes());
+    let volumes = surveys.flat_map(Survey::volumes);
     let place = |(luks, samples)| Place {
         vm,
         disk: &disk.target,

@@ -26,7 +26,7 @@ fn luks(cipher: Option<&str>, kdf: Kdf, tokens: Vec<Token>) -> Luks {
     }
 }
 
-fn codes(luks: Luks) -> Vec<&'static str> {
+fn codes(luks: &Luks) -> Vec<&'static str> {
     let part = Part {
         area: Area {
             partition: None,
@@ -37,7 +37,7 @@ fn codes(luks: Luks) -> Vec<&'static str> {
         content: Content::Luks(luks.clone()),
         samples: Samples::default(),
     };
-    let findings = volume(Some("vda"), &part, &luks);
+    let findings = volume(Some("vda"), &part, luks);
     let serious = findings.iter().filter(|finding| finding.level > Level::Note);
     serious.map(|finding| finding.code).collect()
 }
@@ -55,17 +55,17 @@ fn argon2(memory_mib: u64, time: u64) -> Kdf {
 fn data_in_clear_text_by_its_own_header() {
     let slow = || argon2(1024, 4);
     assert_eq!(
-        codes(luks(Some("aes-xts-plain64"), slow(), vec![])),
+        codes(&luks(Some("aes-xts-plain64"), slow(), vec![])),
         Vec::<&str>::new()
     );
     for cipher in [None, Some("cipher_null-ecb")] {
-        assert_eq!(codes(luks(cipher, slow(), vec![])), ["clear-segment"]);
+        assert_eq!(codes(&luks(cipher, slow(), vec![])), ["clear-segment"]);
     }
 }
 
 #[test]
 fn a_guess_has_its_price() {
-    let price = |kdf| codes(luks(Some("aes-xts-plain64"), kdf, vec![])).contains(&"weak-kdf");
+    let price = |kdf| codes(&luks(Some("aes-xts-plain64"), kdf, vec![])).contains(&"weak-kdf");
     for (memory, time, weak) in [
         (64, 3, false),
         (64, 2, true),
@@ -91,7 +91,7 @@ fn a_guess_has_its_price() {
             slots,
             pin: None,
         };
-        let found = codes(luks(Some("aes-xts-plain64"), pbkdf2(), vec![token]));
+        let found = codes(&luks(Some("aes-xts-plain64"), pbkdf2(), vec![token]));
         assert_eq!(found.contains(&"weak-kdf"), weak, "{kind}");
     }
 }
@@ -116,7 +116,7 @@ fn a_tpm_that_suffices_is_the_hosts() {
             slots: vec![0],
             pin: Some(pin),
         };
-        let found = codes(luks(Some("aes-xts-plain64"), argon2(1024, 4), vec![token]));
+        let found = codes(&luks(Some("aes-xts-plain64"), argon2(1024, 4), vec![token]));
         assert_eq!(found.contains(&"host-unlock"), alone, "{text}");
     }
 }
