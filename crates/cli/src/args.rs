@@ -100,17 +100,9 @@ pub enum Command {
     },
 }
 
-/// `strongroom init`.
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Example:
-  strongroom init --repository '/srv/backup/{vm}' web01 --swap vdb
-  strongroom init --signing-key /etc/strongroom/signing --unprotected-signing-key
-  strongroom init --repository 'ssh://backup@nas/./{vm}' web01 db01")]
-pub struct Init {
-    /// VMs to protect, by their libvirt names. Can be called again to add more; what the configuration holds is kept.
-    #[arg(value_name = "VM")]
-    pub vms: Vec<String>,
+/// How VMs that are new to the configuration are protected.
+#[derive(Debug, Clone, Args)]
+pub struct Protect {
     /// Where the repositories are, as Borg writes it; `{vm}` stands for the VM's name.
     #[arg(long, env = "BORG_REPO", value_name = "REPOSITORY")]
     pub repository: Option<String>,
@@ -123,6 +115,22 @@ pub struct Init {
     /// Disk of these VMs to leave out.
     #[arg(long, value_name = "TARGET")]
     pub exclude: Vec<String>,
+}
+
+/// `strongroom init`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  strongroom init --repository '/srv/backup/{vm}' web01 --swap vdb
+  strongroom init --signing-key /etc/strongroom/signing --unprotected-signing-key
+  strongroom init --repository 'ssh://backup@nas/./{vm}' web01 db01")]
+pub struct Init {
+    /// VMs to protect, by their libvirt names. Can be called again to add more; what the configuration holds is kept.
+    #[arg(value_name = "VM")]
+    pub vms: Vec<String>,
+    /// How they are protected.
+    #[command(flatten)]
+    pub protect: Protect,
     /// Sign restore points with this SSH key: a private key, or a public one whose private part is in an agent. It is
     /// made if it is not there, and trusted by a file `allowed_signers` beside the configuration.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -141,18 +149,9 @@ pub struct Adopt {
     /// The VM, by its libvirt name.
     #[arg(value_name = "VM")]
     pub vm: String,
-    /// Where the repositories are, as Borg writes it; `{vm}` stands for the VM's name.
-    #[arg(long, env = "BORG_REPO", value_name = "REPOSITORY")]
-    pub repository: Option<String>,
-    /// Encryption of the new repository, as in `borg init --encryption`.
-    #[arg(short, long, value_name = "MODE", default_value = "repokey-blake2")]
-    pub encryption: String,
-    /// Disk that holds nothing but swap, where that is not seen.
-    #[arg(long, value_name = "TARGET")]
-    pub swap: Vec<String>,
-    /// Disk to leave out.
-    #[arg(long, value_name = "TARGET")]
-    pub exclude: Vec<String>,
+    /// How it is protected.
+    #[command(flatten)]
+    pub protect: Protect,
     /// Report a last backup that is older than so many hours.
     #[arg(long, value_name = "HOURS", default_value_t = 48)]
     pub max_age: u32,

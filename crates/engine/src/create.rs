@@ -435,7 +435,7 @@ fn look(system: &Draft, request: &Request, report: &Report) -> Result<LuksFacts,
             "it does not have exactly one LUKS volume".into(),
         ));
     };
-    let bound = luks.tokens.iter().any(|kind| kind == "clevis");
+    let bound = luks.tokens.iter().any(|token| token.kind == "clevis");
     let wants = matches!(request.unlock, Unlock::Tang { .. });
     if luks.version != 2 || luks.offset != BEFORE_ROOT || luks.uuid != report.luks_uuid || bound != wants {
         return Err(CreateError::Disk(
@@ -446,7 +446,7 @@ fn look(system: &Draft, request: &Request, report: &Report) -> Result<LuksFacts,
         uuid: luks.uuid,
         offset: luks.offset,
         digests: luks.digests,
-        tokens: luks.tokens,
+        tokens: luks.tokens.into_iter().map(|token| token.kind).collect(),
     })
 }
 

@@ -15,7 +15,7 @@ use crate::ui::Ui;
 
 /// Puts an existing VM under protection as `init` does, and says what is unsafe about it.
 pub fn run(settings: &Settings, args: &Adopt) -> Result<Exit, Failure> {
-    let mut swap = args.swap.clone();
+    let mut protect = args.protect.clone();
     let configured = settings.path.exists().then(|| settings.config()).transpose()?;
     let known = configured
         .as_ref()
@@ -29,16 +29,15 @@ pub fn run(settings: &Settings, args: &Adopt) -> Result<Exit, Failure> {
         let hypervisor = Libvirt::connect(&uri).map_err(Failure::failed)?;
         if hypervisor.is_local() {
             let domain = hypervisor.domain(&args.vm).map_err(Failure::failed)?;
-            let found = audit::swap_disks(&domain);
-            swap.extend(found.into_iter().filter(|target| !args.swap.contains(target)));
+            let found = audit::swap_disks(&domain).into_iter();
+            protect
+                .swap
+                .extend(found.filter(|target| !args.protect.swap.contains(target)));
         }
     }
     let wanted = Init {
         vms: vec![args.vm.clone()],
-        repository: args.repository.clone(),
-        encryption: args.encryption.clone(),
-        swap,
-        exclude: args.exclude.clone(),
+        protect,
         signing_key: None,
         unprotected_signing_key: false,
     };

@@ -29,7 +29,7 @@ pub fn run(settings: &Settings, args: &Init) -> Result<Exit, Failure> {
 
 /// The same, for other commands: nothing is printed but what it does.
 pub(super) fn add(settings: &Settings, args: &Init) -> Result<(), Failure> {
-    let encryption: Encryption = args.encryption.parse().map_err(Failure::usage)?;
+    let encryption: Encryption = args.protect.encryption.parse().map_err(Failure::usage)?;
     let Draft {
         config,
         text,
@@ -75,7 +75,7 @@ fn draft(settings: &Settings, args: &Init) -> Result<Draft, Failure> {
         .then(|| std::fs::read_to_string(file))
         .transpose()
         .map_err(|error| Failure::usage(format!("read the configuration {}: {error}", file.display())))?;
-    let mut config = match (&old, &args.repository) {
+    let mut config = match (&old, &args.protect.repository) {
         (Some(text), _) => Config::parse(text, file).map_err(Failure::usage)?,
         (None, Some(repository)) => settings.with_uri(Config::new(repository)),
         (None, None) => {
@@ -88,6 +88,7 @@ fn draft(settings: &Settings, args: &Init) -> Result<Draft, Failure> {
     let mut new = BTreeMap::new();
     for name in &args.vms {
         let wanted = args
+            .protect
             .repository
             .as_ref()
             .map(|pattern| pattern.replace("{vm}", name));
@@ -95,16 +96,20 @@ fn draft(settings: &Settings, args: &Init) -> Result<Draft, Failure> {
         match config.vm.get(name) {
             None => {
                 let vm = Vm {
-                    swap: args.swap.clone(),
-                    exclude: args.exclude.clone(),
+                    swap: args.protect.swap.clone(),
+                    exclude: args.protect.exclude.clone(),
                     repository,
                     ..Vm::default()
                 };
                 new.insert(name.clone(), vm);
             }
             Some(vm) => {
-                let known = args.swap.iter().all(|target| vm.swap.contains(target))
-                    && args.exclude.iter().all(|target| vm.exclude.contains(target))
+                let known = args.protect.swap.iter().all(|target| vm.swap.contains(target))
+                    && args
+                        .protect
+                        .exclude
+                        .iter()
+                        .all(|target| vm.exclude.contains(target))
                     && repository.is_none();
                 if !known {
                     return Err(Failure::usage(format!("change {name}: it is configured already"))
