@@ -6,7 +6,7 @@ CARGO ?= cargo
 # nobody's every day: they run only by targets of their own.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help setup build lint test test-fast test-borg test-vm test-long deny fuzz demo man clean
+.PHONY: help setup build lint test test-fast test-borg test-vm test-long deny fuzz demo bench bench-quick man clean
 
 help: ## Lists the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -56,6 +56,16 @@ fuzz: ## Runs each fuzz target for SECONDS=60 (needs cargo-fuzz and a nightly to
 
 demo: setup build ## Backs up, destroys and restores a real virtual machine
 	scripts/demo/run
+
+bench: build ## Measures Strongroom beside its peers for half an hour (root): target/bench.json, and a report from it
+	scripts/setup --bench
+	benches/run --output target/bench.json
+	benches/report target/bench.json
+
+bench-quick: build ## The same with a sixteenth of the data, once: to see that it runs
+	scripts/setup --bench
+	benches/run --quick --output target/bench-quick.json
+	benches/report target/bench-quick.json
 
 man: ## Writes docs/man from the command line's definition
 	rm -f docs/man/*.1

@@ -116,7 +116,7 @@ pub use item::Item;
 pub use location::Location;
 pub use msgpack::Value;
 pub use name::Name;
-pub use opener::Opener;
+pub use opener::{Content, Opener};
 pub use passphrase::{Passphrase, PassphraseRequest, PassphraseSource};
 pub use repository::{Access, Canceller, Repository, RepositoryId};
 pub use rpc::{Object, Transport};

@@ -208,7 +208,7 @@ impl Repository {
     ) -> Result<()> {
         let opener = self.opener();
         for (chunk, object) in self.fetch(chunks) {
-            consume(&chunk, &opener.open(&chunk, &object?)?)?;
+            consume(&chunk, &opener.open(&chunk, object?)?)?;
         }
         Ok(())
     }

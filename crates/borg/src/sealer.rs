@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::chunk::MAX_DATA_SIZE;
 use crate::compress::Compression;
-use crate::crypto::Keys;
+use crate::crypto::{Blob, HEADROOM, Keys};
 use crate::nonce::Ledger;
 use crate::{ChunkId, ChunkRef, Error, Result};
 
@@ -38,7 +38,9 @@ impl Known {
 #[derive(Debug)]
 pub struct Sealed {
     pub(crate) chunk: ChunkRef,
-    pub(crate) object: Vec<u8>,
+    pub(crate) object: Blob,
+    /// The memory of the content, if the object has memory of its own.
+    spare: Option<Vec<u8>>,
 }
 
 impl Sealed {
@@ -50,6 +52,11 @@ impl Sealed {
     /// Bytes as they will be stored.
     pub fn stored_size(&self) -> usize {
         self.object.len()
+    }
+
+    /// The memory, to be used again.
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.spare.unwrap_or_else(|| self.object.into_vec())
     }
 }
 
@@ -63,6 +70,9 @@ pub struct Sealer {
 }
 
 impl Sealer {
+    /// Bytes that [`Self::seal_buffers`] wants before the content.
+    pub const HEADROOM: usize = HEADROOM;
+
     /// The id of content.
     pub fn id(&self, data: &[u8]) -> ChunkId {
         self.keys.id(data)
@@ -102,23 +112,41 @@ impl Sealer {
         self.seal_with(self.compression, data)
     }
 
+    /// Seals contents where they are: each buffer holds one behind [`Self::HEADROOM`] bytes of any value. What compression
+    /// does not make smaller is encrypted in place and never copied.
+    pub fn seal_buffers(&self, buffers: Vec<(ChunkId, Vec<u8>)>) -> Result<Vec<Sealed>> {
+        self.seal_in(self.compression, buffers)
+    }
+
     pub(crate) fn seal_with(
         &self,
         compression: Compression,
         data: &[(ChunkId, &[u8])],
     ) -> Result<Vec<Sealed>> {
+        let buffers = data.iter().map(|(id, data)| {
+            let mut buffer = Vec::with_capacity(HEADROOM + data.len());
+            buffer.resize(HEADROOM, 0);
+            buffer.extend_from_slice(data);
+            (*id, buffer)
+        });
+        self.seal_in(compression, buffers.collect())
+    }
+
+    fn seal_in(&self, compression: Compression, buffers: Vec<(ChunkId, Vec<u8>)>) -> Result<Vec<Sealed>> {
         let encrypted = self.keys.encryption().is_encrypted();
-        let mut plain = Vec::with_capacity(data.len());
-        for (_, data) in data {
-            if data.len() > MAX_DATA_SIZE {
-                let (size, limit) = (data.len() as u64, MAX_DATA_SIZE as u64);
+        let (mut plain, mut about) = (Vec::new(), Vec::new());
+        for (id, buffer) in buffers {
+            let size = buffer.len().saturating_sub(HEADROOM);
+            if size > MAX_DATA_SIZE {
+                let (size, limit) = (size as u64, MAX_DATA_SIZE as u64);
                 return Err(Error::TooLarge {
                     what: "a chunk",
                     size,
                     limit,
                 });
             }
-            let object = self.keys.compress(compression, data);
+            let (object, spare) = self.keys.compress(compression, buffer);
+            about.push((id, size as u32, spare));
             let nonce = if encrypted {
                 self.ledger.take(object.blocks())?
             } else {
@@ -126,22 +154,16 @@ impl Sealer {
             };
             plain.push((object, nonce));
         }
-        let objects = self.keys.seal(plain);
-        Ok(data
-            .iter()
-            .zip(objects)
-            .map(|((id, data), object)| sealed(*id, data, object))
-            .collect())
-    }
-}
-
-fn sealed(id: ChunkId, data: &[u8], object: Vec<u8>) -> Sealed {
-    Sealed {
-        chunk: ChunkRef {
-            id,
-            size: data.len() as u32,
-            csize: object.len() as u32,
-        },
-        object,
+        let objects = about.into_iter().zip(self.keys.seal(plain));
+        let sealed = objects.map(|((id, size, spare), object)| Sealed {
+            chunk: ChunkRef {
+                id,
+                size,
+                csize: object.len() as u32,
+            },
+            object,
+            spare,
+        });
+        Ok(sealed.collect())
     }
 }

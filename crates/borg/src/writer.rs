@@ -206,9 +206,10 @@ impl ArchiveWriter {
     /// Writes a chunk, unless one with its id is known already.
     ///
     /// Does not wait for the server's reply; a failure of an earlier write may be reported here.
-    pub fn put(&mut self, sealed: Sealed) -> Result<ChunkRef> {
+    pub fn put(&mut self, sealed: &Sealed) -> Result<ChunkRef> {
         self.guard(|writer| {
-            let Sealed { chunk, object } = sealed;
+            let Sealed { chunk, object, .. } = sealed;
+            let chunk = *chunk;
             if let Some(known) = writer.sealer.known.get(&chunk.id) {
                 return if known.size == chunk.size {
                     Ok(known)
@@ -219,7 +220,7 @@ impl ArchiveWriter {
                     ))
                 };
             }
-            writer.send(&chunk.id, &object)?;
+            writer.send(&chunk.id, object)?;
             writer.sealer.known.extend([chunk]);
             writer.summary.data_chunks += 1;
             writer.summary.data_size += u64::from(chunk.size);
@@ -243,7 +244,7 @@ impl ArchiveWriter {
             };
         }
         let sealed = self.seal(compression, id, data)?;
-        self.put(sealed)
+        self.put(&sealed)
     }
 
     /// A chunk of `len` zero bytes. It is compressed even if other chunks are not: it costs nothing to store, and every

@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod backup;
+mod batch;
 pub mod cancel;
 pub mod config;
 pub mod context;

@@ -2,6 +2,9 @@
 //!
 //! Depth is what a guest feels most while its disk is read: one request in flight is nearly invisible, sixteen
 //! multiply its write latency. So the default is gentle, and the caller decides.
+//!
+//! What is read or written as a whole, a [`Sparse`], may have parts that no request is made for. One buffer serves all of
+//! it, so that nothing is copied.
 
 use std::{
     collections::VecDeque,
@@ -20,6 +23,7 @@ use crate::{
     client::{Client, TICK, reclaim},
     error::{Error, Subject},
     rate::Bucket,
+    spare::Spare,
     sys::{Buffer, Cookie, Failure},
 };
 
@@ -76,6 +80,22 @@ impl Default for WriteOptions<'_> {
     }
 }
 
+/// A range of the disk, of which only parts are transferred.
+#[derive(Clone, Debug)]
+pub struct Sparse {
+    /// All of it.
+    pub extent: Extent,
+    /// The parts that are transferred: inside `extent`, in order, without overlaps.
+    pub parts: Vec<Extent>,
+}
+
+impl From<Extent> for Sparse {
+    fn from(extent: Extent) -> Self {
+        let parts = vec![extent];
+        Self { extent, parts }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Direction {
     Read,
@@ -106,9 +126,40 @@ struct Job {
     number: u64,
     extent: Extent,
     buffer: Arc<Buffer>,
-    /// What no request was sent for yet.
-    unsent: Extent,
+    /// Where in the buffer the first byte of `extent` is.
+    start: usize,
+    /// What no request was sent for yet: of the part at hand, and the parts after it.
+    unsent: Option<Extent>,
+    parts: std::vec::IntoIter<Extent>,
     in_flight: usize,
+}
+
+impl Job {
+    fn new(whole: Sparse, buffer: Arc<Buffer>, start: usize) -> Self {
+        Self {
+            number: 0,
+            extent: whole.extent,
+            buffer,
+            start,
+            unsent: None,
+            parts: whole.parts.into_iter(),
+            in_flight: 0,
+        }
+    }
+
+    /// Takes the next request.
+    fn piece(&mut self, size: u64) -> Option<Extent> {
+        let part = self.unsent.take().or_else(|| self.parts.next())?;
+        let piece = part.pieces(size).next()?;
+        let rest = Extent::between(piece.end(), part.end()).ok();
+        self.unsent = rest.filter(|rest| !rest.is_empty());
+        Some(piece)
+    }
+
+    /// True if there is a request for each byte of its parts.
+    fn is_sent(&self) -> bool {
+        self.unsent.is_none() && self.parts.as_slice().is_empty()
+    }
 }
 
 /// A request that the server has.
@@ -129,6 +180,22 @@ impl Client {
         &mut self,
         requests: impl IntoIterator<Item = Extent>,
         options: &ReadOptions<'_>,
+        each: impl FnMut(u64, Vec<u8>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Error> {
+        let requests = requests.into_iter().map(Sparse::from);
+        self.read_sparse(requests, options, &Spare::default(), 0, each)
+    }
+
+    /// The same for ranges of which only parts are read; the rest of their bytes is zero. Ranges without parts are passed
+    /// over.
+    ///
+    /// Buffers come from `spare`, and each begins with `headroom` bytes of any value before those of the range.
+    pub fn read_sparse(
+        &mut self,
+        requests: impl IntoIterator<Item = Sparse>,
+        options: &ReadOptions<'_>,
+        spare: &Spare,
+        headroom: usize,
         mut each: impl FnMut(u64, Vec<u8>) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, Error> {
         let flow = Flow {
@@ -142,15 +209,13 @@ impl Client {
             cancel: options.cancel,
         };
         let (size, block) = (self.size(), self.block_sizes().minimum);
-        let jobs = requests
-            .into_iter()
-            .filter(|extent| !extent.is_empty())
-            .map(|extent| {
-                // Looked at before memory is taken.
-                let subject = subject(Direction::Read, extent);
-                Client::check(subject, size, block)?;
-                Ok((extent, Buffer::new(vec![0; extent.length() as usize])))
-            });
+        let jobs = requests.into_iter().filter(Sparse::has_parts).map(|whole| {
+            // Looked at before memory is taken.
+            whole.check(Direction::Read, size, block)?;
+            let mut buffer = spare.take(headroom + whole.extent.length() as usize);
+            whole.zero_rest(buffer.get_mut(headroom..).unwrap_or_default());
+            Ok(Job::new(whole, Buffer::new(buffer), headroom))
+        });
         self.run(flow, jobs, |subject, buffer| {
             Ok(each(subject.offset, reclaim(buffer, subject)?))
         })
@@ -163,6 +228,35 @@ impl Client {
         writes: impl IntoIterator<Item = (u64, Vec<u8>)>,
         options: &WriteOptions<'_>,
     ) -> Result<(), Error> {
+        let writes = writes.into_iter().map(|(offset, data)| {
+            let subject = Subject {
+                what: Direction::Write.what(),
+                offset,
+                length: data.len() as u64,
+            };
+            let extent = Extent::new(offset, subject.length).map_err(|error| subject.range(error))?;
+            Ok((extent.into(), data, 0))
+        });
+        self.write_all(writes, options, &Spare::default())
+    }
+
+    /// The same for parts of ranges: each with a buffer, and where in it the bytes of the range begin. What is written is
+    /// not copied, and its buffer goes to `spare`.
+    pub fn write_sparse(
+        &mut self,
+        writes: impl IntoIterator<Item = (Sparse, Vec<u8>, usize)>,
+        options: &WriteOptions<'_>,
+        spare: &Spare,
+    ) -> Result<(), Error> {
+        self.write_all(writes.into_iter().map(Ok), options, spare)
+    }
+
+    fn write_all(
+        &mut self,
+        writes: impl Iterator<Item = Result<(Sparse, Vec<u8>, usize), Error>>,
+        options: &WriteOptions<'_>,
+        spare: &Spare,
+    ) -> Result<(), Error> {
         let flow = Flow {
             direction: Direction::Write,
             depth: options.depth,
@@ -172,28 +266,25 @@ impl Client {
             cancel: options.cancel,
         };
         let (size, block) = (self.size(), self.block_sizes().minimum);
-        let jobs = writes
-            .into_iter()
-            .filter(|(_, data)| !data.is_empty())
-            .map(|(offset, data)| {
-                let what = Direction::Write.what();
-                let subject = Subject {
-                    what,
-                    offset,
-                    length: data.len() as u64,
-                };
-                Client::check(subject, size, block)?;
-                let extent = Extent::new(offset, subject.length).map_err(|error| subject.range(error))?;
-                Ok((extent, Buffer::new(data)))
-            });
-        self.run(flow, jobs, |_, _| Ok(ControlFlow::Continue(())))
-            .map(drop)
+        let has_parts = |write: &Result<(Sparse, _, _), _>| {
+            write.as_ref().map_or(true, |(whole, _, _)| whole.has_parts())
+        };
+        let jobs = writes.filter(has_parts).map(|write| {
+            let (whole, data, start) = write?;
+            whole.check(Direction::Write, size, block)?;
+            Ok(Job::new(whole, Buffer::new(data), start))
+        });
+        let done = |subject, buffer| {
+            spare.give(reclaim(buffer, subject)?);
+            Ok(ControlFlow::Continue(()))
+        };
+        self.run(flow, jobs, done).map(drop)
     }
 
     fn run(
         &mut self,
         mut flow: Flow<'_>,
-        mut source: impl Iterator<Item = Result<(Extent, Arc<Buffer>), Error>>,
+        mut source: impl Iterator<Item = Result<Job, Error>>,
         mut done: impl FnMut(Subject, Arc<Buffer>) -> Result<ControlFlow<()>, Error>,
     ) -> Result<ControlFlow<()>, Error> {
         self.handle.sweep();
@@ -211,18 +302,11 @@ impl Client {
                     return Err(Error::Cancelled);
                 }
                 // Only the newest job can have a part that is not sent yet.
-                if jobs.back().is_none_or(|job| job.unsent.is_empty()) {
+                if jobs.back().is_none_or(Job::is_sent) {
                     let (Some(next), Some(number)) = (source.next(), numbers.next()) else {
                         break;
                     };
-                    let (extent, buffer) = next?;
-                    jobs.push_back(Job {
-                        number,
-                        extent,
-                        buffer,
-                        unsent: extent,
-                        in_flight: 0,
-                    });
+                    jobs.push_back(Job { number, ..next? });
                 }
                 let now = Instant::now();
                 let delay = flow
@@ -237,7 +321,7 @@ impl Client {
                     progress = now;
                 }
                 let Some(job) = jobs.back_mut() else { break };
-                let Some(piece) = job.unsent.pieces(request_size).next() else {
+                let Some(piece) = job.piece(request_size) else {
                     break;
                 };
                 requests.push(self.send(flow.direction, job, piece)?);
@@ -276,7 +360,7 @@ impl Client {
                     return Ok(ControlFlow::Continue(()));
                 };
                 // Nothing in flight: waiting for the bucket.
-                let subject = self::subject(flow.direction, job.unsent);
+                let subject = self::subject(flow.direction, job.extent);
                 self.handle.poll(wait).map_err(|failure| subject.lost(failure))?;
                 continue;
             };
@@ -289,20 +373,50 @@ impl Client {
 
     fn send(&mut self, direction: Direction, job: &mut Job, piece: Extent) -> Result<Request, Error> {
         let subject = subject(direction, piece);
-        let start = (piece.offset() - job.extent.offset()) as usize;
+        let start = job.start + (piece.offset() - job.extent.offset()) as usize;
         let part = start..start + piece.length() as usize;
         let cookie = match direction {
             Direction::Read => self.handle.start_read(&job.buffer, &part, piece.offset()),
             Direction::Write => self.handle.start_write(&job.buffer, &part, piece.offset()),
         };
         let cookie = cookie.map_err(|failure: Failure| self.blame(subject, failure))?;
-        job.unsent = Extent::between(piece.end(), job.unsent.end()).map_err(|error| subject.range(error))?;
         job.in_flight += 1;
         Ok(Request {
             cookie,
             job: job.number,
             subject,
         })
+    }
+}
+
+impl Sparse {
+    fn has_parts(&self) -> bool {
+        !self.extent.is_empty() && !self.parts.is_empty()
+    }
+
+    /// Each part is on the disk, made of whole blocks, inside the range and behind the part before.
+    fn check(&self, direction: Direction, size: u64, block: u64) -> Result<(), Error> {
+        let mut at = self.extent.offset();
+        for part in &self.parts {
+            let subject = subject(direction, *part);
+            Client::check(subject, size, block)?;
+            if part.is_empty() || part.offset() < at || part.end() > self.extent.end() {
+                return Err(subject.out_of_bounds(size));
+            }
+            at = part.end();
+        }
+        Ok(())
+    }
+
+    /// Makes zeroes of what is in no part.
+    fn zero_rest(&self, bytes: &mut [u8]) {
+        let mut at = self.extent.offset();
+        let ends = self.parts.iter().map(|part| (part.offset(), part.end()));
+        for (start, end) in ends.chain([(self.extent.end(), self.extent.end())]) {
+            let gap = (at - self.extent.offset()) as usize..(start - self.extent.offset()) as usize;
+            bytes.get_mut(gap).unwrap_or_default().fill(0);
+            at = end;
+        }
     }
 }
 
@@ -325,7 +439,7 @@ fn settle(jobs: &mut VecDeque<Job>, number: u64) -> Option<Job> {
     let place = jobs.iter().position(|job| job.number == number)?;
     let job = jobs.get_mut(place)?;
     job.in_flight -= 1;
-    if job.in_flight == 0 && job.unsent.is_empty() {
+    if job.in_flight == 0 && job.is_sent() {
         jobs.remove(place)
     } else {
         None

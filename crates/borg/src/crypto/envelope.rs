@@ -11,7 +11,8 @@ use subtle::ConstantTimeEq;
 
 use super::{Encryption, Keys};
 use crate::compress::{self, Compression};
-use crate::{ChunkId, Error, Result};
+use crate::opener::Content;
+use crate::{ChunkId, Error, Object, Result};
 
 /// Where the nonce of an encrypted object starts.
 pub(crate) const NONCE_OFFSET: usize = 33;
@@ -20,40 +21,86 @@ const PAYLOAD_OFFSET: usize = NONCE_OFFSET + 8;
 /// AES block size, the unit of nonces.
 const BLOCK: usize = 16;
 
+/// Bytes that the longest envelope and the compression header take before the content.
+pub const HEADROOM: usize = PAYLOAD_OFFSET + 2;
+
 /// A compressed object that waits for its nonces: room for the envelope's head, then the payload.
 #[derive(Debug)]
 pub struct Plain {
     blob: Vec<u8>,
-    head: usize,
+    /// Where the object starts in `blob`, and where its payload does.
+    start: usize,
+    payload: usize,
 }
 
 impl Plain {
     /// AES blocks to encrypt, which is how many nonces the object uses up.
     pub fn blocks(&self) -> u64 {
-        (self.blob.len() - self.head).div_ceil(BLOCK) as u64
+        (self.blob.len() - self.payload).div_ceil(BLOCK) as u64
+    }
+}
+
+/// A finished object, behind bytes that mean nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Blob {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Blob {
+    /// The memory, to be used again.
+    pub fn into_vec(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+impl std::ops::Deref for Blob {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes.get(self.start..).unwrap_or_default()
     }
 }
 
 impl Keys {
-    /// Compresses an object.
-    pub fn compress(&self, compression: Compression, data: &[u8]) -> Plain {
+    /// Compresses the content that a buffer holds behind [`HEADROOM`] bytes of any value.
+    ///
+    /// What does not get smaller stays where it is, and is encrypted there. Otherwise the buffer is given back too.
+    pub fn compress(&self, compression: Compression, buffer: Vec<u8>) -> (Plain, Option<Vec<u8>>) {
         let head = if self.encryption.is_encrypted() {
             PAYLOAD_OFFSET
         } else {
             1
         };
-        let mut blob = Vec::with_capacity(head + 2 + data.len());
-        blob.push(self.encryption.type_byte());
-        blob.resize(head, 0);
-        compress::compress_into(compression, data, &mut blob);
-        Plain { blob, head }
+        let content = buffer.get(HEADROOM..).unwrap_or_default();
+        let mut blob = Vec::new();
+        if compression != Compression::None {
+            // Most of it is written to only if the content gets smaller.
+            blob.reserve(head + content.len() / 2);
+            blob.resize(head, 0);
+        }
+        let (mut blob, start, spare) = if compress::compress_into(compression, content, &mut blob) {
+            (blob, 0, Some(buffer))
+        } else {
+            let mut buffer = buffer;
+            buffer.resize(buffer.len().max(HEADROOM), 0);
+            let uncompressed = buffer.iter_mut().take(HEADROOM).skip(PAYLOAD_OFFSET);
+            uncompressed.for_each(|byte| *byte = 0);
+            (buffer, PAYLOAD_OFFSET - head, None)
+        };
+        if let Some(first) = blob.get_mut(start) {
+            *first = self.encryption.type_byte();
+        }
+        let payload = start + head;
+        let plain = Plain { blob, start, payload };
+        (plain, spare)
     }
 
     /// Encrypts compressed objects, each from its nonce on, and authenticates them. Nonces must never be used again.
-    pub(crate) fn seal(&self, plain: Vec<(Plain, u64)>) -> Vec<Vec<u8>> {
+    pub(crate) fn seal(&self, plain: Vec<(Plain, u64)>) -> Vec<Blob> {
         let encrypted = self.encryption.is_encrypted();
-        let mut blobs: Vec<Vec<u8>> = Vec::with_capacity(plain.len());
-        for (Plain { mut blob, .. }, nonce) in plain {
+        let mut blobs: Vec<Blob> = Vec::with_capacity(plain.len());
+        for (Plain { mut blob, start, .. }, nonce) in plain {
             if encrypted && let Some((head, payload)) = blob.split_at_mut_checked(PAYLOAD_OFFSET) {
                 head.iter_mut()
                     .skip(NONCE_OFFSET)
@@ -61,7 +108,7 @@ impl Keys {
                     .for_each(|(to, from)| *to = from);
                 self.apply_cipher(nonce, payload);
             }
-            blobs.push(blob);
+            blobs.push(Blob { bytes: blob, start });
         }
         if encrypted {
             let parts: Vec<&[u8]> = blobs
@@ -70,7 +117,8 @@ impl Keys {
                 .collect();
             let macs = self.mac.hash_many(&parts);
             for (blob, mac) in blobs.iter_mut().zip(macs) {
-                blob.iter_mut().skip(1).zip(mac).for_each(|(to, from)| *to = from);
+                let place = blob.bytes.iter_mut().skip(1);
+                place.zip(mac).for_each(|(to, from)| *to = from);
             }
         }
         blobs
@@ -85,38 +133,92 @@ impl Keys {
     ///
     /// `expected` is the likely size of the content, or 0.
     pub fn open(&self, id: &ChunkId, object: &[u8], expected: usize) -> Result<Vec<u8>> {
-        let error = |reason| Error::damaged(describe(id), reason);
-        let type_byte = object.first().copied().ok_or_else(|| error("it is empty"))?;
-        if Encryption::from_type_byte(type_byte) != Some(self.encryption) {
-            return Err(error("its type is not that of the repository's key"));
-        }
-        let data = if self.encryption.is_encrypted() {
-            let (mac, rest) = object
-                .get(1..)
-                .and_then(|rest| rest.split_first_chunk::<32>())
-                .ok_or_else(|| error("it is too short"))?;
-            let (nonce, ciphertext) = rest
-                .split_first_chunk::<8>()
-                .ok_or_else(|| error("it is too short"))?;
-            if !bool::from(self.mac.hash(rest).ct_eq(mac)) {
-                return Err(error("its authentication code does not verify"));
-            }
-            let mut payload = ciphertext.to_vec();
-            self.apply_cipher(u64::from_be_bytes(*nonce), &mut payload);
-            match payload.first_chunk::<2>() {
-                Some([0, 0]) if payload.len() <= crate::chunk::MAX_PLAIN_SIZE => {
-                    payload.drain(..2);
-                    payload
+        let opened = self.open_all(vec![(*id, object.to_vec().into(), expected)]).pop();
+        opened
+            .unwrap_or_else(|| Err(Error::damaged(describe(id), "it was lost")))
+            .map(Content::into_vec)
+    }
+
+    /// The same for several objects, which are decrypted where they are; with BLAKE2b faster than one by one.
+    pub fn open_all(&self, objects: Vec<(ChunkId, Object, usize)>) -> Vec<Result<Content>> {
+        let verified = self.authentic(&objects);
+        let opened: Vec<(ChunkId, std::result::Result<Content, &'static str>)> = objects
+            .into_iter()
+            .zip(verified)
+            .map(|((id, object, expected), verified)| {
+                (
+                    id,
+                    verified.and_then(|()| self.decrypt(object, expected)),
+                )
+            })
+            .collect();
+        let contents: Vec<&[u8]> = opened
+            .iter()
+            .filter_map(|(_, content)| content.as_deref().ok())
+            .collect();
+        let mut ids = self.id_hash.hash_many(&contents).into_iter();
+        opened
+            .into_iter()
+            .map(|(id, content)| {
+                let error = |reason| Error::damaged(describe(&id), reason);
+                let content = content.map_err(error)?;
+                let found = ids.next().unwrap_or_default();
+                if id != ChunkId::MANIFEST && !bool::from(found.ct_eq(&id.0)) {
+                    return Err(error("its content does not match its id"));
                 }
-                _ => compress::decompress(&payload, expected).map_err(error)?,
-            }
-        } else {
-            compress::decompress(object.get(1..).unwrap_or_default(), expected).map_err(error)?
-        };
-        if *id != ChunkId::MANIFEST && !bool::from(self.id(&data).0.ct_eq(&id.0)) {
-            return Err(error("its content does not match its id"));
+                Ok(content)
+            })
+            .collect()
+    }
+
+    /// Of each object, whether it is of our kind and its authentication code is right.
+    fn authentic(&self, objects: &[(ChunkId, Object, usize)]) -> Vec<std::result::Result<(), &'static str>> {
+        let mut authenticated: Vec<&[u8]> = Vec::new();
+        let mut verified: Vec<std::result::Result<Option<&[u8; 32]>, &'static str>> = Vec::new();
+        for (_, object, _) in objects {
+            verified.push(match object.split_first() {
+                None => Err("it is empty"),
+                Some((kind, _)) if Encryption::from_type_byte(*kind) != Some(self.encryption) => {
+                    Err("its type is not that of the repository's key")
+                }
+                Some(_) if !self.encryption.is_encrypted() => Ok(None),
+                Some((_, rest)) => match rest.split_first_chunk::<32>() {
+                    Some((mac, rest)) if rest.len() >= PAYLOAD_OFFSET - NONCE_OFFSET => {
+                        authenticated.push(rest);
+                        Ok(Some(mac))
+                    }
+                    _ => Err("it is too short"),
+                },
+            });
         }
-        Ok(data)
+        let mut macs = self.mac.hash_many(&authenticated).into_iter();
+        verified
+            .into_iter()
+            .map(|stated| match stated? {
+                Some(mac) if !bool::from(macs.next().unwrap_or_default().ct_eq(mac)) => {
+                    Err("its authentication code does not verify")
+                }
+                _ => Ok(()),
+            })
+            .collect()
+    }
+
+    /// The content of a verified object.
+    fn decrypt(&self, object: Object, expected: usize) -> std::result::Result<Content, &'static str> {
+        if !self.encryption.is_encrypted() {
+            let payload = object.get(1..).unwrap_or_default();
+            return compress::decompress(payload, expected).map(Content::from);
+        }
+        let mut content = Content::behind(object, PAYLOAD_OFFSET);
+        let nonce = content.before::<8>().map_or(0, u64::from_be_bytes);
+        self.apply_cipher(nonce, &mut content);
+        match content.first_chunk::<2>() {
+            Some([0, 0]) if content.len() <= crate::chunk::MAX_PLAIN_SIZE => {
+                content.skip(2);
+                Ok(content)
+            }
+            _ => compress::decompress(&content, expected).map(Content::from),
+        }
     }
 }
 
@@ -148,6 +250,38 @@ mod tests {
         Keys::new(encryption, secrets, Some(true)).unwrap()
     }
 
+    /// Content behind whatever was in the memory before.
+    fn buffer(content: &[u8]) -> Vec<u8> {
+        [&[0xaa; HEADROOM], content].concat()
+    }
+
+    #[test]
+    fn objects_are_opened_together_and_each_by_itself() {
+        for encryption in Encryption::ALL {
+            let keys = keys(encryption);
+            let contents: Vec<Vec<u8>> = (0..7u8).map(|n| vec![n; 100 + usize::from(n)]).collect();
+            let objects: Vec<(ChunkId, Object, usize)> = contents
+                .iter()
+                .enumerate()
+                .map(|(number, content)| {
+                    let compression = [Compression::None, Compression::Lz4][number % 2];
+                    let (plain, _) = keys.compress(compression, buffer(content));
+                    let mut object = keys.seal(vec![(plain, 100 * number as u64)]).remove(0).to_vec();
+                    if number == 3 {
+                        *object.last_mut().unwrap() ^= 1;
+                    }
+                    (keys.id(content), object.into(), content.len())
+                })
+                .collect();
+            for (number, opened) in keys.open_all(objects).into_iter().enumerate() {
+                match opened {
+                    Ok(content) => assert_eq!(*content, *contents[number]),
+                    Err(_) => assert_eq!(number, 3, "{encryption}"),
+                }
+            }
+        }
+    }
+
     #[test]
     fn objects_round_trip_and_every_changed_byte_is_noticed() {
         for encryption in Encryption::ALL {
@@ -155,8 +289,8 @@ mod tests {
             let data = b"some content that is long enough for several blocks of AES".repeat(3);
             let id = keys.id(&data);
             for compression in [Compression::None, Compression::Lz4, Compression::Zstd(3)] {
-                let plain = keys.compress(compression, &data);
-                let blob = keys.seal(vec![(plain, 77)]).remove(0);
+                let (plain, _) = keys.compress(compression, buffer(&data));
+                let blob = keys.seal(vec![(plain, 77)]).remove(0).to_vec();
                 assert_eq!(keys.open(&id, &blob, 0).unwrap(), data);
                 for at in 0..blob.len() {
                     let mut changed = blob.clone();
@@ -175,10 +309,8 @@ mod tests {
         for encryption in Encryption::ALL {
             let keys = keys(encryption);
             let plain = |n: u64| {
-                (
-                    keys.compress(Compression::None, &vec![n as u8; 1000 * n as usize]),
-                    n * 1000,
-                )
+                let content = vec![n as u8; 1000 * n as usize];
+                (keys.compress(Compression::None, buffer(&content)).0, n * 1000)
             };
             let batch = keys.seal((1..6).map(plain).collect());
             let single: Vec<_> = (1..6).flat_map(|n| keys.seal(vec![plain(n)])).collect();
@@ -188,7 +320,7 @@ mod tests {
 
     #[test]
     fn blocks_cover_the_ciphertext() {
-        let plain = keys(Encryption::Repokey).compress(Compression::None, &[1; 15]);
+        let (plain, _) = keys(Encryption::Repokey).compress(Compression::None, buffer(&[1; 15]));
         assert_eq!(plain.blocks(), 2);
     }
 }

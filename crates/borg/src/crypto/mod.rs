@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use crate::{ChunkId, Error, Result};
 
 pub use blob::parse_blob;
-pub(crate) use envelope::NONCE_OFFSET;
+pub(crate) use envelope::{Blob, HEADROOM, NONCE_OFFSET};
 pub use tam::Context;
 
 /// How a repository protects its content; the modes of `borg init --encryption`.

@@ -24,6 +24,14 @@ const SECRET_VARIABLES: [&str; 4] = [
     "BORG_NEW_PASSPHRASE",
 ];
 
+/// For a server on this machine: glibc's malloc keeps memory that it has, instead of taking fresh pages from the kernel for
+/// each object and giving them back. That halves what a `borg serve` costs, as its objects are just above the limits below
+/// which glibc does so by itself. `mallopt(3)` tells of the variables.
+const SERVER_MEMORY: [(&str, &str); 2] = [
+    ("MALLOC_MMAP_THRESHOLD_", "33554432"),
+    ("MALLOC_TRIM_THRESHOLD_", "134217728"),
+];
+
 /// Streams to and from a server.
 pub struct Transport {
     pub(super) input: Box<dyn Write + Send>,
@@ -124,6 +132,11 @@ fn command(arguments: &[std::ffi::OsString], settings: &Settings) -> Command {
     command
         .args(["-c", "trap '' INT; exec \"$@\"", "sh"])
         .args(arguments);
+    for (name, value) in SERVER_MEMORY {
+        if std::env::var_os(name).is_none() {
+            command.env(name, value);
+        }
+    }
     clean_environment(&mut command, settings);
     command
 }

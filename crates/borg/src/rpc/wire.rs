@@ -53,6 +53,19 @@ impl Object {
     }
 }
 
+impl From<Vec<u8>> for Object {
+    fn from(message: Vec<u8>) -> Self {
+        let range = 0..message.len();
+        Self { message, range }
+    }
+}
+
+impl From<Object> for (Vec<u8>, Range<usize>) {
+    fn from(object: Object) -> Self {
+        (object.message, object.range)
+    }
+}
+
 impl Deref for Object {
     type Target = [u8];
 

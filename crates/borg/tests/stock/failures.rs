@@ -384,11 +384,11 @@ fn damage_costs_only_what_is_damaged() {
     let opener = repository.opener();
     let results: Vec<_> = repository
         .fetch(chunks)
-        .map(|(chunk, object)| object.and_then(|object| opener.open(&chunk, &object)))
+        .map(|(chunk, object)| object.and_then(|object| opener.open(&chunk, object)))
         .collect();
     for (n, result) in results.iter().enumerate() {
         match result {
-            Ok(data) => assert!(*data == blocks[n]),
+            Ok(data) => assert!(**data == *blocks[n]),
             Err(Error::ObjectNotFound(_)) => assert_eq!(n, 8),
             Err(Error::RepositoryDamaged { .. } | Error::Damaged { .. }) => assert_eq!(n, 2),
             Err(other) => panic!("{other}"),

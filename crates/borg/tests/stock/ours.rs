@@ -270,7 +270,7 @@ fn workers_seal_in_parallel() {
     });
     let chunks: Vec<_> = sealed
         .into_iter()
-        .map(|sealed| writer.put(sealed).unwrap())
+        .map(|sealed| writer.put(&sealed).unwrap())
         .collect();
     assert!(chunks.iter().all(|chunk| sealer.is_known(&chunk.id)));
     writer.add_item(&Item::regular("disk", chunks)).unwrap();

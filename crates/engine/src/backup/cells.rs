@@ -1,13 +1,40 @@
 //! How a disk is cut into chunks: which of the parent's are kept, and which cells are read anew.
 //!
-//! Chunks of our own archives lie on a fixed grid. Those of an archive that went through other tools
-//! (`borg recreate`) may lie anywhere, so offsets are always the sum of the lengths before.
+//! Chunks of our own archives lie on a fixed grid of 4 MiB cells, and a cell that is written to in small places is cut into
+//! small pieces from then on: the first such change costs a whole cell, the next ones what they touch. The rules:
+//!
+//! * **Splitting.** What is read anew of a cell is cut into pieces as long as the changes in it are on average: a power
+//!   of two between [`PIECE`] and [`GRID`].
+//! * **Joining.** Pieces that have changed in one long run come back as one; so does a cell that has changed as a whole.
+//! * **The bound.** There are at most [`most`] chunks. If the pieces would be more, all of them get longer, evenly. Before
+//!   that, when three quarters of the room for pieces are used, cells in pieces that have not changed today are read and
+//!   joined again: for up to a quarter of the bytes that have changed, or one cell.
+//!
+//! All of that follows from the parent's list, the changes and the allocation alone; there is no record of what is hot, and
+//! the same input gives the same cells.
+//!
+//! Chunks of an archive that went through other tools (`borg recreate`) may lie anywhere, so offsets are always the sum of
+//! the lengths before.
 
 use strongroom_borg::ChunkRef;
 use strongroom_disk::{Extent, ExtentMap, Kind, RangeSet};
 
-/// Length of a grid cell, and so of a new chunk, in bytes.
+/// Length of a grid cell, and so of the longest new chunk, in bytes.
 pub const GRID: u64 = 4 << 20;
+
+/// Length of the shortest piece of a cell, in bytes: what QEMU's dirty bitmaps tell apart.
+pub const PIECE: u64 = 64 << 10;
+
+/// Chunks that a disk may have beyond one for each cell, whatever its size.
+const PIECES: u64 = 64 << 10;
+
+/// The most chunks that a disk of `size` bytes is cut into: one for each cell, and half as many again, or 65,536 more.
+/// A list of them takes 46 bytes each.
+pub const fn most(size: u64) -> u64 {
+    let cells = size.div_ceil(GRID);
+    let more = cells / 2;
+    cells + if more > PIECES { more } else { PIECES }
+}
 
 /// One chunk of the new archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,37 +53,172 @@ pub enum Cell {
 /// Cuts a disk.
 ///
 /// `parent` are the chunks of the same disk in the parent archive, in order (none for a full backup). One is kept
-/// if no byte of it is in `changed`; everything else is cut anew at multiples of [`GRID`]. `allocation` covers the
-/// whole disk and says which parts of a cell have to be read at all.
+/// if no byte of it is in `changed`; everything else is cut anew. `allocation` covers the whole disk and says which parts of
+/// a cell have to be read at all.
 pub fn cut(parent: &[ChunkRef], changed: &RangeSet, allocation: &ExtentMap) -> Vec<Cell> {
+    cut_within(parent, changed, allocation, most(allocation.size()))
+}
+
+/// A chunk of the parent that could be kept, and where it lies.
+struct Kept {
+    extent: Extent,
+    chunk: ChunkRef,
+}
+
+/// What is cut anew of one cell, and how long the pieces should be.
+struct Gap {
+    start: u64,
+    end: u64,
+    piece: u64,
+}
+
+impl Gap {
+    /// Where the piece that starts at `start` ends.
+    fn stop(&self, start: u64, shortest: u64) -> u64 {
+        let piece = self.piece.max(shortest);
+        (start / piece + 1).saturating_mul(piece).min(self.end)
+    }
+
+    fn pieces(&self, shortest: u64) -> u64 {
+        let piece = self.piece.max(shortest);
+        self.end.div_ceil(piece) - self.start / piece
+    }
+}
+
+fn cut_within(parent: &[ChunkRef], changed: &RangeSet, allocation: &ExtentMap, most: u64) -> Vec<Cell> {
     let size = allocation.size();
-    let mut cells = Vec::new();
-    let mut offset = 0; // of the chunk at hand
-    let mut unkept = 0; // all before is in `cells`
+    let kept = join(unchanged(parent, changed, size), changed, size, most);
+    let gaps = gaps(&kept, changed, size);
+    // Longer pieces, if there would be too many of them.
+    let mut shortest = PIECE;
+    let count = |shortest| kept.len() as u64 + gaps.iter().map(|gap| gap.pieces(shortest)).sum::<u64>();
+    while shortest < GRID && count(shortest) > most {
+        shortest *= 2;
+    }
+    let mut cells = Vec::with_capacity(count(shortest) as usize);
+    let mut kept = kept.into_iter().peekable();
+    let mut gaps = gaps.into_iter().peekable();
+    loop {
+        let before = |gap: &Gap| kept.peek().is_none_or(|kept| gap.start < kept.extent.offset());
+        if let Some(gap) = gaps.next_if(before) {
+            read_anew(&mut cells, &gap, shortest, allocation);
+        } else if let Some(kept) = kept.next() {
+            cells.push(Cell::Keep(kept.chunk));
+        } else {
+            return cells;
+        }
+    }
+}
+
+/// The parent's chunks of which no byte has changed.
+fn unchanged(parent: &[ChunkRef], changed: &RangeSet, size: u64) -> Vec<Kept> {
+    let mut kept = Vec::new();
+    let mut offset = 0;
     for chunk in parent {
         let length = u64::from(chunk.size);
-        let Ok(extent) = Extent::new(offset, length) else {
+        let Some(extent) = Extent::new(offset, length).ok().filter(|extent| extent.end() <= size) else {
             break;
         };
-        if extent.end() > size {
-            break;
-        }
         if length > 0 && !changed.overlaps(extent) {
-            cut_anew(&mut cells, unkept, offset, allocation);
-            cells.push(Cell::Keep(*chunk));
-            unkept = extent.end();
+            kept.push(Kept {
+                extent,
+                chunk: *chunk,
+            });
         }
         offset = extent.end();
     }
-    cut_anew(&mut cells, unkept, size, allocation);
-    cells
+    kept
 }
 
-/// Appends cells for the bytes from `start` to `end`, on the grid.
-fn cut_anew(cells: &mut Vec<Cell>, mut start: u64, end: u64, allocation: &ExtentMap) {
-    while start < end {
-        let stop = (start / GRID + 1).saturating_mul(GRID).min(end);
-        let Ok(extent) = Extent::new(start, stop - start) else {
+/// Lets go of the pieces of some cells, which become one chunk again, if pieces are getting scarce.
+fn join(kept: Vec<Kept>, changed: &RangeSet, size: u64, most: u64) -> Vec<Kept> {
+    let cells = size.div_ceil(GRID);
+    let enough = cells + most.saturating_sub(cells) / 4 * 3;
+    let mut excess = (kept.len() as u64).saturating_sub(enough);
+    if excess == 0 {
+        return kept;
+    }
+    // Whole cells in pieces: their number, how many pieces, and where the first of them is in the list.
+    let mut candidates = Vec::new();
+    let mut at = 0;
+    for run in kept.chunk_by(|a, b| a.extent.end() == b.extent.offset() && cell_of(a) == cell_of(b)) {
+        let (first, last) = (run.first(), run.last());
+        if let (Some(first), Some(last), true) = (first, last, run.len() > 1) {
+            let cell = cell_of(first);
+            let end = ((cell + 1) * GRID).min(size);
+            if first.extent.offset() == cell * GRID && last.extent.end() == end {
+                candidates.push((first.chunk.id, cell, run.len() as u64));
+            }
+        }
+        at += run.len();
+    }
+    debug_assert_eq!(at, kept.len());
+    // Ids are as good as random, so this order favours no part of the disk.
+    candidates.sort_unstable();
+    let mut affordable = (changed.total_len() / 4).max(GRID);
+    let mut joined = std::collections::HashSet::new();
+    for (_, cell, pieces) in candidates {
+        if excess == 0 || affordable < GRID {
+            break;
+        }
+        affordable -= GRID;
+        excess = excess.saturating_sub(pieces - 1);
+        joined.insert(cell);
+    }
+    kept.into_iter()
+        .filter(|kept| !joined.contains(&cell_of(kept)))
+        .collect()
+}
+
+/// The cell in which a chunk starts.
+fn cell_of(kept: &Kept) -> u64 {
+    kept.extent.offset() / GRID
+}
+
+/// What is not kept, cell by cell.
+fn gaps(kept: &[Kept], changed: &RangeSet, size: u64) -> Vec<Gap> {
+    let mut gaps = Vec::new();
+    let mut start = 0;
+    let ends = kept.iter().map(|kept| (kept.extent.offset(), kept.extent.end()));
+    for (end, next) in ends.chain([(size, size)]) {
+        while start < end {
+            let stop = (start / GRID + 1).saturating_mul(GRID).min(end);
+            let piece = piece_for(start / GRID * GRID, size, changed);
+            gaps.push(Gap {
+                start,
+                end: stop,
+                piece,
+            });
+            start = stop;
+        }
+        start = next;
+    }
+    gaps
+}
+
+/// How long the pieces of the cell at `start` should be: as long as the changes in it are on average.
+fn piece_for(start: u64, size: u64, changed: &RangeSet) -> u64 {
+    let end = start.saturating_add(GRID).min(size);
+    let Ok(cell) = Extent::between(start, end) else {
+        return GRID;
+    };
+    let (count, bytes) = changed
+        .within(cell)
+        .fold((0, 0), |(count, bytes), run| (count + 1, bytes + run.length()));
+    if count == 0 || bytes == cell.length() {
+        return GRID;
+    }
+    let average: u64 = bytes / count;
+    // The power of two that is not longer.
+    (1u64 << average.max(1).ilog2()).clamp(PIECE, GRID)
+}
+
+/// Appends the cells of a gap.
+fn read_anew(cells: &mut Vec<Cell>, gap: &Gap, shortest: u64, allocation: &ExtentMap) {
+    let mut start = gap.start;
+    while start < gap.end {
+        let stop = gap.stop(start, shortest);
+        let Ok(extent) = Extent::between(start, stop) else {
             return;
         };
         let data = allocation
@@ -135,8 +297,13 @@ mod tests {
         let map = ExtentMap::uniform(3 * GRID, Kind::Data);
         let cells = cut(&parent, &ranges(&[(GRID + 5, 1)]), &map);
         assert_eq!(cells[0], Cell::Keep(parent[0]));
-        assert!(matches!(&cells[1], Cell::Read { extent, .. } if extent.offset() == GRID));
-        assert_eq!(cells[2], Cell::Keep(parent[2]));
+        let (last, read) = cells[1..].split_last().unwrap();
+        let pieces = (GRID..2 * GRID).step_by(PIECE as usize);
+        assert!(pieces.eq(read.iter().map(|cell| match cell {
+            Cell::Read { extent, .. } => extent.offset(),
+            Cell::Keep(_) => 0,
+        })));
+        assert_eq!(*last, Cell::Keep(parent[2]));
     }
 
     #[test]
@@ -147,7 +314,137 @@ mod tests {
         assert!(cells.iter().all(|cell| matches!(cell, Cell::Read { .. })));
     }
 
+    /// A disk, its chunk list, and days of changes to it.
+    struct Disk {
+        size: u64,
+        chunks: Vec<ChunkRef>,
+        next: u32,
+    }
+
+    impl Disk {
+        fn new(cells: u64) -> Self {
+            let size = cells * GRID;
+            let mut disk = Self {
+                size,
+                chunks: Vec::new(),
+                next: 0,
+            };
+            disk.backup(&RangeSet::all(size), most(size));
+            disk
+        }
+
+        /// Takes the cells as the next list; gives the bytes that were stored.
+        fn backup(&mut self, changed: &RangeSet, most: u64) -> u64 {
+            let map = ExtentMap::uniform(self.size, Kind::Data);
+            let cells = cut_within(&self.chunks, changed, &map, most);
+            let mut stored = 0;
+            self.chunks = cells
+                .iter()
+                .map(|cell| match cell {
+                    Cell::Keep(kept) => *kept,
+                    Cell::Read { extent, .. } => {
+                        stored += extent.length();
+                        self.next += 1;
+                        let mut id = [0; 32];
+                        // Spread like ids are.
+                        id[..4].copy_from_slice(&self.next.wrapping_mul(0x9e37_79b9).to_be_bytes());
+                        ChunkRef {
+                            id: ChunkId(id),
+                            size: u32::try_from(extent.length()).unwrap(),
+                            csize: 1,
+                        }
+                    }
+                })
+                .collect();
+            assert_eq!(self.chunks.iter().map(|chunk| u64::from(chunk.size)).sum::<u64>(), self.size);
+            stored
+        }
+    }
+
+    /// So many changes of one block of the bitmap, at places that a generator gives.
+    fn scattered(count: u64, mut place: impl FnMut() -> u64) -> RangeSet {
+        ranges(&(0..count).map(|_| (place() * PIECE, PIECE)).collect::<Vec<_>>())
+    }
+
+    /// A generator of numbers that look random.
+    fn numbers(mut seed: u64) -> impl FnMut(u64) -> u64 {
+        move |below| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % below
+        }
+    }
+
+    #[test]
+    fn small_changes_cost_what_they_touch_from_the_second_day_on() {
+        let mut disk = Disk::new(256);
+        let mut number = numbers(1);
+        for day in 0..30 {
+            // All in a twentieth of the disk.
+            let changed = scattered(200, || 3000 + number(256 * 64 / 20));
+            let stored = disk.backup(&changed, most(disk.size));
+            if day > 0 {
+                assert!(stored * 2 <= changed.total_len() * 3, "day {day}: {stored}");
+            }
+        }
+        assert!(disk.chunks.len() < 256 + 14 * 64);
+    }
+
+    #[test]
+    fn long_changes_make_long_pieces_and_join_short_ones() {
+        let mut disk = Disk::new(4);
+        disk.backup(&ranges(&[(GRID, PIECE)]), 1000);
+        assert_eq!(disk.chunks.len(), 3 + 64);
+        // A run of sixteen pieces becomes one, the others stay.
+        let stored = disk.backup(&ranges(&[(GRID + 16 * PIECE, 16 * PIECE)]), 1000);
+        assert_eq!((disk.chunks.len(), stored), (3 + 49, 16 * PIECE));
+        disk.backup(&ranges(&[(GRID, GRID)]), 1000);
+        assert_eq!(disk.chunks.len(), 4);
+        // Half a cell at once: two pieces, not sixty-four.
+        disk.backup(&ranges(&[(2 * GRID, GRID / 2)]), 1000);
+        assert_eq!(disk.chunks.len(), 5);
+    }
+
+    #[test]
+    fn the_number_of_chunks_is_bounded_and_cold_cells_are_joined() {
+        let (cells, most) = (64, 64 + 640);
+        let mut disk = Disk::new(cells);
+        let mut number = numbers(7);
+        let mut pieces = Vec::new();
+        for day in 0..60 {
+            // The hot area moves every ten days.
+            let changed = scattered(40, || (day / 10) * 320 + number(320));
+            let stored = disk.backup(&changed, most);
+            assert!(disk.chunks.len() as u64 <= most, "day {day}: {}", disk.chunks.len());
+            // Ten days after a move, the new area is in pieces although the old ones filled all the room.
+            if day % 10 == 9 {
+                pieces.push(stored as f64 / changed.total_len() as f64);
+            }
+        }
+        assert!(pieces.iter().all(|share| *share < 3.0), "{pieces:?}");
+    }
+
     proptest! {
+        /// However a disk changes: never more chunks than allowed, and the same input gives the same cells.
+        #[test]
+        fn the_bound_holds_for_any_changes(
+            days in prop::collection::vec(prop::collection::vec((0u64..32 * GRID, 1u64..GRID / 4), 0..40), 1..6),
+            room in 0u64..300,
+        ) {
+            let mut disk = Disk::new(32);
+            let most = 32 + room;
+            for day in days {
+                let mut changed = RangeSet::new();
+                for (offset, length) in day {
+                    changed.insert(Extent::between(offset, (offset + length).min(disk.size)).unwrap());
+                }
+                let map = ExtentMap::uniform(disk.size, Kind::Data);
+                let cells = cut_within(&disk.chunks, &changed, &map, most);
+                prop_assert_eq!(&cells, &cut_within(&disk.chunks, &changed, &map, most));
+                disk.backup(&changed, most);
+                prop_assert!(disk.chunks.len() as u64 <= most);
+            }
+        }
+
         /// Whatever the parent looks like: the cells cover the disk without gap, a kept chunk lies where it lay
         /// and has not changed, and every changed, allocated byte is read.
         #[test]
@@ -183,7 +480,7 @@ mod tests {
                     }
                     Cell::Read { extent, data } => {
                         prop_assert_eq!(*extent, whole);
-                        prop_assert!(extent.length() <= GRID);
+                        prop_assert_eq!(extent.offset() / GRID, (extent.end() - 1) / GRID);
                         for part in data {
                             prop_assert!(part.offset() >= extent.offset() && part.end() <= extent.end());
                             read.insert(*part);

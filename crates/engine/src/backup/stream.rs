@@ -3,24 +3,26 @@
 //! ```text
 //!  reader thread ──cells──► workers (one a core) ──sealed chunks──► this thread ──► RPC
 //!  few NBD requests         zero test, id, known?, compress,         puts in any order,
-//!  in flight                encrypt                                  fills the list
+//!  in flight                encrypt in place                         fills the list
+//!        ▲                                                                  │
+//!        └───────────────────────────── buffers, to be used again ──────────┘
 //! ```
 //!
-//! Both queues are short, so memory does not grow with the disk; only the list of chunks does. Whoever fails closes
-//! its end of a queue, and the others stop.
+//! Both queues are short, so memory does not grow with the disk; only the list of chunks does. A cell stays in the buffer
+//! that libnbd fills until the repository has it. Whoever fails closes its end of a queue, and the others stop.
 
-use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::ops::ControlFlow;
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use strongroom_borg::{ArchiveWriter, ChunkId, ChunkRef, Sealed, Sealer};
+use strongroom_borg::{ArchiveWriter, ChunkRef, Sealed, Sealer};
 use strongroom_disk::Extent;
-use strongroom_nbd::{Client, ReadOptions};
+use strongroom_nbd::{Client, ReadOptions, Spare, Sparse};
 
 use super::BackupError;
 use super::cells::{self, Cell};
+use crate::batch::{Batches, join, workers_wanted};
 use crate::cancel::Cancelled;
 use crate::context::Context;
 use crate::digest;
@@ -28,8 +30,6 @@ use crate::event::Event;
 
 /// Cells that wait for a worker, and sealed chunks that wait for the repository.
 const QUEUE: usize = 4;
-/// How many cells a worker takes at once: BLAKE2b hashes four at the cost of two.
-const BATCH: usize = 4;
 
 /// A disk's chunks, and what they cost.
 #[derive(Debug)]
@@ -42,7 +42,11 @@ pub struct Streamed {
     pub stored: u64,
 }
 
-/// A cell that has been read: its place in the list, and its bytes.
+/// Size and number of requests on a disk that no guest uses. Larger ones cost QEMU more, as it takes fresh memory for each.
+const REQUEST: u64 = 256 << 10;
+const DEPTH: usize = 64;
+
+/// A cell that has been read: its place in the list, and its bytes behind the room for the envelope.
 type Filled = (usize, Vec<u8>);
 
 /// What a worker found a cell to be.
@@ -75,18 +79,21 @@ pub fn stream(
             Cell::Read { .. } => None,
         });
     }
+    let spare = Spare::default();
     let stored = thread::scope(|scope| {
+        let spare = &spare;
         let (to_workers, filled) = bounded::<Filled>(QUEUE);
         let (to_writer, outcomes) = bounded::<(usize, Outcome)>(QUEUE);
-        let reader = scope.spawn(move || read_cells(context, target, source, cells, &to_workers, gentle));
+        let reader = scope.spawn(move || read_cells(context, target, source, cells, &to_workers, spare, gentle));
+        let filled = Batches::of(filled);
         let mut workers = Vec::new();
-        for _ in 0..thread::available_parallelism().map_or(2, usize::from).min(4) {
+        for _ in 0..workers_wanted() {
             let (sealer, filled, to_writer) = (writer.sealer(), filled.clone(), to_writer.clone());
-            workers.push(scope.spawn(move || seal_cells(&sealer, &filled, &to_writer)));
+            workers.push(scope.spawn(move || seal_cells(&sealer, filled, &to_writer, spare)));
         }
         drop((filled, to_writer));
 
-        let stored = store(context, target, cells, writer, &mut chunks, outcomes);
+        let stored = store(context, target, cells, writer, &mut chunks, outcomes, spare);
         // The first cause counts: a reader that failed, then a worker, then what followed from those.
         join(reader)?;
         workers.into_iter().try_for_each(join)?;
@@ -110,6 +117,7 @@ fn store(
     writer: &mut ArchiveWriter,
     chunks: &mut [Option<ChunkRef>],
     outcomes: Receiver<(usize, Outcome)>,
+    spare: &Spare,
 ) -> Result<u64, BackupError> {
     let mut stored = 0;
     for (place, outcome) in outcomes {
@@ -118,7 +126,8 @@ fn store(
             Outcome::Zero(length) => writer.zero_chunk(length)?,
             Outcome::Known(chunk) => chunk,
             Outcome::New(sealed) => {
-                let chunk = writer.put(sealed)?;
+                let chunk = writer.put(&sealed)?;
+                spare.give(sealed.into_buffer());
                 stored += u64::from(chunk.csize);
                 chunk
             }
@@ -141,51 +150,35 @@ fn read_cells(
     source: &mut Client,
     cells: &[Cell],
     filled: &Sender<Filled>,
+    spare: &Spare,
     gentle: bool,
 ) -> Result<(), BackupError> {
-    let to_read = || {
-        cells.iter().enumerate().filter_map(|(place, cell)| match cell {
-            Cell::Read { extent, data } if !data.is_empty() => Some((place, *extent, data)),
-            _ => None,
-        })
-    };
-    // Requests complete in any order; a cell is handed on when its last part is there.
-    let places: Vec<(u64, usize)> = to_read()
-        .map(|(place, extent, _)| (extent.offset(), place))
-        .collect();
-    let mut open: HashMap<usize, (Vec<u8>, usize)> = HashMap::new();
-    let parts = to_read().flat_map(|(_, _, data)| data.iter().copied());
-    let options = read_options(context, gentle);
-    let end = source.read_pipelined(parts, &options, |offset, bytes| {
-        let at = places.partition_point(|(start, _)| *start <= offset);
-        let Some(&(start, place)) = at.checked_sub(1).and_then(|at| places.get(at)) else {
-            return ControlFlow::Break(());
-        };
-        let Some(Cell::Read { extent, data }) = cells.get(place) else {
-            return ControlFlow::Break(());
-        };
-        let whole = if data.len() == 1 && bytes.len() as u64 == extent.length() {
-            bytes
-        } else {
-            let (buffer, missing) = open
-                .entry(place)
-                .or_insert_with(|| (vec![0; extent.length() as usize], data.len()));
-            let inside = (offset - start) as usize;
-            let Some(part) = buffer.get_mut(inside..inside + bytes.len()) else {
-                return ControlFlow::Break(());
-            };
-            part.copy_from_slice(&bytes);
-            *missing -= 1;
-            if *missing > 0 {
-                return ControlFlow::Continue(());
-            }
-            open.remove(&place).map(|(buffer, _)| buffer).unwrap_or_default()
-        };
-        match filled.send((place, whole)) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
+    // A cell without data is not read, and its place is not asked for.
+    let mut places = Vec::new();
+    let mut requests = Vec::new();
+    for (place, cell) in cells.iter().enumerate() {
+        if let Cell::Read { extent, data } = cell
+            && !data.is_empty()
+        {
+            places.push((extent.offset(), place));
+            requests.push((extent, data));
         }
+    }
+    let requests = requests.into_iter().map(|(extent, data)| Sparse {
+        extent: *extent,
+        parts: data.clone(),
     });
+    let options = read_options(context, gentle);
+    // Cells are complete in any order.
+    let each = |offset, bytes| {
+        let place = places.binary_search_by_key(&offset, |(start, _)| *start);
+        let place = place.ok().and_then(|at| places.get(at));
+        match place.map(|(_, place)| filled.send((*place, bytes))) {
+            Some(Ok(())) => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(()),
+        }
+    };
+    let end = source.read_sparse(requests, &options, spare, Sealer::HEADROOM, each);
     match end {
         Ok(_) => Ok(()),
         Err(strongroom_nbd::Error::Cancelled) => Err(Cancelled.into()),
@@ -199,48 +192,57 @@ fn read_cells(
 /// How hard to read.
 pub fn read_options<'a>(context: &'a Context<'_>, gentle: bool) -> ReadOptions<'a> {
     let reader = context.config.reader;
-    ReadOptions {
-        depth: if gentle {
-            reader.depth
-        } else {
-            reader.depth.max(16)
-        },
-        bytes_per_second: if gentle {
-            NonZeroU64::new(reader.limit_mib << 20)
-        } else {
-            None
-        },
+    let options = ReadOptions {
         cancel: Some(context.cancel.flag()),
         ..ReadOptions::default()
+    };
+    if gentle {
+        ReadOptions {
+            depth: reader.depth,
+            bytes_per_second: NonZeroU64::new(reader.limit_mib << 20),
+            ..options
+        }
+    } else {
+        ReadOptions {
+            depth: DEPTH,
+            request_size: REQUEST,
+            ..options
+        }
     }
 }
 
 /// A worker thread: says of each cell what it is, and seals what the repository does not have.
 fn seal_cells(
     sealer: &Sealer,
-    filled: &Receiver<Filled>,
+    filled: Batches<Filled>,
     outcomes: &Sender<(usize, Outcome)>,
+    spare: &Spare,
 ) -> Result<(), BackupError> {
-    while let Ok(first) = filled.recv() {
-        let mut batch = vec![first];
-        batch.extend(filled.try_iter().take(BATCH - 1));
-        let (zero, data): (Vec<_>, Vec<_>) = batch.into_iter().partition(|(_, bytes)| digest::is_zero(bytes));
-        for (place, bytes) in zero {
-            if outcomes.send((place, Outcome::Zero(bytes.len() as u32))).is_err() {
+    for batch in filled {
+        let (zero, data): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .partition(|(_, buffer)| digest::is_zero(content(buffer)));
+        for (place, buffer) in zero {
+            let outcome = Outcome::Zero(content(&buffer).len() as u32);
+            spare.give(buffer);
+            if outcomes.send((place, outcome)).is_err() {
                 return Ok(());
             }
         }
-        let ids = sealer.ids(&data.iter().map(|(_, bytes)| bytes.as_slice()).collect::<Vec<_>>());
-        let mut new: Vec<(usize, (ChunkId, &[u8]))> = Vec::new();
-        for (&id, (place, bytes)) in ids.iter().zip(&data) {
-            match sealer.known(&id) {
-                Some(chunk) if outcomes.send((*place, Outcome::Known(chunk))).is_err() => return Ok(()),
-                Some(_) => {}
-                None => new.push((*place, (id, bytes))),
+        let ids = sealer.ids(&data.iter().map(|(_, buffer)| content(buffer)).collect::<Vec<_>>());
+        let (mut places, mut new) = (Vec::new(), Vec::new());
+        for (id, (place, buffer)) in ids.into_iter().zip(data) {
+            let Some(chunk) = sealer.known(&id) else {
+                places.push(place);
+                new.push((id, buffer));
+                continue;
+            };
+            spare.give(buffer);
+            if outcomes.send((place, Outcome::Known(chunk))).is_err() {
+                return Ok(());
             }
         }
-        let (places, contents): (Vec<usize>, Vec<(ChunkId, &[u8])>) = new.into_iter().unzip();
-        for (place, sealed) in places.into_iter().zip(sealer.seal_all(&contents)?) {
+        for (place, sealed) in places.into_iter().zip(sealer.seal_buffers(new)?) {
             if outcomes.send((place, Outcome::New(sealed))).is_err() {
                 return Ok(());
             }
@@ -249,14 +251,12 @@ fn seal_cells(
     Ok(())
 }
 
+/// A cell's bytes in its buffer.
+fn content(buffer: &[u8]) -> &[u8] {
+    buffer.get(Sealer::HEADROOM..).unwrap_or_default()
+}
+
 fn chunk_length(extent: Extent) -> u32 {
     // A cell is never longer than the grid.
     u32::try_from(extent.length()).unwrap_or(u32::MAX)
-}
-
-/// The thread's result; a panic goes on in this thread.
-fn join<T>(handle: thread::ScopedJoinHandle<'_, T>) -> T {
-    handle
-        .join()
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

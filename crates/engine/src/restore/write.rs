@@ -6,11 +6,13 @@ use std::path::PathBuf;
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use strongroom_borg::{ChunkId, ChunkRef, Object, Opener, Repository};
-use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, WriteOptions};
+use strongroom_borg::{ChunkId, ChunkRef, Content, Object, Opener, Repository};
+use strongroom_disk::Extent;
+use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Spare, Sparse, WriteOptions};
 
 use super::draft::Draft;
 use super::{DiskContent, DiskTarget, ImageFormat, RestoredDisk};
+use crate::batch::{Batches, join, workers_wanted};
 use crate::context::Context;
 use crate::digest;
 use crate::event::Event;
@@ -161,32 +163,44 @@ fn archived(
         bytes,
     });
 
-    let opener = repository.opener();
-    let written = thread::scope(|scope| {
-        let (to_workers, objects) = bounded::<(Placed, Object)>(QUEUE);
-        let (to_image, data) = bounded::<(u64, Vec<u8>)>(QUEUE);
-        let mut workers = Vec::new();
-        for _ in 0..thread::available_parallelism().map_or(2, usize::from).min(4) {
-            let (opener, objects, to_image) = (opener.clone(), objects.clone(), to_image.clone());
-            workers.push(scope.spawn(move || open_chunks(&opener, &objects, &to_image)));
-        }
-        drop((objects, to_image));
-        let writer = scope.spawn(move || write_chunks(context, disk, image, &data));
-
-        let fetched = fetch(context, repository, &wanted, &to_workers);
-        drop(to_workers);
-        // The first cause counts: damage found by a worker, then the image, then what followed from those.
-        workers.into_iter().try_for_each(join)?;
-        let written = join(writer)?;
-        fetched?;
-        Ok::<u64, WriteError>(written)
-    })?;
+    let written = transfer(context, repository, &wanted, image, disk)?;
     context.report(&Event::DiskDone {
         target: &disk.target,
         read: bytes,
         stored: written,
     });
     Ok(written)
+}
+
+/// Fetches chunks, opens them, and writes what is not zero of them. Gives the bytes written.
+fn transfer(
+    context: &Context<'_>,
+    repository: &mut Repository,
+    wanted: &[Placed],
+    image: &mut Client,
+    disk: &DiskTarget,
+) -> Result<u64, WriteError> {
+    let opener = repository.opener();
+    thread::scope(|scope| {
+        let (to_workers, objects) = bounded::<(Placed, Object)>(QUEUE);
+        let (to_image, data) = bounded::<(u64, Content)>(QUEUE);
+        let objects = Batches::of(objects);
+        let mut workers = Vec::new();
+        for _ in 0..workers_wanted() {
+            let (opener, objects, to_image) = (opener.clone(), objects.clone(), to_image.clone());
+            workers.push(scope.spawn(move || open_chunks(&opener, objects, &to_image)));
+        }
+        drop((objects, to_image));
+        let writer = scope.spawn(move || write_chunks(context, disk, image, &data));
+
+        let fetched = fetch(context, repository, wanted, &to_workers);
+        drop(to_workers);
+        // The first cause counts: damage found by a worker, then the image, then what followed from those.
+        workers.into_iter().try_for_each(join)?;
+        let written = join(writer)?;
+        fetched?;
+        Ok(written)
+    })
 }
 
 /// Ids that stand more than once in the list and turn out to be nothing but zeroes: holes, which are not fetched
@@ -211,7 +225,7 @@ fn repeated_zeros(repository: &mut Repository, placed: &[Placed]) -> Result<Hash
             length: u64::from(chunk.size),
             source,
         };
-        let bytes = opener.open(&chunk, &object.map_err(damaged)?).map_err(damaged)?;
+        let bytes = opener.open(&chunk, object.map_err(damaged)?).map_err(damaged)?;
         if digest::is_zero(&bytes) {
             zero.insert(chunk.id);
         }
@@ -244,19 +258,22 @@ fn fetch(
 /// A worker thread: verifies and decrypts.
 fn open_chunks(
     opener: &Opener,
-    objects: &Receiver<(Placed, Object)>,
-    to_image: &Sender<(u64, Vec<u8>)>,
+    objects: Batches<(Placed, Object)>,
+    to_image: &Sender<(u64, Content)>,
 ) -> Result<(), WriteError> {
-    for ((offset, chunk), object) in objects {
-        let bytes = opener
-            .open(&chunk, &object)
-            .map_err(|source| WriteError::Damaged {
+    for batch in objects {
+        let places: Vec<Placed> = batch.iter().map(|(place, _)| *place).collect();
+        let objects = batch.into_iter().map(|((_, chunk), object)| (chunk, object));
+        let opened = opener.open_all(objects.collect());
+        for ((offset, chunk), content) in places.into_iter().zip(opened) {
+            let content = content.map_err(|source| WriteError::Damaged {
                 offset,
                 length: u64::from(chunk.size),
                 source,
             })?;
-        if to_image.send((offset, bytes)).is_err() {
-            break;
+            if to_image.send((offset, content)).is_err() {
+                return Ok(());
+            }
         }
     }
     Ok(())
@@ -267,23 +284,23 @@ fn write_chunks(
     context: &Context<'_>,
     disk: &DiskTarget,
     image: &mut Client,
-    data: &Receiver<(u64, Vec<u8>)>,
+    data: &Receiver<(u64, Content)>,
 ) -> Result<u64, WriteError> {
     let mut written = 0;
-    let writes = data.iter().flat_map(|(offset, bytes)| {
+    let writes = data.iter().filter_map(|(offset, content)| {
         context.report(&Event::DiskProgress {
             target: &disk.target,
-            bytes: bytes.len() as u64,
+            bytes: content.len() as u64,
         });
-        let runs = data_runs(&bytes);
-        written += runs.iter().map(|run| run.len() as u64).sum::<u64>();
-        let pieces = |run: std::ops::Range<usize>| {
-            (
-                offset + run.start as u64,
-                bytes.get(run).unwrap_or_default().to_vec(),
-            )
-        };
-        runs.into_iter().map(pieces).collect::<Vec<_>>()
+        // The list adds up to the disk's size: no offset in it overflows.
+        let extent = Extent::new(offset, content.len() as u64).ok()?;
+        let parts: Vec<Extent> = data_runs(&content)
+            .into_iter()
+            .filter_map(|run| Extent::new(offset + run.start as u64, run.len() as u64).ok())
+            .collect();
+        written += parts.iter().map(|part| part.length()).sum::<u64>();
+        let (bytes, place) = content.into_parts();
+        Some((Sparse { extent, parts }, bytes, place.start))
     });
     let options = WriteOptions {
         depth: DEPTH,
@@ -291,7 +308,7 @@ fn write_chunks(
         ..WriteOptions::default()
     };
     image
-        .write_pipelined(writes, &options)
+        .write_sparse(writes, &options, &Spare::default())
         .map_err(|source| WriteError::Image {
             path: disk.path.clone(),
             source,
@@ -313,13 +330,6 @@ fn data_runs(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
         }
     }
     runs
-}
-
-/// The thread's result; a panic goes on in this thread.
-fn join<T>(handle: thread::ScopedJoinHandle<'_, T>) -> T {
-    handle
-        .join()
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 #[cfg(test)]

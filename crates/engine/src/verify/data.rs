@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::thread;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::bounded;
 use strongroom_borg::{ChunkId, ChunkRef, Object, Opener, Repository};
 
 use super::Surroundings;
+use crate::batch::{Batches, join, workers_wanted};
 use crate::event::Event;
 
 /// Objects that wait for a worker.
@@ -25,10 +26,11 @@ pub fn read(
     let mut damaged = BTreeMap::new();
     thread::scope(|scope| {
         let (to_workers, objects) = bounded::<(ChunkRef, Object)>(QUEUE);
+        let objects = Batches::of(objects);
         let mut workers = Vec::new();
-        for _ in 0..thread::available_parallelism().map_or(2, usize::from).min(8) {
+        for _ in 0..workers_wanted() {
             let (opener, objects) = (opener.clone(), objects.clone());
-            workers.push(scope.spawn(move || open(here, vm, &opener, &objects)));
+            workers.push(scope.spawn(move || open(here, vm, &opener, objects)));
         }
         drop(objects);
         let mut lost = None;
@@ -50,10 +52,7 @@ pub fn read(
         }
         drop(to_workers);
         for worker in workers {
-            let found = worker
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            damaged.extend(found);
+            damaged.extend(join(worker));
         }
         lost.map_or(Ok(()), Err)
     })?;
@@ -74,15 +73,18 @@ fn open(
     here: &Surroundings<'_>,
     vm: &str,
     opener: &Opener,
-    objects: &Receiver<(ChunkRef, Object)>,
+    objects: Batches<(ChunkRef, Object)>,
 ) -> Vec<(ChunkId, String)> {
     let mut damaged = Vec::new();
-    for (chunk, object) in objects {
-        if let Err(error) = opener.open(&chunk, &object) {
-            damaged.push((chunk.id, error.to_string()));
+    for batch in objects {
+        let chunks: Vec<ChunkRef> = batch.iter().map(|(chunk, _)| *chunk).collect();
+        for (chunk, opened) in chunks.into_iter().zip(opener.open_all(batch)) {
+            if let Err(error) = opened {
+                damaged.push((chunk.id, error.to_string()));
+            }
+            let bytes = u64::from(chunk.size);
+            here.observer.event(&Event::DiskProgress { target: vm, bytes });
         }
-        let bytes = u64::from(chunk.size);
-        here.observer.event(&Event::DiskProgress { target: vm, bytes });
     }
     damaged
 }
