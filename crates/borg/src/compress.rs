@@ -257,7 +257,10 @@ mod tests {
             assert!(looks_random(&random[start..start + (64 << 10)]), "{start}");
         }
         assert!(looks_random(&random));
-        let hex: Vec<u8> = random.iter().map(|byte| b"0123456789abcdef"[usize::from(byte & 15)]).collect();
+        let hex: Vec<u8> = random
+            .iter()
+            .map(|byte| b"0123456789abcdef"[usize::from(byte & 15)])
+            .collect();
         let mut mixed = random.clone();
         mixed[400_000..600_000].fill(b' ');
         for other in [hex, mixed, vec![0; 1 << 20], Vec::new()] {

@@ -437,6 +437,7 @@ Examples:
   strongroom restore web01                             the newest restore point, as it was
   strongroom restore web01@2026-11-20 --as web01-old   beside the original: new UUID, new MAC addresses
   strongroom restore web01 --disk vda --to /tmp/vda.qcow2
+  strongroom restore web01 --disk vda --onto /var/lib/libvirt/images/web01.qcow2
 
 Nothing that exists is replaced unless --overwrite is given; then only files of the same name and the
 definition of the same, shut-off domain. A swap disk comes back empty, laid out as the guest knows it.")]
@@ -454,6 +455,11 @@ pub struct Restore {
     /// Directory for the disks; with a single --disk, the file [default: `images` of the configuration].
     #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub to: Option<PathBuf>,
+    /// Bring this image of a VM that is shut off to the state of the disk (a single --disk): only what differs is fetched
+    /// and written. All of it is collected beside the image before the image is touched.
+    #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath, requires = "disks",
+          conflicts_with_all = ["to", "rename", "overwrite", "keep_going"])]
+    pub onto: Option<PathBuf>,
     /// Image format.
     #[arg(long, value_enum, default_value_t = Format::Qcow2)]
     pub format: Format,

@@ -4,6 +4,7 @@
 //! there when all are whole ([`draft`]), and defines the domain last. What fails leaves everything as it was.
 
 pub mod draft;
+pub mod onto;
 pub mod plan;
 pub mod write;
 
@@ -42,6 +43,8 @@ pub struct Request {
     pub disks: Vec<String>,
     /// Directory for the disks, or, with exactly one disk asked for, its file.
     pub to: Option<PathBuf>,
+    /// Bring this image to the state of the one disk asked for, and write only what differs.
+    pub onto: Option<PathBuf>,
     /// Image format of the restored disks.
     pub format: ImageFormat,
     /// Replace files, and the definition of a shut-off domain, that exist.
@@ -190,6 +193,9 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
     let info = history::find(&mut repository, &request.point)?;
     let point = Point::read(&mut repository, &info)?;
     trust(context, request, &repository, &point)?;
+    if let Some(image) = &request.onto {
+        return bring_to_state(context, request, repository, &point, image, clock);
+    }
     let plan = plan::make(context, request, &point)?;
     let definition = plan
         .define
@@ -245,6 +251,38 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
         archive,
         disks,
         seconds,
+    }))
+}
+
+/// A restore onto an image that exists: see [`onto`].
+fn bring_to_state(
+    context: &Context<'_>,
+    request: &Request,
+    mut repository: Repository,
+    point: &Point,
+    image: &std::path::Path,
+    clock: std::time::Instant,
+) -> Result<Outcome, RestoreError> {
+    let (disk, owner) = onto::target(context, request, point, image)?;
+    if request.dry_run {
+        repository.close()?;
+        return Ok(Outcome::Planned(RestorePlan {
+            vm: request.point.vm.clone(),
+            archive: point.name(),
+            disks: vec![disk],
+            files: Vec::new(),
+            define: None,
+        }));
+    }
+    context.report(&Event::Step(Step::Restore));
+    let restored = onto::disk(context, &mut repository, point, &disk, owner.as_ref())?;
+    repository.close()?;
+    Ok(Outcome::Done(Report {
+        vm: request.point.vm.clone(),
+        uuid: None,
+        archive: point.name(),
+        disks: vec![restored],
+        seconds: clock.elapsed().as_secs_f64(),
     }))
 }
 

@@ -24,7 +24,7 @@ mod target;
 pub use client::{BlockSizes, Client, Zeroing};
 pub use error::Error;
 pub use image::{BitmapInfo, Format, ImageError, ImageInfo, SnapshotInfo, create_qcow2, image_info};
-pub use overlay::{commit_overlay, holds_data, reads_the_same};
+pub use overlay::{apply_overlay, commit_overlay, holds_data, reads_the_same};
 pub use pipeline::{DEFAULT_REQUEST_SIZE, ReadOptions, Sparse, WriteOptions};
 pub use serve::{Backing, Cache, QemuNbd, Serve, ServeError};
 pub use spare::Spare;

@@ -103,13 +103,20 @@ pub fn commit_overlay(overlay: &Path, base: &Path, format: Format) -> Result<(),
     qemu_img("commit", overlay, args).map(drop)
 }
 
+/// The same, but the overlay keeps what it holds: until its base is on stable storage, say.
+pub fn apply_overlay(overlay: &Path, base: &Path, format: Format) -> Result<(), ImageError> {
+    let node = format!("json:{}", on_top(overlay, base, format)?);
+    let args = ["commit", "-q", "-d", "--", &node].map(OsStr::new);
+    qemu_img("commit", overlay, args).map(drop)
+}
+
 fn on_top(overlay: &Path, base: &Path, format: Format) -> Result<Value, ImageError> {
     let mut node = describe(overlay, Format::Qcow2)?;
     node["backing"] = describe(base, format)?;
     Ok(node)
 }
 
-fn describe(image: &Path, format: Format) -> Result<Value, ImageError> {
+pub(crate) fn describe(image: &Path, format: Format) -> Result<Value, ImageError> {
     let path = absolute(image)?;
     let unusable = |source| ImageError::Path {
         path: image.to_owned(),

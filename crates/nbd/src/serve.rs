@@ -30,6 +30,7 @@ use crate::{
     client::Client,
     error::Error,
     image::{Format, ImageError, absolute, complaint, image_info, tool},
+    overlay,
     sys::{Place, Tls},
     target::{MAX_SOCKET_PATH, Options, Parts, Target, c_string},
 };
@@ -79,6 +80,8 @@ pub struct Serve {
     pub force_share: bool,
     /// Other files named by the image.
     pub backing: Backing,
+    /// The image is an overlay on this one, whatever its header says. It is only read, and stands alone.
+    pub below: Option<(PathBuf, Format)>,
     /// How long the start may take.
     pub timeout: Duration,
 }
@@ -94,6 +97,7 @@ impl Serve {
             cache: Cache::Writeback,
             force_share: false,
             backing: Backing::Refuse,
+            below: None,
             timeout: Duration::from_secs(30),
         }
     }
@@ -386,6 +390,13 @@ fn describe(image: &Path, serve: &Serve) -> Result<String, ServeError> {
         }
         // Whatever the header says by now.
         node["backing"] = serde_json::Value::Null;
+        if let Some((below, format)) = &serve.below {
+            let mut base = overlay::describe(below, *format)?;
+            if *format == Format::Qcow2 {
+                base["backing"] = serde_json::Value::Null;
+            }
+            node["backing"] = base;
+        }
     }
     Ok(format!("json:{node}"))
 }

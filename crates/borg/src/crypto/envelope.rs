@@ -146,10 +146,7 @@ impl Keys {
             .into_iter()
             .zip(verified)
             .map(|((id, object, expected), verified)| {
-                (
-                    id,
-                    verified.and_then(|()| self.decrypt(object, expected)),
-                )
+                (id, verified.and_then(|()| self.decrypt(object, expected)))
             })
             .collect();
         let contents: Vec<&[u8]> = opened

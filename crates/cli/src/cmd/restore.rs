@@ -19,6 +19,7 @@ pub fn run(settings: &Settings, args: &Restore) -> Result<Exit, Failure> {
         rename: args.rename.clone(),
         disks: args.disks.clone(),
         to: args.to.clone(),
+        onto: args.onto.clone(),
         format: match args.format {
             Format::Qcow2 => ImageFormat::Qcow2,
             Format::Raw => ImageFormat::Raw,

@@ -122,6 +122,7 @@ pub fn request(vm: &str, when: &str) -> Request {
         rename: None,
         disks: Vec::new(),
         to: None,
+        onto: None,
         format: ImageFormat::Qcow2,
         overwrite: false,
         keep_going: false,

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use strongroom_nbd::{QemuNbd, Target};
 
 pub use self::job::end_job;
-use self::offline::stamp;
+pub use self::offline::stamp;
 use super::BackupError;
 use super::plan::{DiskPlan, Plan};
 use crate::context::Context;

@@ -116,7 +116,10 @@ fn unchanged(parent: &[ChunkRef], changed: &RangeSet, size: u64) -> Vec<Kept> {
     let mut offset = 0;
     for chunk in parent {
         let length = u64::from(chunk.size);
-        let Some(extent) = Extent::new(offset, length).ok().filter(|extent| extent.end() <= size) else {
+        let Some(extent) = Extent::new(offset, length)
+            .ok()
+            .filter(|extent| extent.end() <= size)
+        else {
             break;
         };
         if length > 0 && !changed.overlaps(extent) {
@@ -356,7 +359,10 @@ mod tests {
                     }
                 })
                 .collect();
-            assert_eq!(self.chunks.iter().map(|chunk| u64::from(chunk.size)).sum::<u64>(), self.size);
+            assert_eq!(
+                self.chunks.iter().map(|chunk| u64::from(chunk.size)).sum::<u64>(),
+                self.size
+            );
             stored
         }
     }
@@ -369,7 +375,9 @@ mod tests {
     /// A generator of numbers that look random.
     fn numbers(mut seed: u64) -> impl FnMut(u64) -> u64 {
         move |below| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (seed >> 33) % below
         }
     }
@@ -414,7 +422,11 @@ mod tests {
             // The hot area moves every ten days.
             let changed = scattered(40, || (day / 10) * 320 + number(320));
             let stored = disk.backup(&changed, most);
-            assert!(disk.chunks.len() as u64 <= most, "day {day}: {}", disk.chunks.len());
+            assert!(
+                disk.chunks.len() as u64 <= most,
+                "day {day}: {}",
+                disk.chunks.len()
+            );
             // Ten days after a move, the new area is in pieces although the old ones filled all the room.
             if day % 10 == 9 {
                 pieces.push(stored as f64 / changed.total_len() as f64);

@@ -84,7 +84,8 @@ pub fn stream(
         let spare = &spare;
         let (to_workers, filled) = bounded::<Filled>(QUEUE);
         let (to_writer, outcomes) = bounded::<(usize, Outcome)>(QUEUE);
-        let reader = scope.spawn(move || read_cells(context, target, source, cells, &to_workers, spare, gentle));
+        let reader =
+            scope.spawn(move || read_cells(context, target, source, cells, &to_workers, spare, gentle));
         let filled = Batches::of(filled);
         let mut workers = Vec::new();
         for _ in 0..workers_wanted() {
@@ -192,22 +193,25 @@ fn read_cells(
 /// How hard to read.
 pub fn read_options<'a>(context: &'a Context<'_>, gentle: bool) -> ReadOptions<'a> {
     let reader = context.config.reader;
-    let options = ReadOptions {
-        cancel: Some(context.cancel.flag()),
-        ..ReadOptions::default()
-    };
     if gentle {
         ReadOptions {
             depth: reader.depth,
             bytes_per_second: NonZeroU64::new(reader.limit_mib << 20),
-            ..options
+            cancel: Some(context.cancel.flag()),
+            ..ReadOptions::default()
         }
     } else {
-        ReadOptions {
-            depth: DEPTH,
-            request_size: REQUEST,
-            ..options
-        }
+        fast_reading(context)
+    }
+}
+
+/// How to read a disk that no guest uses.
+pub fn fast_reading<'a>(context: &'a Context<'_>) -> ReadOptions<'a> {
+    ReadOptions {
+        depth: DEPTH,
+        request_size: REQUEST,
+        cancel: Some(context.cancel.flag()),
+        ..ReadOptions::default()
     }
 }
 

@@ -15,7 +15,10 @@ use crate::context::Context;
 use crate::firmware;
 use crate::history::Point;
 use crate::manifest::{Exclusion, NVRAM_PATH};
-use crate::vm::{HypervisorError, Retarget};
+use crate::vm::{Domain, HypervisorError, Retarget};
+
+/// Images below a disk that are looked at.
+const DEEPEST: usize = 16;
 
 /// What a restore will do.
 #[derive(Debug, Clone, Serialize)]
@@ -109,6 +112,25 @@ pub enum PlanError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A restore onto an image is of one disk.
+    #[error("restore onto an image: name the one disk that it is for with --disk")]
+    OneDisk,
+    /// The image is below another one.
+    #[error("change {path}: it is below {above}, a disk of domain {domain:?}")]
+    Below {
+        /// The image.
+        path: PathBuf,
+        /// The overlay.
+        above: PathBuf,
+        /// Whose it is.
+        domain: String,
+    },
+    /// An interrupted backup may have left the VM's disks on overlays.
+    #[error("change the disks of {0}: an interrupted backup is on record; `strongroom recover {0}` first")]
+    Interrupted(String),
+    /// Our records of the VM.
+    #[error(transparent)]
+    State(crate::state::StateError),
     /// The hypervisor could not be asked.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
@@ -198,27 +220,85 @@ pub fn check(
             .check_definable(definition, request.overwrite)?;
     }
     if request.overwrite && context.hypervisor.is_local() {
-        for name in context.hypervisor.domain_names()? {
-            let domain = match context.hypervisor.domain(&name) {
-                Err(HypervisorError::NoSuchDomain(..)) => continue,
-                domain => domain?,
-            };
-            let in_use = domain.disks.iter().filter_map(|disk| disk.source.path());
-            if !domain.state.is_active() && !domain.saved {
-                continue;
-            }
-            if let Some(path) = paths
-                .iter()
-                .find(|path| in_use.clone().any(|used| same_file(used, path)))
-            {
-                return Err(PlanError::InUse {
-                    path: (*path).clone(),
+        let paths: Vec<PathBuf> = paths.into_iter().cloned().collect();
+        check_unused(context, &paths)?;
+    }
+    Ok(())
+}
+
+/// Refuses files that a domain runs on, or will when its saved memory is resumed.
+pub fn check_unused(context: &Context<'_>, paths: &[PathBuf]) -> Result<(), PlanError> {
+    for name in context.hypervisor.domain_names()? {
+        let domain = match context.hypervisor.domain(&name) {
+            Err(HypervisorError::NoSuchDomain(..)) => continue,
+            domain => domain?,
+        };
+        let in_use = domain.disks.iter().filter_map(|disk| disk.source.path());
+        if !domain.state.is_active() && !domain.saved {
+            continue;
+        }
+        if let Some(path) = paths
+            .iter()
+            .find(|path| in_use.clone().any(|used| same_file(used, path)))
+        {
+            return Err(PlanError::InUse {
+                path: path.clone(),
+                domain: name,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The domain whose disk an image is, and the image's format as defined. An image that is below another one is refused.
+pub fn owner(context: &Context<'_>, image: &Path) -> Result<Option<(Domain, String)>, PlanError> {
+    let mut owner = None;
+    for name in context.hypervisor.domain_names()? {
+        let domain = match context.hypervisor.domain(&name) {
+            Err(HypervisorError::NoSuchDomain(..)) => continue,
+            domain => domain?,
+        };
+        for disk in &domain.disks {
+            let Some(path) = disk.source.path() else { continue };
+            if same_file(path, image) {
+                owner = Some((domain.clone(), disk.format.clone()));
+            } else if disk.format == "qcow2" && is_below(image, path) {
+                return Err(PlanError::Below {
+                    path: image.to_owned(),
+                    above: path.to_owned(),
                     domain: name,
                 });
             }
         }
     }
-    Ok(())
+    Ok(owner)
+}
+
+/// Whether an image is in the chain that the headers of an overlay and of what is below it name.
+fn is_below(image: &Path, overlay: &Path) -> bool {
+    let mut at = overlay.to_owned();
+    for _ in 0..DEEPEST {
+        let Ok(info) = strongroom_nbd::image_info(&at, strongroom_nbd::Format::Qcow2, true) else {
+            return false;
+        };
+        let Some(below) = info.backing_file else {
+            return false;
+        };
+        at = at.parent().unwrap_or(Path::new("/")).join(below);
+        if same_file(&at, image) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether two names are of one file.
+pub fn same_inode(one: &Path, other: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    match (one.symlink_metadata(), other.symlink_metadata()) {
+        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        _ => false,
+    }
 }
 
 fn same_file(one: &Path, other: &Path) -> bool {

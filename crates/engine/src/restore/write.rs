@@ -62,6 +62,31 @@ pub enum WriteError {
         /// The reason, with the offset.
         source: strongroom_nbd::Error,
     },
+    /// The image to restore onto has another size than the disk.
+    #[error("restore onto {path}: it has {has} bytes, the disk {wanted}")]
+    Size {
+        /// The image.
+        path: PathBuf,
+        /// Its guest-visible size.
+        has: u64,
+        /// The disk's.
+        wanted: u64,
+    },
+    /// The image was written to by somebody else.
+    #[error("restore onto {0}: it was written to meanwhile; it is as it was then")]
+    Changed(PathBuf),
+    /// A merge that is not over.
+    #[error(
+        "merge the difference into {path}: {reason}; the image is {aside} meanwhile, and the same command goes on with it"
+    )]
+    Merge {
+        /// Where the image belongs.
+        path: PathBuf,
+        /// Where it is.
+        aside: PathBuf,
+        /// What is in the way.
+        reason: String,
+    },
     /// A file could not be made or moved.
     #[error("write {path}: {source}")]
     File {
@@ -127,7 +152,24 @@ pub fn disk(
 }
 
 /// One chunk at its place.
-type Placed = (u64, ChunkRef);
+pub(super) type Placed = (u64, ChunkRef);
+
+/// The chunks of a disk, which have to be those that the manifest describes, and where they lie.
+pub(super) fn placed(point: &Point, disk: &DiskTarget) -> Result<Vec<Placed>, WriteError> {
+    let chunks = point.chunks(&disk.target).ok_or(WriteError::List)?;
+    let record = point.manifest.disk(&disk.target).ok_or(WriteError::List)?;
+    let total: u64 = chunks.iter().map(|chunk| u64::from(chunk.size)).sum();
+    if total != disk.size || digest::of_chunks(chunks) != record.digest {
+        return Err(WriteError::List);
+    }
+    let mut offset = 0;
+    let place = |chunk: &ChunkRef| {
+        let here = (offset, *chunk);
+        offset += u64::from(chunk.size);
+        here
+    };
+    Ok(chunks.iter().map(place).collect())
+}
 
 /// Writes the archived content of a disk onto a new, empty image. Gives the bytes written.
 fn archived(
@@ -137,21 +179,7 @@ fn archived(
     disk: &DiskTarget,
     image: &mut Client,
 ) -> Result<u64, WriteError> {
-    let chunks = point.chunks(&disk.target).ok_or(WriteError::List)?;
-    let record = point.manifest.disk(&disk.target).ok_or(WriteError::List)?;
-    let total: u64 = chunks.iter().map(|chunk| u64::from(chunk.size)).sum();
-    if total != disk.size || digest::of_chunks(chunks) != record.digest {
-        return Err(WriteError::List);
-    }
-    let mut offset = 0;
-    let placed: Vec<Placed> = chunks
-        .iter()
-        .map(|chunk| {
-            let here = (offset, *chunk);
-            offset += u64::from(chunk.size);
-            here
-        })
-        .collect();
+    let placed = placed(point, disk)?;
     let zero = repeated_zeros(repository, &placed)?;
     let wanted: Vec<Placed> = placed
         .into_iter()
@@ -173,7 +201,7 @@ fn archived(
 }
 
 /// Fetches chunks, opens them, and writes what is not zero of them. Gives the bytes written.
-fn transfer(
+pub(super) fn transfer(
     context: &Context<'_>,
     repository: &mut Repository,
     wanted: &[Placed],

@@ -1,0 +1,442 @@
+//! Bringing an existing image to the state of a restore point by writing only what differs.
+//!
+//! 1. **Compare.** The image is read where it lies, and each chunk's id compared with the archive's list.
+//! 2. **Collect.** Chunks that differ are fetched, verified, and written to an overlay beside the image, `.strongroom-NAME.diff`.
+//!    Whatever fails up to here, a damaged chunk or a lost connection, the image has not been touched.
+//! 3. **Merge.** The image steps aside, to `.strongroom-NAME.merging`, so that no VM can be started on it; the overlay is merged
+//!    into it; it comes back.
+//!
+//! Killed in step 3, the image is missing from its place, and nothing of what it needs is lost: the same command goes on with
+//! the merge, which can be done again as often as wanted, and then starts over with the comparison.
+//!
+//! A VM that runs on the image is refused; so is one that was started, or an image that was written to, between steps 1 and 3.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use crossbeam_channel::bounded;
+use strongroom_borg::{ChunkId, Opener, Repository};
+use strongroom_disk::{Extent, Kind};
+use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Spare, Sparse, Zeroing};
+
+use super::plan::{self, PlanError};
+use super::write::{self, Placed, WriteError};
+use super::{DiskContent, DiskTarget, ImageFormat, Request, RestoreError, RestoredDisk};
+use crate::backup::capture::stamp;
+use crate::backup::stream::fast_reading;
+use crate::batch::{Batches, join, workers_wanted};
+use crate::context::Context;
+use crate::event::Event;
+use crate::history::Point;
+use crate::vm::Domain;
+
+/// Chunks that wait for a worker.
+const QUEUE: usize = 4;
+
+/// The image, and what is beside it meanwhile.
+struct Place {
+    image: PathBuf,
+    /// Where the image is while it is merged into.
+    aside: PathBuf,
+    /// The overlay.
+    difference: PathBuf,
+}
+
+impl Place {
+    fn of(image: &Path) -> Self {
+        let beside = |what: &str| {
+            let mut name = std::ffi::OsString::from(".strongroom-");
+            name.push(image.file_name().unwrap_or_default());
+            name.push(what);
+            image.with_file_name(name)
+        };
+        Self {
+            image: image.to_owned(),
+            aside: beside(".merging"),
+            difference: beside(".diff"),
+        }
+    }
+
+    fn error(&self) -> impl Fn(io::Error) -> WriteError + '_ {
+        |source| WriteError::File {
+            path: self.image.clone(),
+            source,
+        }
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        self.image
+            .parent()
+            .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    }
+
+    /// Moves a file to a place that has to be free, as a rename would not find out.
+    fn move_to_free(from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::hard_link(from, to)?;
+        std::fs::remove_file(from)
+    }
+
+    /// Brings what an interrupted merge left to its end. True if there was something.
+    fn finish(&self, format: Format) -> Result<bool, WriteError> {
+        if !self.aside.try_exists().map_err(self.error())? {
+            return Ok(false);
+        }
+        if self.image.try_exists().map_err(self.error())? {
+            // Two names of one file are what a death between taking the one and giving up the other leaves; a merge that is
+            // not over has the image under the other name alone.
+            if !plan::same_inode(&self.image, &self.aside) {
+                return Err(WriteError::Merge {
+                    path: self.image.clone(),
+                    aside: self.aside.clone(),
+                    reason: "another file has taken its place".to_owned(),
+                });
+            }
+            std::fs::remove_file(&self.image).map_err(self.error())?;
+        }
+        self.merge(format).map(|()| true)
+    }
+
+    /// Merges the overlay into the image, which stands aside, and brings the image back.
+    fn merge(&self, format: Format) -> Result<(), WriteError> {
+        let merged = || -> Result<(), String> {
+            let text = |error: io::Error| error.to_string();
+            let _lock = lock(&self.aside).map_err(text)?;
+            if self.difference.try_exists().map_err(text)? {
+                strongroom_nbd::apply_overlay(&self.difference, &self.aside, format)
+                    .map_err(|error| error.to_string())?;
+                File::open(&self.aside)
+                    .and_then(|file| file.sync_all())
+                    .map_err(text)?;
+            }
+            Self::move_to_free(&self.aside, &self.image).map_err(text)?;
+            self.sync_directory().map_err(text)
+        };
+        merged().map_err(|reason| WriteError::Merge {
+            path: self.image.clone(),
+            aside: self.aside.clone(),
+            reason,
+        })?;
+        self.drop_difference().map_err(self.error())
+    }
+
+    fn drop_difference(&self) -> io::Result<()> {
+        match std::fs::remove_file(&self.difference) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => self.sync_directory(),
+        }
+    }
+}
+
+/// Keeps a second restore away. Released when the file is closed, or its process has ended.
+fn lock(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    file.try_lock()
+        .map_err(|error| io::Error::other(format!("another restore works on it: {error}")))?;
+    Ok(file)
+}
+
+/// Where the content goes, and whose disk it is.
+pub fn target(
+    context: &Context<'_>,
+    request: &Request,
+    point: &Point,
+    image: &Path,
+) -> Result<(DiskTarget, Option<Domain>), RestoreError> {
+    let [target] = request.disks.as_slice() else {
+        return Err(PlanError::OneDisk.into());
+    };
+    if !context.hypervisor.is_local() {
+        return Err(PlanError::Remote(context.hypervisor.uri().to_owned()).into());
+    }
+    let record = point.manifest.disk(target).ok_or_else(|| PlanError::NoSuchDisk {
+        target: target.clone(),
+        archive: point.name(),
+        has: point
+            .manifest
+            .disks
+            .iter()
+            .map(|disk| disk.target.clone())
+            .collect(),
+    })?;
+    let path = std::path::absolute(image).map_err(|source| PlanError::Path {
+        path: image.to_owned(),
+        source,
+    })?;
+    let owner = plan::owner(context, &path)?;
+    // As defined, never probed.
+    let defined = owner.as_ref().map(|(_, format)| format.as_str());
+    let format = match defined {
+        Some("qcow2") => ImageFormat::Qcow2,
+        Some("raw") => ImageFormat::Raw,
+        Some(_) => return Err(PlanError::NotAFile(path).into()),
+        None => request.format,
+    };
+    let disk = DiskTarget {
+        target: target.clone(),
+        path,
+        format,
+        size: record.size,
+        content: DiskContent::Archived,
+    };
+    Ok((disk, owner.map(|(domain, _)| domain)))
+}
+
+/// Brings the image to the state of the restore point.
+pub fn disk(
+    context: &Context<'_>,
+    repository: &mut Repository,
+    point: &Point,
+    disk: &DiskTarget,
+    owner: Option<&Domain>,
+) -> Result<RestoredDisk, RestoreError> {
+    // No backup of the same VM may begin meanwhile.
+    let mut state = match owner {
+        Some(domain) => Some(
+            context
+                .state
+                .lock(&domain.name, domain.uuid)
+                .map_err(PlanError::State)?,
+        ),
+        None => None,
+    };
+    if let (Some(state), Some(domain)) = (&state, owner)
+        && state.records().run.is_some()
+    {
+        return Err(PlanError::Interrupted(domain.name.clone()).into());
+    }
+    let failed = |source| RestoreError::Disk {
+        disk: disk.target.clone(),
+        source,
+    };
+    let place = Place::of(&disk.path);
+    let format = match disk.format {
+        ImageFormat::Qcow2 => Format::Qcow2,
+        ImageFormat::Raw => Format::Raw,
+    };
+    let free = || plan::check_unused(context, std::slice::from_ref(&disk.path));
+    free()?;
+    if place.finish(format).map_err(failed)? {
+        context.note(format!(
+            "{}: an interrupted merge has been brought to its end",
+            disk.path.display()
+        ));
+    }
+    let lock = lock(&place.image).map_err(|error| failed(place.error()(error)))?;
+    if !place.image.symlink_metadata().is_ok_and(|found| found.is_file()) {
+        return Err(PlanError::NotAFile(place.image).into());
+    }
+    place
+        .drop_difference()
+        .map_err(|error| failed(place.error()(error)))?;
+
+    let before = stamp(&place.image);
+    let differing = compare(context, repository, point, disk, format).map_err(failed)?;
+    let bytes_written = differing.iter().map(|(_, chunk)| u64::from(chunk.size)).sum();
+    if !differing.is_empty() {
+        if let Err(error) = collect(context, repository, disk, &place, format, &differing) {
+            // The image is as it was; so is the directory.
+            let _ = place.drop_difference();
+            return Err(failed(error));
+        }
+        free()?;
+        if stamp(&place.image) != before {
+            let _ = place.drop_difference();
+            return Err(failed(WriteError::Changed(place.image)));
+        }
+        // What the checkpoints say is not about the disk as it will be: the next backup reads all of it.
+        if let Some(state) = &mut state {
+            state.retire().map_err(PlanError::State)?;
+        }
+        Place::move_to_free(&place.image, &place.aside)
+            .and_then(|()| place.sync_directory())
+            .map_err(|error| failed(place.error()(error)))?;
+        drop(lock);
+        place.merge(format).map_err(failed)?;
+    }
+    Ok(RestoredDisk {
+        target: disk.target.clone(),
+        path: disk.path.clone(),
+        size: disk.size,
+        bytes_written,
+        fresh: false,
+    })
+}
+
+/// The archive's chunks that the image does not hold at their places.
+fn compare(
+    context: &Context<'_>,
+    repository: &Repository,
+    point: &Point,
+    disk: &DiskTarget,
+    format: Format,
+) -> Result<Vec<Placed>, WriteError> {
+    let image_error = |source| WriteError::Image {
+        path: disk.path.clone(),
+        source,
+    };
+    let placed = write::placed(point, disk)?;
+    let server = QemuNbd::start(&disk.path, &Serve::read_only(format))?;
+    let mut image = Client::connect(&server.target(), &Options::default()).map_err(image_error)?;
+    if image.size() != disk.size {
+        return Err(WriteError::Size {
+            path: disk.path.clone(),
+            has: image.size(),
+            wanted: disk.size,
+        });
+    }
+    let allocation = image.allocation().map_err(image_error)?;
+    let opener = repository.opener();
+    let mut zeroes = HashMap::new();
+    let (mut differing, mut requests) = (Vec::new(), Vec::new());
+    for (number, (offset, chunk)) in placed.iter().enumerate() {
+        let Ok(extent) = Extent::new(*offset, chunk.size.into()) else {
+            return Err(WriteError::List);
+        };
+        let data = allocation.within(extent).filter(|(_, kind)| *kind == Kind::Data);
+        let parts: Vec<Extent> = data.map(|(part, _)| part).collect();
+        if !parts.is_empty() {
+            requests.push((number, Sparse { extent, parts }));
+        } else if chunk.id != zero_id(&mut zeroes, &opener, chunk.size) {
+            differing.push(number);
+        }
+    }
+    let bytes = requests.iter().map(|(_, whole)| whole.extent.length()).sum();
+    let target = disk.target.as_str();
+    context.report(&Event::DiskStarted { target, bytes });
+    differing
+        .extend(read_and_hash(context, &mut image, &opener, &placed, requests, target).map_err(image_error)?);
+    differing.sort_unstable();
+    Ok(differing
+        .into_iter()
+        .filter_map(|number| placed.get(number).copied())
+        .collect())
+}
+
+fn zero_id(known: &mut HashMap<u32, ChunkId>, opener: &Opener, length: u32) -> ChunkId {
+    *known
+        .entry(length)
+        .or_insert_with(|| opener.zero_id(length as usize))
+}
+
+/// Reads chunks of the image, and gives the numbers of those with another id than in the list.
+fn read_and_hash(
+    context: &Context<'_>,
+    image: &mut Client,
+    opener: &Opener,
+    placed: &[Placed],
+    requests: Vec<(usize, Sparse)>,
+    target: &str,
+) -> Result<Vec<usize>, strongroom_nbd::Error> {
+    let spare = &Spare::default();
+    thread::scope(|scope| {
+        let (to_workers, read) = bounded::<(usize, Vec<u8>)>(QUEUE);
+        let read = Batches::of(read);
+        let mut workers = Vec::new();
+        for _ in 0..workers_wanted() {
+            let read = read.clone();
+            workers.push(scope.spawn(move || {
+                let mut differing = Vec::new();
+                for batch in read {
+                    let ids = opener.ids(
+                        &batch
+                            .iter()
+                            .map(|(_, bytes)| bytes.as_slice())
+                            .collect::<Vec<_>>(),
+                    );
+                    for (id, (number, bytes)) in ids.into_iter().zip(batch) {
+                        if placed.get(number).is_none_or(|(_, chunk)| chunk.id != id) {
+                            differing.push(number);
+                        }
+                        let length = bytes.len() as u64;
+                        context.report(&Event::DiskProgress {
+                            target,
+                            bytes: length,
+                        });
+                        spare.give(bytes);
+                    }
+                }
+                differing
+            }));
+        }
+        drop(read);
+        let numbers: Vec<(u64, usize)> = requests
+            .iter()
+            .map(|(number, whole)| (whole.extent.offset(), *number))
+            .collect();
+        let end = image.read_sparse(
+            requests.into_iter().map(|(_, whole)| whole),
+            &fast_reading(context),
+            spare,
+            0,
+            |offset, bytes| {
+                let found = numbers.binary_search_by_key(&offset, |(start, _)| *start);
+                let number = found.ok().and_then(|at| numbers.get(at));
+                match number.map(|(_, number)| to_workers.send((*number, bytes))) {
+                    Some(Ok(())) => ControlFlow::Continue(()),
+                    _ => ControlFlow::Break(()),
+                }
+            },
+        );
+        drop(to_workers);
+        let differing = workers.into_iter().flat_map(join).collect();
+        end.map(|_| differing)
+    })
+}
+
+/// Fetches what differs into an overlay on the image, which is only read.
+fn collect(
+    context: &Context<'_>,
+    repository: &mut Repository,
+    disk: &DiskTarget,
+    place: &Place,
+    format: Format,
+    differing: &[Placed],
+) -> Result<(), WriteError> {
+    let image_error = |source| WriteError::Image {
+        path: place.difference.clone(),
+        source,
+    };
+    strongroom_nbd::create_qcow2(&place.difference, disk.size)?;
+    let serve = Serve {
+        below: Some((place.image.clone(), format)),
+        ..Serve::writable(Format::Qcow2)
+    };
+    let server = QemuNbd::start(&place.difference, &serve)?;
+    let mut overlay = Client::connect(&server.target(), &Options::default()).map_err(image_error)?;
+    let opener = repository.opener();
+    let mut zeroes = HashMap::new();
+    let mut wanted = Vec::new();
+    for (offset, chunk) in differing {
+        context
+            .cancel
+            .check()
+            .map_err(|_| image_error(strongroom_nbd::Error::Cancelled))?;
+        let extent = Extent::new(*offset, chunk.size.into()).map_err(|_| WriteError::List)?;
+        // What is not written after this is zero.
+        overlay.zero(extent, Zeroing::MayTrim).map_err(image_error)?;
+        if chunk.id != zero_id(&mut zeroes, &opener, chunk.size) {
+            wanted.push((*offset, *chunk));
+        }
+    }
+    let bytes = wanted.iter().map(|(_, chunk)| u64::from(chunk.size)).sum();
+    let target = disk.target.as_str();
+    context.report(&Event::DiskStarted { target, bytes });
+    let stored = write::transfer(context, repository, &wanted, &mut overlay, disk)?;
+    overlay.flush().map_err(image_error)?;
+    drop(overlay);
+    server.stop()?;
+    File::open(&place.difference)
+        .and_then(|file| file.sync_all())
+        .and_then(|()| place.sync_directory())
+        .map_err(place.error())?;
+    context.report(&Event::DiskDone {
+        target,
+        read: bytes,
+        stored,
+    });
+    Ok(())
+}
