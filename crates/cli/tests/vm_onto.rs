@@ -132,6 +132,54 @@ fn only_what_differs_is_written_and_nothing_is_lost_on_the_way() {
     assert_eq!(report.manifest.disks[0].bytes_stored, 0);
 }
 
+/// Operations, not seconds: what is read, put and kept is the same on any machine.
+#[test]
+fn a_backup_costs_what_has_changed() {
+    const CELL: u64 = 4 << 20;
+    const PIECE: u64 = 64 << 10;
+    let lab = Lab::new();
+    let tiny = Tiny::define(&lab, "costs");
+    let bench = Bench::new(&lab, &[&tiny.name]);
+    let (vm, image) = (tiny.name.as_str(), tiny.disk("vda"));
+    tiny.set("vda", &noise(3, 12 * MIB));
+    // Paused, so that nobody but this test changes anything.
+    let start = || run(&mut virsh(["start", "--paused", vm]));
+    // What was read, the chunks there are, what was stored of the disk and beside it.
+    let costs = || {
+        let report = bench.backup(vm, &()).unwrap();
+        let disk = &report.manifest.disks[0];
+        assert_eq!(disk.target, "vda");
+        let beside = report.bytes_stored - report.manifest.disks.iter().map(|disk| disk.bytes_stored).sum::<u64>();
+        (disk.bytes_read, disk.chunks, disk.bytes_stored, beside)
+    };
+    let change = |at: &str| {
+        run(&mut virsh(["destroy", "--graceful", vm]));
+        write(&image, at);
+        start();
+    };
+    // An object's envelope, and the header of its compression.
+    let sealed = |bytes: u64, objects: u64| bytes + objects * 43;
+
+    start();
+    let (read, chunks, stored, _) = costs();
+    assert_eq!((read, chunks, stored), (3 * CELL, 3, sealed(3 * CELL, 3)));
+    let (read, chunks, stored, beside) = costs();
+    assert_eq!((read, chunks, stored), (0, 3, 0));
+    assert!(beside < 16 << 10, "{beside}");
+    // The first small change costs its cell, which is in pieces from then on.
+    change("5M 4k");
+    let (read, chunks, stored, _) = costs();
+    assert_eq!((read, chunks), (CELL, 2 + 64));
+    assert!(stored < sealed(CELL, 64) && stored > CELL - PIECE, "{stored}");
+    // The second one costs a block of the bitmap.
+    change("6M 4k");
+    let (read, chunks, stored, beside) = costs();
+    assert_eq!((read, chunks), (PIECE, 2 + 64));
+    assert!(stored <= sealed(PIECE, 1), "{stored}");
+    assert!(beside < 24 << 10, "{beside}");
+    bench.borg.run(["check", "--verify-data", bench.repository(vm).to_str().unwrap()]);
+}
+
 fn beside(image: &Path, what: &str) -> String {
     format!(
         ".strongroom-{}.{what}",
