@@ -149,7 +149,13 @@ fn a_backup_costs_what_has_changed() {
         let report = bench.backup(vm, &()).unwrap();
         let disk = &report.manifest.disks[0];
         assert_eq!(disk.target, "vda");
-        let beside = report.bytes_stored - report.manifest.disks.iter().map(|disk| disk.bytes_stored).sum::<u64>();
+        let beside = report.bytes_stored
+            - report
+                .manifest
+                .disks
+                .iter()
+                .map(|disk| disk.bytes_stored)
+                .sum::<u64>();
         (disk.bytes_read, disk.chunks, disk.bytes_stored, beside)
     };
     let change = |at: &str| {
@@ -177,7 +183,9 @@ fn a_backup_costs_what_has_changed() {
     assert_eq!((read, chunks), (PIECE, 2 + 64));
     assert!(stored <= sealed(PIECE, 1), "{stored}");
     assert!(beside < 24 << 10, "{beside}");
-    bench.borg.run(["check", "--verify-data", bench.repository(vm).to_str().unwrap()]);
+    bench
+        .borg
+        .run(["check", "--verify-data", bench.repository(vm).to_str().unwrap()]);
 }
 
 fn beside(image: &Path, what: &str) -> String {
