@@ -75,6 +75,8 @@ pub enum Command {
     Restore(Restore),
     /// Say for each VM whether it is protected, and since when.
     Status(Status),
+    /// Prove that a guest with encrypted memory (AMD SEV-SNP) is the one that was meant.
+    Attest(Attest),
     /// Say what is unsafe about VMs, told from outside and without a key.
     Audit(Audit),
     /// Prove that restore points are whole, unaltered, in their place, and that none is missing.
@@ -155,6 +157,56 @@ pub struct Adopt {
     /// Report a last backup that is older than so many hours.
     #[arg(long, value_name = "HOURS", default_value_t = 48)]
     pub max_age: u32,
+}
+
+/// `strongroom attest`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples, with the files that the guest is started from:
+  strongroom attest --firmware OVMF.amdsev.fd --kernel vmlinuz --initrd initrd --cmdline 'quiet' --vcpus 2
+      says which measurement the guest has to have
+  strongroom attest … --report report.bin --vcek vcek.der --report-data 00…
+      verifies a report that the guest fetched from its processor (/dev/sev-guest, configfs-tsm)
+
+The processor's certificate (VCEK) comes from AMD or the host; it is checked against AMD's own root keys. Without
+--report-data, a number that was given to the guest to have signed along, the report may be an old one: exit code 3.
+What is not proven is a failure: exit code 1.")]
+pub struct Attest {
+    /// Attestation report, 1184 bytes.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "vcek")]
+    pub report: Option<PathBuf>,
+    /// Certificate of the processor that signed it, DER or PEM.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "report")]
+    pub vcek: Option<PathBuf>,
+    /// What the guest was given to have signed along: 64 bytes in hexadecimal.
+    #[arg(long, value_name = "HEX", requires = "report")]
+    pub report_data: Option<String>,
+    /// Measurement that is expected: 48 bytes in hexadecimal.
+    #[arg(
+        long,
+        value_name = "HEX",
+        required_unless_present = "firmware",
+        conflicts_with = "firmware"
+    )]
+    pub measurement: Option<String>,
+    /// Firmware that the guest is started with.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub firmware: Option<PathBuf>,
+    /// Its kernel, with direct kernel boot.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires_all = ["firmware", "initrd"])]
+    pub kernel: Option<PathBuf>,
+    /// Its initramfs.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// Its kernel's command line.
+    #[arg(long, value_name = "TEXT", requires = "kernel")]
+    pub cmdline: Option<String>,
+    /// Its virtual processors.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub vcpus: u32,
+    /// QEMU's name of their model.
+    #[arg(long, value_name = "MODEL", default_value = "EPYC-v4")]
+    pub cpu: String,
 }
 
 /// `strongroom audit`.

@@ -1,6 +1,7 @@
 //! One module a command: takes settings and arguments, calls the engine, prints the result.
 
 pub mod adopt;
+pub mod attest;
 pub mod audit;
 pub mod backup;
 pub mod create;

@@ -59,6 +59,7 @@ fn command(cli: &Cli, settings: &Settings) -> Result<Exit, Failure> {
     match &cli.command {
         Command::Init(args) => cmd::init::run(settings, args),
         Command::Adopt(args) => cmd::adopt::run(settings, args),
+        Command::Attest(args) => cmd::attest::run(settings, args),
         Command::Audit(args) => cmd::audit::run(settings, args),
         Command::Backup(args) => cmd::backup::run(settings, args),
         Command::Create(args) => cmd::create::run(settings, args),

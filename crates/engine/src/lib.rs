@@ -4,6 +4,7 @@
 //! through the port [`vm::Hypervisor`], the Borg client and NBD; everything that happens is reported to an
 //! [`event::Observer`].
 
+pub mod attest;
 pub mod audit;
 pub mod backup;
 mod batch;
