@@ -12,6 +12,7 @@ pub mod audit;
 pub mod capture;
 pub mod cells;
 pub mod disk;
+pub mod pace;
 pub mod plan;
 pub mod scratch;
 pub mod seal;
@@ -24,6 +25,7 @@ use serde::Serialize;
 use strongroom_borg::{Access, ArchiveOptions, ArchiveWriter, ChunkId, Repository};
 
 use self::capture::{Capture, end_job};
+use self::pace::Pace;
 pub use self::plan::Plan;
 use self::plan::{Parent, RunId};
 use self::seal::Instant;
@@ -238,6 +240,9 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
         plan::check_free(&domain)?;
     }
 
+    // From here on to the capture the guest is left in peace: how long its requests take then is what it is used to.
+    let pace = Pace::new(context, &domain);
+
     // The repository comes before the VM: a wrong passphrase or a full disk must not cost the guest anything.
     context.report(&Event::Step(Step::Plan));
     let access = if dry_run { Access::Read } else { Access::Write };
@@ -300,7 +305,8 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
     context.report(&Event::Step(Step::Capture));
     let intent = capture::intent(context, &plan, &domain, run.started)?;
     state.begin(intent.clone())?;
-    let work = || capture_and_commit(context, &domain, &mut state, &mut plan, &intent, &points, writer);
+    let reading = (&points[..], &pace);
+    let work = || capture_and_commit(context, &domain, &mut state, &mut plan, &intent, reading, writer);
     let done = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(done) => done,
         Err(panic) => {
@@ -368,7 +374,7 @@ fn capture_and_commit(
     state: &mut VmState,
     plan: &mut Plan,
     run: &Run,
-    points: &[&Point],
+    (points, pace): (&[&Point], &Pace),
     mut writer: ArchiveWriter,
 ) -> Result<Sealed, BackupError> {
     scratch::check(context, plan, run)?;
@@ -382,12 +388,14 @@ fn capture_and_commit(
     let disks = scratch::guarded(context, plan, run, &repository, || {
         let read = |disk| {
             context.cancel.check()?;
-            disk::read(context, &capture, disk, points, &mut writer)
+            disk::read(context, &capture, disk, points, pace, &mut writer)
         };
-        plan.disks
-            .iter()
-            .map(read)
-            .collect::<Result<Vec<_>, BackupError>>()
+        pace.follow(context, || {
+            plan.disks
+                .iter()
+                .map(read)
+                .collect::<Result<Vec<_>, BackupError>>()
+        })
     })?;
     capture.check()?;
     let instant = Instant {

@@ -83,12 +83,16 @@ pub struct Config {
     pub vm: BTreeMap<String, Vm>,
 }
 
-/// How hard a running guest's disk is read. Requests in flight are what its own requests have to queue behind.
+/// How hard a running guest's disk is read. Requests in flight are what its own requests have to queue behind; how many there
+/// are follows from how long those take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Reader {
-    /// Requests of at most 1 MiB in flight.
+    /// Requests of at most 1 MiB in flight, at most.
     pub depth: usize,
+    /// How long the guest's own requests may take on average, in milliseconds, before less is read at once; 0 does not
+    /// look at them. On storage that is slower than that by itself, twice what they took before.
+    pub latency_ms: u64,
     /// Bytes a second at most, in MiB; 0 for no limit.
     pub limit_mib: u64,
 }
@@ -97,6 +101,7 @@ impl Default for Reader {
     fn default() -> Self {
         Self {
             depth: 4,
+            latency_ms: 10,
             limit_mib: 200,
         }
     }
@@ -539,7 +544,7 @@ pub fn is_target(name: &str) -> bool {
 
 impl fmt::Display for Reader {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} requests in flight", self.depth)?;
+        write!(out, "up to {} requests in flight", self.depth)?;
         if self.limit_mib > 0 {
             write!(out, ", {} MiB/s at most", self.limit_mib)?;
         }
@@ -566,6 +571,7 @@ mod tests {
             config.reader,
             Reader {
                 depth: 4,
+                latency_ms: 10,
                 limit_mib: 200
             }
         );

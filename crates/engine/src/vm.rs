@@ -272,6 +272,15 @@ pub struct Retarget {
     pub nvram: Option<PathBuf>,
 }
 
+/// Requests of one kind that a guest has made of a disk since it was started, and that are done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// How many.
+    pub count: u64,
+    /// How long they took altogether, in nanoseconds.
+    pub nanoseconds: u64,
+}
+
 /// A disk whose bitmap of some checkpoint is not to be believed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadBitmap {
@@ -320,6 +329,10 @@ pub trait Hypervisor: Agent + Chains + Creation + Send + Sync {
 
     /// Ends the backup job and waits until it is gone. Succeeds if there is none.
     fn end_backup(&self, domain: Uuid) -> Result<(), HypervisorError>;
+
+    /// What the guest of a running domain has asked of these disks: reads, writes and flushes of the first, then of the
+    /// second, and so on. What others read from the disks meanwhile does not count.
+    fn requests(&self, domain: Uuid, targets: &[&str]) -> Result<Vec<Requests>, HypervisorError>;
 
     /// Lets a domain run on that is paused because of an I/O error (its storage was full). Gives whether it was;
     /// a domain that is paused for another reason stays so.

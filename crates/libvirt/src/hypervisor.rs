@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use strongroom_engine::vm::{
-    BackupJob, BadBitmap, Disk, DiskSource, Domain, Hypervisor, HypervisorError, Retarget, RunState,
-    RunningJob,
+    BackupJob, BadBitmap, Disk, DiskSource, Domain, Hypervisor, HypervisorError, Requests, Retarget,
+    RunState, RunningJob,
 };
 use uuid::Uuid;
 use virt::connect::Connect;
@@ -199,6 +199,21 @@ impl Hypervisor for Libvirt {
             return Err(self.failed(what, &error));
         }
         Ok(())
+    }
+
+    fn requests(&self, domain: Uuid, targets: &[&str]) -> Result<Vec<Requests>, HypervisorError> {
+        let handle = self.handle(domain)?;
+        let mut all = Vec::new();
+        for target in targets {
+            let found = sys::requests(&handle, target).map_err(|error| {
+                self.failed(
+                    format!("count the requests for disk {target} of domain {domain}"),
+                    &error,
+                )
+            })?;
+            all.extend(found.map(|(count, nanoseconds)| Requests { count, nanoseconds }));
+        }
+        Ok(all)
     }
 
     fn resume_after_io_error(&self, domain: Uuid) -> Result<bool, HypervisorError> {

@@ -128,6 +128,55 @@ pub fn check_sev(connection: &Connect) -> Result<(), Error> {
     Ok(())
 }
 
+/// Number and total time in nanoseconds of a disk's reads, writes and flushes that are done.
+pub fn requests(domain: &Domain, disk: &str) -> Result<[(u64, u64); 3], Error> {
+    let disk = CString::new(disk)?;
+    let mut count: c_int = 0;
+    // SAFETY: the domain is alive while borrowed; the string outlives the call and ends in NUL; without a place for
+    // parameters libvirt only tells their number.
+    done(unsafe {
+        sys::virDomainBlockStatsFlags(domain.as_ptr(), disk.as_ptr(), ptr::null_mut(), &raw mut count, 0)
+    })?;
+    // SAFETY: a C structure of numbers, a union of numbers and pointers, and an array; all zeroes is valid.
+    let empty = || unsafe { std::mem::zeroed::<sys::virTypedParameter>() };
+    let mut list: Vec<_> = std::iter::repeat_with(empty)
+        .take(usize::try_from(count).unwrap_or_default())
+        .collect();
+    // SAFETY: as above; `list` has room for `count` parameters, and libvirt sets `count` to those that it has filled, which
+    // is not more.
+    done(unsafe {
+        sys::virDomainBlockStatsFlags(
+            domain.as_ptr(),
+            disk.as_ptr(),
+            list.as_mut_ptr(),
+            &raw mut count,
+            0,
+        )
+    })?;
+    let mut value = |name: &CStr| {
+        let mut value = 0;
+        // SAFETY: `list` has `count` parameters that libvirt has filled with numbers; the name ends in NUL. A parameter that
+        // is not there leaves the value alone.
+        unsafe { sys::virTypedParamsGetLLong(list.as_mut_ptr(), count, name.as_ptr(), &raw mut value) };
+        u64::try_from(value).unwrap_or_default()
+    };
+    Ok([
+        (
+            sys::VIR_DOMAIN_BLOCK_STATS_READ_REQ,
+            sys::VIR_DOMAIN_BLOCK_STATS_READ_TOTAL_TIMES,
+        ),
+        (
+            sys::VIR_DOMAIN_BLOCK_STATS_WRITE_REQ,
+            sys::VIR_DOMAIN_BLOCK_STATS_WRITE_TOTAL_TIMES,
+        ),
+        (
+            sys::VIR_DOMAIN_BLOCK_STATS_FLUSH_REQ,
+            sys::VIR_DOMAIN_BLOCK_STATS_FLUSH_TOTAL_TIMES,
+        ),
+    ]
+    .map(|(requests, time)| (value(requests), value(time))))
+}
+
 /// What libvirt says of a disk's size, in bytes.
 #[derive(Debug)]
 pub struct BlockInfo {

@@ -12,7 +12,7 @@ use std::{
     ops::ControlFlow,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -35,6 +35,8 @@ pub const DEFAULT_REQUEST_SIZE: u64 = 1 << 20;
 pub struct ReadOptions<'a> {
     /// The most requests in flight; 0 counts as 1.
     pub depth: usize,
+    /// A lower limit than `depth` that may change meanwhile: it is looked at before each request. 0 counts as 1.
+    pub window: Option<&'a AtomicUsize>,
     /// Larger reads are split into requests of this size; the server's limits come first.
     pub request_size: u64,
     /// A limit on the average speed.
@@ -50,6 +52,7 @@ impl Default for ReadOptions<'_> {
     fn default() -> Self {
         Self {
             depth: 1,
+            window: None,
             request_size: DEFAULT_REQUEST_SIZE,
             bytes_per_second: None,
             stall: Some(Duration::from_mins(1)),
@@ -115,6 +118,7 @@ impl Direction {
 struct Flow<'a> {
     direction: Direction,
     depth: usize,
+    window: Option<&'a AtomicUsize>,
     request_size: u64,
     bucket: Option<Bucket>,
     stall: Option<Duration>,
@@ -201,6 +205,7 @@ impl Client {
         let flow = Flow {
             direction: Direction::Read,
             depth: options.depth,
+            window: options.window,
             request_size: options.request_size,
             bucket: options
                 .bytes_per_second
@@ -260,6 +265,7 @@ impl Client {
         let flow = Flow {
             direction: Direction::Write,
             depth: options.depth,
+            window: None,
             request_size: DEFAULT_REQUEST_SIZE,
             bucket: None,
             stall: options.stall,
@@ -297,7 +303,7 @@ impl Client {
         let mut numbers = 0..;
         loop {
             let mut wait = TICK;
-            while requests.len() < flow.depth.max(1) {
+            while requests.len() < flow.depth() {
                 if flow.cancelled() {
                     return Err(Error::Cancelled);
                 }
@@ -421,6 +427,12 @@ impl Sparse {
 }
 
 impl Flow<'_> {
+    /// How many requests may be in flight now.
+    fn depth(&self) -> usize {
+        let window = self.window.map(|window| window.load(Ordering::Relaxed));
+        self.depth.min(window.unwrap_or(usize::MAX)).max(1)
+    }
+
     fn cancelled(&self) -> bool {
         self.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed))
     }

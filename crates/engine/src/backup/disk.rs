@@ -7,12 +7,13 @@ use strongroom_nbd::{Client, Options};
 use super::BackupError;
 use super::capture::Capture;
 use super::cells;
+use super::pace::Pace;
 use super::plan::DiskPlan;
 use super::{audit, stream};
 use crate::cancel::Cancelled;
 use crate::context::Context;
 use crate::history::Point;
-use crate::manifest::{LuksRecord, Method, Mode};
+use crate::manifest::{LuksRecord, Mode};
 
 /// A disk that is in the repository, and how it got there.
 #[derive(Debug)]
@@ -41,6 +42,7 @@ pub fn read(
     capture: &Capture<'_>,
     disk: &DiskPlan,
     points: &[&Point],
+    pace: &Pace,
     writer: &mut ArchiveWriter,
 ) -> Result<DiskResult, BackupError> {
     let read_error = |source| BackupError::Read {
@@ -75,7 +77,6 @@ pub fn read(
         audited: 0,
         luks,
     };
-    let gentle = capture.plan().method != Method::Offline;
     let full = |allocation: &ExtentMap| cells::cut(&[], &RangeSet::all(disk.size), allocation);
     let cells = if let (Some(bitmap), Some(parent)) = (&dirty, &disk.parent) {
         let (allocation, mut changed) = client.block_status_all(bitmap).map_err(read_error)?;
@@ -92,7 +93,7 @@ pub fn read(
             &changed,
             &allocation,
         );
-        let (count, options) = (context.config.audit.chunks, stream::read_options(context, gentle));
+        let (count, options) = (context.config.audit.chunks, pace.options(context));
         match audit::sample(
             &cells,
             &allocation,
@@ -122,7 +123,7 @@ pub fn read(
     } else {
         full(&client.allocation().map_err(read_error)?)
     };
-    let streamed = stream::stream(context, &disk.target, &mut client, &cells, writer, gentle)?;
+    let streamed = stream::stream(context, &disk.target, &mut client, &cells, writer, pace)?;
     Ok(DiskResult {
         chunks: streamed.chunks,
         read: streamed.read,

@@ -11,17 +11,17 @@
 //! Both queues are short, so memory does not grow with the disk; only the list of chunks does. A cell stays in the buffer
 //! that libnbd fills until the repository has it. Whoever fails closes its end of a queue, and the others stop.
 
-use std::num::NonZeroU64;
 use std::ops::ControlFlow;
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use strongroom_borg::{ArchiveWriter, ChunkRef, Sealed, Sealer};
 use strongroom_disk::Extent;
-use strongroom_nbd::{Client, ReadOptions, Spare, Sparse};
+use strongroom_nbd::{Client, Spare, Sparse};
 
 use super::BackupError;
 use super::cells::{self, Cell};
+use super::pace::Pace;
 use crate::batch::{Batches, join, workers_wanted};
 use crate::cancel::Cancelled;
 use crate::context::Context;
@@ -42,10 +42,6 @@ pub struct Streamed {
     pub stored: u64,
 }
 
-/// Size and number of requests on a disk that no guest uses. Larger ones cost QEMU more, as it takes fresh memory for each.
-const REQUEST: u64 = 256 << 10;
-const DEPTH: usize = 64;
-
 /// A cell that has been read: its place in the list, and its bytes behind the room for the envelope.
 type Filled = (usize, Vec<u8>);
 
@@ -56,14 +52,14 @@ enum Outcome {
     New(Sealed),
 }
 
-/// Brings a disk's cells into the repository. `gentle` is off for disks that no guest uses.
+/// Brings a disk's cells into the repository.
 pub fn stream(
     context: &Context<'_>,
     target: &str,
     source: &mut Client,
     cells: &[Cell],
     writer: &mut ArchiveWriter,
-    gentle: bool,
+    pace: &Pace,
 ) -> Result<Streamed, BackupError> {
     let read = cells::bytes_to_read(cells);
     context.report(&Event::DiskStarted { target, bytes: read });
@@ -84,8 +80,7 @@ pub fn stream(
         let spare = &spare;
         let (to_workers, filled) = bounded::<Filled>(QUEUE);
         let (to_writer, outcomes) = bounded::<(usize, Outcome)>(QUEUE);
-        let reader =
-            scope.spawn(move || read_cells(context, target, source, cells, &to_workers, spare, gentle));
+        let reader = scope.spawn(move || read_cells(context, target, source, cells, &to_workers, spare, pace));
         let filled = Batches::of(filled);
         let mut workers = Vec::new();
         for _ in 0..workers_wanted() {
@@ -152,7 +147,7 @@ fn read_cells(
     cells: &[Cell],
     filled: &Sender<Filled>,
     spare: &Spare,
-    gentle: bool,
+    pace: &Pace,
 ) -> Result<(), BackupError> {
     // A cell without data is not read, and its place is not asked for.
     let mut places = Vec::new();
@@ -169,7 +164,7 @@ fn read_cells(
         extent: *extent,
         parts: data.clone(),
     });
-    let options = read_options(context, gentle);
+    let options = pace.options(context);
     // Cells are complete in any order.
     let each = |offset, bytes| {
         let place = places.binary_search_by_key(&offset, |(start, _)| *start);
@@ -187,31 +182,6 @@ fn read_cells(
             disk: target.to_owned(),
             source,
         }),
-    }
-}
-
-/// How hard to read.
-pub fn read_options<'a>(context: &'a Context<'_>, gentle: bool) -> ReadOptions<'a> {
-    let reader = context.config.reader;
-    if gentle {
-        ReadOptions {
-            depth: reader.depth,
-            bytes_per_second: NonZeroU64::new(reader.limit_mib << 20),
-            cancel: Some(context.cancel.flag()),
-            ..ReadOptions::default()
-        }
-    } else {
-        fast_reading(context)
-    }
-}
-
-/// How to read a disk that no guest uses.
-pub fn fast_reading<'a>(context: &'a Context<'_>) -> ReadOptions<'a> {
-    ReadOptions {
-        depth: DEPTH,
-        request_size: REQUEST,
-        cancel: Some(context.cancel.flag()),
-        ..ReadOptions::default()
     }
 }
 

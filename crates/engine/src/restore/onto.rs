@@ -27,7 +27,7 @@ use super::plan::{self, PlanError};
 use super::write::{self, Placed, WriteError};
 use super::{DiskContent, DiskTarget, ImageFormat, Request, RestoreError, RestoredDisk};
 use crate::backup::capture::stamp;
-use crate::backup::stream::fast_reading;
+use crate::backup::pace::unhindered;
 use crate::batch::{Batches, join, workers_wanted};
 use crate::context::Context;
 use crate::event::Event;
@@ -369,7 +369,7 @@ fn read_and_hash(
             .collect();
         let end = image.read_sparse(
             requests.into_iter().map(|(_, whole)| whole),
-            &fast_reading(context),
+            &unhindered(context),
             spare,
             0,
             |offset, bytes| {
