@@ -240,6 +240,13 @@ pub struct Backup {
     /// All VMs of the configuration.
     #[arg(long, conflicts_with = "vms")]
     pub all: bool,
+    /// How many VMs to back up at the same time [default: `jobs` of the configuration, or 1].
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub jobs: Option<u8>,
+    /// Undo the backup of a VM that takes longer than so many seconds, 0 for no limit [default: `limits.run_s` of the
+    /// configuration].
+    #[arg(long, value_name = "SECONDS")]
+    pub time_limit: Option<u64>,
     /// Only say what would be read, and why.
     #[arg(short = 'n', long)]
     pub dry_run: bool,

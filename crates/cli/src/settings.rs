@@ -1,7 +1,7 @@
 //! From arguments, environment and configuration file to what a command works with.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use strongroom_borg::{PassphraseSource, Settings as BorgSettings};
@@ -52,8 +52,11 @@ impl Settings {
         let heard = Arc::clone(&ui);
         borg.events = Some(Arc::new(move |event| heard.repository(&event)));
         let (asked, heeded) = (Arc::clone(&ui), signals.clone());
+        // One question at a time.
+        let terminal = Mutex::new(());
         let passphrase = PassphraseSource::from_env().with_prompt(move |request| {
             let question = format!("Passphrase for {}: ", request.key);
+            let _turn = terminal.lock().unwrap_or_else(PoisonError::into_inner);
             let ask = || prompt::passphrase(&question, heeded.cancel());
             asked.suspended(|| heeded.in_order(ask))
         });

@@ -1,6 +1,7 @@
 //! The terminal: what is said, where, and how loud. Data goes to standard output, everything else to standard error.
 
 pub mod human;
+pub mod of_vm;
 mod progress;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -106,13 +107,10 @@ impl Ui {
 
     /// Takes what the repository's server and the Borg client say.
     pub fn repository(&self, event: &BorgEvent) {
+        if let Some(text) = Self::complaint(event) {
+            return self.warn(&text);
+        }
         match event {
-            BorgEvent::Log {
-                level: Level::Warning | Level::Error,
-                message,
-            } => {
-                self.warn(&format!("the repository's server says: {message}"));
-            }
             BorgEvent::Log { message, .. } if self.verbose > 0 => self.info(format!("repository: {message}")),
             BorgEvent::Progress { message } if self.verbose > 1 => {
                 self.info(format!("repository: {message}"));
@@ -121,42 +119,61 @@ impl Ui {
         }
     }
 
+    /// What of that is a warning.
+    fn complaint(event: &BorgEvent) -> Option<String> {
+        match event {
+            BorgEvent::Log {
+                level: Level::Warning | Level::Error,
+                message,
+            } => Some(format!("the repository's server says: {message}")),
+            _ => None,
+        }
+    }
+
     /// Takes what the engine says.
     pub fn engine(&self, event: &Event<'_>) {
+        self.about(None, event);
+    }
+
+    /// Takes what the engine says about a VM, with the VM's name before each line.
+    fn about(&self, vm: Option<&str>, event: &Event<'_>) {
+        let named = |what: &str| vm.map_or_else(|| what.to_owned(), |vm| format!("{vm} {what}"));
         match event {
             Event::Warning(text) => self.warn(text),
             Event::Note(text) if self.verbose > 0 => self.info(text),
-            Event::Step(step) if self.verbose > 0 => self.info(step_name(*step)),
             Event::Stage(text) => self.info(text),
+            Event::Step(step) if self.verbose > 0 => self.info(match vm {
+                Some(vm) => format!("{vm}: {}", step_name(*step)),
+                None => step_name(*step).to_owned(),
+            }),
             Event::Planned(plan) => self.planned(plan),
             Event::Captured { call, .. } if self.verbose > 0 => {
-                self.info(format!(
-                    "frozen view taken in {:.0} ms",
-                    call.as_secs_f64() * 1000.0
-                ));
+                let words = format!("frozen view taken in {:.0} ms", call.as_secs_f64() * 1000.0);
+                self.info(vm.map_or_else(|| words.clone(), |vm| format!("{vm}: {words}")));
             }
             Event::DiskStarted { target, bytes } => {
                 if let Some(progress) = &self.progress {
-                    progress.start(target, *bytes);
+                    progress.start(&named(target), *bytes);
                 }
             }
             Event::DiskProgress { target, bytes } => {
                 if let Some(progress) = &self.progress {
-                    progress.advance(target, *bytes);
+                    progress.advance(&named(target), *bytes);
                 }
             }
             Event::Verified { target, bytes: good } => {
                 if let Some(progress) = &self.progress {
-                    progress.finish(target);
+                    progress.finish(&named(target));
                 }
                 self.info(format!("{target}: {} read and found good", bytes(*good)));
             }
             Event::DiskDone { target, read, stored } => {
                 if let Some(progress) = &self.progress {
-                    progress.finish(target);
+                    progress.finish(&named(target));
                 }
                 self.info(format!(
-                    "{target}: {} read, {} written",
+                    "{}: {} read, {} written",
+                    named(target),
                     bytes(*read),
                     bytes(*stored)
                 ));

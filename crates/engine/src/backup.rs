@@ -213,12 +213,14 @@ pub enum Outcome {
     Done(Box<Report>),
 }
 
-/// Backs up one VM; with `dry_run`, only says how.
+/// Backs up one VM, within the time limit for a run; with `dry_run`, only says how.
 pub fn run(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, BackupError> {
-    tell(context, name, dry_run).map_err(|error| match context.cancel.check() {
-        // Whatever failed first when the run was stopped: it was stopped.
-        Err(cancelled) => cancelled.into(),
-        Ok(()) => error,
+    context.within(context.config.limits.run(), |context| {
+        tell(context, name, dry_run).map_err(|error| match context.cancel.check() {
+            // Whatever failed first when the run was stopped: it was stopped.
+            Err(cancelled) => cancelled.into(),
+            Ok(()) => error,
+        })
     })
 }
 

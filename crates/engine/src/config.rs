@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use strongroom_borg::{Compression, Location};
@@ -63,10 +64,13 @@ pub struct Config {
     /// `none`, `lz4`, `zstd` or `zstd,LEVEL`. Data that does not shrink is stored as it is.
     #[serde(default = "default_compression")]
     pub compression: String,
+    /// How many VMs are backed up at the same time.
+    #[serde(default = "default_jobs")]
+    pub jobs: usize,
     /// How a running guest's disks are read.
     #[serde(default)]
     pub reader: Reader,
-    /// What a backup may take from the hypervisor's storage.
+    /// What a backup may take of storage and time.
     #[serde(default)]
     pub limits: Limits,
     /// How the map of changes is checked.
@@ -107,7 +111,7 @@ impl Default for Reader {
     }
 }
 
-/// What a backup of a running VM may take from the storage that holds its disks. Beyond that it gives up, before the
+/// What a backup may take: of the storage that holds a running VM's disks, and of time. Beyond that it gives up, before the
 /// storage is full and the guest stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -116,6 +120,22 @@ pub struct Limits {
     pub scratch_mib: u64,
     /// Free space that has to stay, in MiB; 0 for none.
     pub free_mib: u64,
+    /// How long the backup of a VM may take, in seconds; 0 for no limit.
+    pub run_s: u64,
+    /// How long the hypervisor may take to answer one call, in seconds; then the VM is given up; 0 for no limit.
+    pub answer_s: u64,
+}
+
+impl Limits {
+    /// How long the backup of a VM may take.
+    pub fn run(&self) -> Option<Duration> {
+        (self.run_s > 0).then(|| Duration::from_secs(self.run_s))
+    }
+
+    /// How long the hypervisor may take to answer.
+    pub fn answer(&self) -> Option<Duration> {
+        (self.answer_s > 0).then(|| Duration::from_secs(self.answer_s))
+    }
 }
 
 impl Default for Limits {
@@ -123,6 +143,8 @@ impl Default for Limits {
         Self {
             scratch_mib: 0,
             free_mib: 1024,
+            run_s: 0,
+            answer_s: 600,
         }
     }
 }
@@ -362,6 +384,10 @@ fn default_images() -> PathBuf {
     "/var/lib/libvirt/images".into()
 }
 
+fn default_jobs() -> usize {
+    1
+}
+
 fn default_compression() -> String {
     "zstd,3".into()
 }
@@ -377,6 +403,7 @@ impl Config {
             templates: None,
             compression: default_compression(),
             reader: Reader::default(),
+            jobs: default_jobs(),
             limits: Limits::default(),
             audit: Audit::default(),
             signing: None,
@@ -436,6 +463,9 @@ impl Config {
         self.compression()?;
         if self.reader.depth == 0 || self.reader.depth > 64 {
             return Err("reader.depth: 1 to 64 requests".into());
+        }
+        if self.jobs == 0 || self.jobs > 64 {
+            return Err("jobs: 1 to 64 VMs at the same time".into());
         }
         self.signing.as_ref().map_or(Ok(()), Signing::check)?;
         self.witness.as_ref().map_or(Ok(()), Witness::check)?;

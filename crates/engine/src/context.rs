@@ -45,6 +45,20 @@ impl Context<'_> {
         self.observer.event(event);
     }
 
+    /// Does a part of the work that may take no longer than this, with a context of its own.
+    pub fn within<T>(&self, limit: Option<Duration>, part: impl FnOnce(&Context<'_>) -> T) -> T {
+        let own = self.cancel.within(limit);
+        let repositories = Repositories {
+            cancel: own.cancel.clone(),
+            ..self.repositories.clone()
+        };
+        part(&Context {
+            repositories: &repositories,
+            cancel: &own.cancel,
+            ..self.clone()
+        })
+    }
+
     /// Reports that something is not as it should be.
     pub fn warn(&self, text: impl Into<String>) {
         self.report(&Event::Warning(text.into()));

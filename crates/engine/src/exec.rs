@@ -133,7 +133,7 @@ pub fn run(call: &Call<'_>, cancel: &Cancel) -> Result<Output, ExecError> {
         let why = match child.try_wait() {
             Ok(Some(status)) => break status,
             Err(source) => failed(source),
-            Ok(None) if cancel.is_cancelled() => Cancelled.into(),
+            Ok(None) if cancel.is_cancelled() => cancel.why().into(),
             Ok(None) if clock.elapsed() > call.time => ExecError::Time {
                 program: program(),
                 time: call.time,

@@ -10,6 +10,7 @@
 mod agent;
 mod chains;
 mod new;
+mod timed;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ pub use self::new::{
     Accelerator, Boot, Channel, Console, Creation, Extras, Firmware, Host, ImageFormat, LaunchSecurity,
     Network, NewDisk, NewDomain, Support,
 };
+pub use self::timed::Timed;
 
 /// Why the hypervisor did not do, or did not say, what was asked.
 #[derive(Debug, thiserror::Error)]

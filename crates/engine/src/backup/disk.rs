@@ -10,7 +10,6 @@ use super::cells;
 use super::pace::Pace;
 use super::plan::DiskPlan;
 use super::{audit, stream};
-use crate::cancel::Cancelled;
 use crate::context::Context;
 use crate::history::Point;
 use crate::manifest::{LuksRecord, Mode};
@@ -106,7 +105,9 @@ pub fn read(
                 result.audited = audited;
                 cells
             }
-            Err(audit::AuditError::Read(strongroom_nbd::Error::Cancelled)) => return Err(Cancelled.into()),
+            Err(audit::AuditError::Read(strongroom_nbd::Error::Cancelled)) => {
+                return Err(context.cancel.why().into());
+            }
             Err(audit::AuditError::Read(source)) => return Err(read_error(source)),
             Err(audit::AuditError::Changed { offset }) => {
                 context.warn(format!(

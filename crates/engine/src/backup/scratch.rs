@@ -151,6 +151,7 @@ mod tests {
         let limits = |scratch_mib, free_mib| Limits {
             scratch_mib,
             free_mib,
+            ..Limits::default()
         };
         assert_eq!(shortage_at(&scratch, &limits(1, 0)), None, "not there yet");
         std::fs::write(&scratch, vec![1; 2 << 20]).unwrap();

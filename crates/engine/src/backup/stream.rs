@@ -23,7 +23,6 @@ use super::BackupError;
 use super::cells::{self, Cell};
 use super::pace::Pace;
 use crate::batch::{Batches, join, workers_wanted};
-use crate::cancel::Cancelled;
 use crate::context::Context;
 use crate::digest;
 use crate::event::Event;
@@ -177,7 +176,7 @@ fn read_cells(
     let end = source.read_sparse(requests, &options, spare, Sealer::HEADROOM, each);
     match end {
         Ok(_) => Ok(()),
-        Err(strongroom_nbd::Error::Cancelled) => Err(Cancelled.into()),
+        Err(strongroom_nbd::Error::Cancelled) => Err(context.cancel.why().into()),
         Err(source) => Err(BackupError::Read {
             disk: target.to_owned(),
             source,

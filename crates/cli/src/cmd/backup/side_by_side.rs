@@ -1,0 +1,179 @@
+//! Several VMs at the same time, each by a thread of its own with a connection of its own.
+//!
+//! They share the configuration, the terminal and the passphrase, and nothing that one could hold up for another. So one
+//! that fails, panics, or hangs in a call that the hypervisor does not answer is one VM without a backup. A thread that
+//! hangs is left to itself: what its run was about to do is in its journal, and the next run undoes it, like after a death.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
+
+use strongroom_engine::backup::{self, BackupError, Outcome};
+use strongroom_engine::cancel::Cancel;
+use strongroom_engine::config::Config;
+use strongroom_engine::context::{Context, Repositories};
+use strongroom_engine::state::StateDirectory;
+use strongroom_engine::vm::{Hypervisor as _, Timed};
+use strongroom_libvirt::Libvirt;
+
+use crate::cmd::thaw_watchdog;
+use crate::failure::Failure;
+use crate::ui::Ui;
+use crate::ui::of_vm::OfVm;
+
+/// Between two looks at whether the hypervisor still answers.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What all of them share.
+#[derive(Clone)]
+pub struct Work {
+    pub config: Arc<Config>,
+    pub repositories: Repositories,
+    pub ui: Arc<Ui>,
+    pub cancel: Cancel,
+    pub dry_run: bool,
+}
+
+/// What came of one VM.
+pub struct Done {
+    pub vm: String,
+    pub result: Result<Outcome, Failure>,
+    /// Warnings about it.
+    pub warnings: Vec<String>,
+}
+
+/// A VM that is being backed up.
+struct Running {
+    place: usize,
+    vm: String,
+    observer: Arc<OfVm>,
+    hypervisor: Arc<OnceLock<Timed<Libvirt>>>,
+}
+
+/// Backs up the VMs, so many at a time, and tells of each as soon as it is done. Those whose turn has not come when
+/// the work is interrupted are told of as well. Gives what came of them in the order in which they were named.
+pub fn run(work: &Work, vms: &[String], jobs: usize, mut tell: impl FnMut(&Done)) -> Vec<Done> {
+    let (results, ended) = channel();
+    let mut waiting: VecDeque<(usize, &String)> = vms.iter().enumerate().collect();
+    let mut running: Vec<Running> = Vec::new();
+    let mut done: Vec<(usize, Done)> = Vec::new();
+    let mut finish = |done: &mut Vec<(usize, Done)>, place: usize, one: Done| {
+        tell(&one);
+        done.push((place, one));
+    };
+    loop {
+        while running.len() < jobs.max(1)
+            && let Some((place, vm)) = waiting.pop_front()
+        {
+            if let Err(cancelled) = work.cancel.check() {
+                let one = Done {
+                    vm: vm.clone(),
+                    result: Err(Failure::failed(format!("begin: {cancelled}"))),
+                    warnings: Vec::new(),
+                };
+                finish(&mut done, place, one);
+                continue;
+            }
+            running.push(start(work, place, vm, vms.len() > 1, results.clone()));
+        }
+        if running.is_empty() {
+            break;
+        }
+        match ended.recv_timeout(LOOK) {
+            Ok((place, result)) => {
+                // One that was given up may come back after all.
+                if let Some(at) = running.iter().position(|one| one.place == place) {
+                    let one = running.swap_remove(at);
+                    let (vm, warnings) = (one.vm, one.observer.said());
+                    finish(&mut done, place, Done { vm, result, warnings });
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let limit = work.config.limits.answer();
+                let (hung, well) = running
+                    .into_iter()
+                    .partition(|one: &Running| given_up(one, limit).is_some());
+                running = well;
+                for one in hung {
+                    let result = Err(given_up(&one, limit).unwrap_or_else(|| Failure::failed("wait")));
+                    let (place, vm, warnings) = (one.place, one.vm, one.observer.said());
+                    finish(&mut done, place, Done { vm, result, warnings });
+                }
+            }
+            // There is a sender here.
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    done.sort_by_key(|(place, _)| *place);
+    done.into_iter().map(|(_, one)| one).collect()
+}
+
+/// Why a VM is not waited for any longer, if so.
+fn given_up(one: &Running, limit: Option<Duration>) -> Option<Failure> {
+    let (call, time) = one.hypervisor.get()?.longest()?;
+    (time > limit?).then(|| {
+        Failure::failed(format!(
+            "get an answer from the hypervisor within {} s (call `{call}`); what was begun is undone by the next run",
+            time.as_secs()
+        ))
+        .hint("QEMU or libvirtd hangs: `virsh domstate VM`, `virsh domcontrol VM`; limits.answer_s is how long it is waited for")
+    })
+}
+
+fn start(
+    work: &Work,
+    place: usize,
+    vm: &str,
+    others: bool,
+    results: Sender<(usize, Result<Outcome, Failure>)>,
+) -> Running {
+    let observer = Arc::new(OfVm::new(Arc::clone(&work.ui), vm, others));
+    let hypervisor = Arc::new(OnceLock::new());
+    let running = Running {
+        place,
+        vm: vm.to_owned(),
+        observer: Arc::clone(&observer),
+        hypervisor: Arc::clone(&hypervisor),
+    };
+    let (work, vm) = (work.clone(), vm.to_owned());
+    thread::spawn(move || {
+        let result = catch_unwind(AssertUnwindSafe(|| one(&work, &vm, &observer, &hypervisor)));
+        let result = result.unwrap_or_else(|_| {
+            Err(Failure::failed(
+                "go on: this is a defect of strongroom, whose words are above",
+            ))
+        });
+        // Nobody may be waiting any longer.
+        let _ = results.send((place, result));
+    });
+    running
+}
+
+/// Backs up one VM.
+fn one(
+    work: &Work,
+    vm: &str,
+    observer: &Arc<OfVm>,
+    connection: &OnceLock<Timed<Libvirt>>,
+) -> Result<Outcome, Failure> {
+    let opened = Libvirt::connect(&work.config.hypervisor).map_err(Failure::failed)?;
+    let hypervisor = connection.get_or_init(|| Timed::new(opened));
+    let state = StateDirectory::open(work.config.state_directory()).map_err(Failure::failed)?;
+    let watchdog = thaw_watchdog::launch(hypervisor.uri());
+    let mut repositories = work.repositories.clone();
+    let heard = Arc::clone(observer);
+    repositories.settings.events = Some(Arc::new(move |event| heard.repository(&event)));
+    let context = Context {
+        hypervisor,
+        config: &work.config,
+        state: &state,
+        repositories: &repositories,
+        observer: &**observer,
+        cancel: &work.cancel,
+        watchdog: &*watchdog,
+    };
+    backup::run(&context, vm, work.dry_run).map_err(|error: BackupError| error.into())
+}
