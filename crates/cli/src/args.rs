@@ -557,6 +557,10 @@ pub struct Recover {
     /// VMs to look at; all VMs of the configuration if none is named.
     #[arg(value_name = "VM")]
     pub vms: Vec<String>,
+    /// Where libvirt was killed while it ended a block job, and shows it still: stop libvirtd, correct its memory of the
+    /// VM, start it again. The guest runs on. Only on the VM's host, as root.
+    #[arg(long, requires = "vms")]
+    pub repair_libvirt_status: bool,
     /// Only say what was found, and what would be done first.
     #[arg(short = 'n', long)]
     pub dry_run: bool,

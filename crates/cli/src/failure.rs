@@ -88,6 +88,7 @@ impl From<BackupError> for Failure {
                 "let it be merged by whoever took it, or with `virsh blockcommit VM DISK --active --pivot`; then run \
                  the backup again",
             ),
+            BackupError::Plan(error @ Unplanned::Away(_)) => Self::failed(error),
             BackupError::Plan(error) => Self::usage(error),
             other => Self::failed(other),
         }

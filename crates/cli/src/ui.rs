@@ -183,6 +183,9 @@ impl Ui {
     }
 
     fn planned(&self, plan: &Plan) {
+        if let Some(why) = &plan.method_reason {
+            self.info(format!("{}: by snapshot ({why})", plan.vm));
+        }
         for disk in &plan.disks {
             let mode = match disk.mode {
                 Mode::Full => "full",

@@ -200,7 +200,7 @@ fn a_map_of_changes_that_lies_is_noticed_and_the_disk_read_in_full() {
     let guest = lab.guest().root_mib(256).boot();
     let vm = guest.name().to_owned();
     let mut bench = Bench::new(&lab, &[&vm]);
-    bench.config.audit.chunks = 1000;
+    bench.config.audit.chunks = Some(1000);
     let first = bench.backup(&vm, &()).unwrap();
     guest.probe("write 8");
     guest.probe("sync");
@@ -225,6 +225,11 @@ fn a_map_of_changes_that_lies_is_noticed_and_the_disk_read_in_full() {
     let disk = &report.manifest.disks[0];
     assert_eq!(disk.mode, Mode::Full);
     assert!(disk.reason.contains("missed a change"), "{}", disk.reason);
+    assert!(disk.map_wrong_at.is_some(), "it is on record");
+    for (command, point) in [("list", vm.clone()), ("show", format!("{vm}@latest"))] {
+        let said = bench.says(&lab, &[command, &point]);
+        assert!(said.out.contains("WRONG"), "{command}: {}", said.out);
+    }
     assert!(hook.warnings.lock().unwrap()[0].contains("map of changes is wrong"));
     let file = lab.path("restored.qcow2");
     let request = Request {

@@ -30,7 +30,7 @@ pub use self::plan::Plan;
 use self::plan::{Parent, RunId};
 use self::seal::Instant;
 use crate::cancel::Cancelled;
-use crate::config::ConfigError;
+use crate::config::{CaptureMethod, ConfigError, Vm};
 use crate::context::Context;
 use crate::event::{Event, Step};
 use crate::history::{HistoryError, Point};
@@ -273,14 +273,17 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
             ..point
         })
     });
-    let parent = parent(
-        context,
-        &domain,
-        &state,
-        &repository,
-        newest.as_ref(),
-        older.as_ref(),
-    );
+    let parent = match jobless(context, &domain, settings) {
+        Some(why) => Parent::NoJobs(why),
+        None => parent(
+            context,
+            &domain,
+            &state,
+            &repository,
+            newest.as_ref(),
+            older.as_ref(),
+        ),
+    };
     let mut plan = plan::make(&domain, settings, context.config, &parent, &run)?;
     context.report(&Event::Planned(&plan));
     if dry_run {
@@ -429,6 +432,19 @@ fn capture_and_commit(
         manifest,
         bytes_stored: summary.data_stored + summary.metadata_stored,
         healed,
+    })
+}
+
+/// Why the hypervisor cannot do what it is asked first, where the configuration leaves the choice. If it does not say,
+/// trying will tell.
+fn jobless(context: &Context<'_>, domain: &Domain, settings: &Vm) -> Option<String> {
+    if settings.method != CaptureMethod::Auto || !domain.state.is_active() {
+        return None;
+    }
+    let told = context.hypervisor.lacks_backup_jobs(domain.uuid);
+    told.unwrap_or_else(|error| {
+        context.note(format!("{}: failed to {error}", domain.name));
+        None
     })
 }
 

@@ -150,16 +150,53 @@ impl Default for Limits {
 }
 
 /// How much of what has not changed is read all the same, to find out whether that is true.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Audit {
-    /// Chunks of 4 MiB a disk and run; 0 for none.
-    pub chunks: usize,
+    /// With which probability a map of changes that is wrong is noticed; 0 for no audit.
+    pub confidence: f64,
+    /// Within how many incremental backups.
+    pub runs: u32,
+    /// How wrong it is: the share of the chunks called unchanged that have changed.
+    pub share: f64,
+    /// So many chunks a disk and run instead, whatever that is worth.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunks: Option<usize>,
 }
 
 impl Default for Audit {
     fn default() -> Self {
-        Self { chunks: 8 }
+        Self {
+            confidence: 0.99,
+            runs: 7,
+            share: 0.1,
+            chunks: None,
+        }
+    }
+}
+
+impl Audit {
+    /// How many chunks of a disk to read in each run. A sample of `k` chunks misses a share `s` of wrong ones with
+    /// probability `(1 - s)^k`, `n` runs with `(1 - s)^(k n)`; that must not be more than `1 - confidence`.
+    pub fn count(&self) -> usize {
+        if let Some(chunks) = self.chunks {
+            return chunks;
+        }
+        let needed = (1.0 - self.confidence).ln() / (1.0 - self.share).ln();
+        (needed / f64::from(self.runs.max(1))).ceil() as usize
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if !(0.0..1.0).contains(&self.confidence) {
+            return Err("audit.confidence: a probability from 0 to less than 1".into());
+        }
+        if !(0.000_001..=0.9).contains(&self.share) {
+            return Err("audit.share: 0.000001 to 0.9".into());
+        }
+        if self.runs == 0 {
+            return Err("audit.runs: at least 1".into());
+        }
+        Ok(())
     }
 }
 
@@ -467,6 +504,7 @@ impl Config {
         if self.jobs == 0 || self.jobs > 64 {
             return Err("jobs: 1 to 64 VMs at the same time".into());
         }
+        self.audit.check()?;
         self.signing.as_ref().map_or(Ok(()), Signing::check)?;
         self.witness.as_ref().map_or(Ok(()), Witness::check)?;
         let mut owners: BTreeMap<String, &str> = BTreeMap::new();
@@ -605,6 +643,32 @@ mod tests {
                 limit_mib: 200
             }
         );
+    }
+
+    #[test]
+    fn the_audit_reads_what_its_confidence_takes() {
+        let count = |text: &str| {
+            parse(&format!("repository = '/srv/{{vm}}'\n[audit]\n{text}"))
+                .unwrap()
+                .audit
+                .count()
+        };
+        assert_eq!(count(""), 7, "ln 0.01 / ln 0.9 = 43.7, over 7 runs");
+        assert_eq!(count("runs = 1"), 44);
+        assert_eq!(count("confidence = 0.95\nshare = 0.01\nruns = 1"), 299);
+        assert_eq!(count("confidence = 0.0"), 0);
+        assert_eq!(count("chunks = 3"), 3);
+        for bad in [
+            "confidence = 1.0",
+            "confidence = -0.1",
+            "share = 0.0",
+            "share = 1.0",
+            "runs = 0",
+            "confidence = nan",
+        ] {
+            let text = format!("repository = '/srv/{{vm}}'\n[audit]\n{bad}");
+            assert!(parse(&text).is_err(), "{bad}");
+        }
     }
 
     #[test]

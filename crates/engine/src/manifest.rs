@@ -57,6 +57,9 @@ pub struct Manifest {
     pub captured: Timestamp,
     /// How the disks were held still.
     pub method: Method,
+    /// Why, where that was not the first choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method_reason: Option<String>,
     /// The level of consistency that was reached.
     pub consistency: Consistency,
     /// How long the hypervisor took to switch to the frozen view, in microseconds: an upper bound of the pause
@@ -154,6 +157,10 @@ pub struct DiskRecord {
     /// Chunks that the map of changes called unchanged, that were read all the same, and that were unchanged.
     #[serde(default)]
     pub audited: u64,
+    /// Where on the disk, in bytes, a chunk began that had changed though the map of changes called it unchanged: then
+    /// the disk was read in full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map_wrong_at: Option<u64>,
     /// Bytes read from the hypervisor.
     pub bytes_read: u64,
     /// Bytes that the repository had to store for this disk.

@@ -37,7 +37,7 @@ use std::fmt;
 use std::path::Path;
 
 pub use self::files::SUFFIX;
-pub use self::home::{HomeError, Homecoming, bring_home, explain, outlook};
+pub use self::home::{HomeError, Homecoming, bring_home, explain, outlook, wedged};
 use crate::state::Overlay;
 use crate::vm::{BlockJobState, Chain};
 
@@ -67,9 +67,12 @@ pub enum Job {
 
 /// What is said of one disk, in terms of its base and its overlay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 pub struct Views {
     /// Whether there is a QEMU.
     pub active: bool,
+    /// Whether there is one on another host.
+    pub away: bool,
     /// The image that QEMU writes to.
     pub qemu: Top,
     /// The image that the live definition names.
@@ -148,6 +151,8 @@ pub enum Why {
     Diverged,
     /// The VM is off, and which of the two images has the last word cannot be told.
     Ambiguous,
+    /// The VM was migrated to another host, which has its disks open.
+    Away,
     /// Something that is not ours is on top, below, or at work.
     Foreign,
     /// The definition names the overlay, which is gone.
@@ -177,6 +182,7 @@ impl Views {
             .any(|chain| has(&chain.qemu) || has(&chain.live) || has(&chain.inactive));
         let none = Self {
             active,
+            away: false,
             qemu: Top::Nothing,
             live: Top::Nothing,
             inactive: Top::Nothing,
@@ -208,6 +214,10 @@ impl Views {
 /// Names the one thing to do now. `settled` says that the views have been the same for a while, so that nothing is
 /// about to change them.
 pub fn next(views: Views, pivoting: bool, facts: &Facts, settled: bool) -> Step {
+    if views.away {
+        // Whatever the definition here says: that host's QEMU writes to the overlay.
+        return Step::Stay(Why::Away);
+    }
     if views.job == Job::Other {
         return Step::Stay(Why::Foreign);
     }

@@ -1,7 +1,7 @@
 //! Undoes what an interrupted run left, without making a backup: what [`crate::backup`] begins with, on its own.
 
 use crate::context::Context;
-use crate::overlay::outlook;
+use crate::overlay::{outlook, wedged};
 use crate::reconcile::{ReconcileError, drop_stale, reconcile};
 use crate::state::{Debt, StateError};
 use crate::vm::HypervisorError;
@@ -20,9 +20,18 @@ pub enum RecoverError {
     Reconcile(#[from] ReconcileError),
 }
 
-/// Undoes what an interrupted run left of one VM; with `dry_run`, only says what there is. Gives what was found, a line
-/// each; nothing if all is well.
-pub fn recover(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Vec<String>, RecoverError> {
+/// What to do.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Request {
+    /// Only say what there is.
+    pub dry_run: bool,
+    /// Also mend libvirt's memory where it shows a block job that has ended; see
+    /// [`Chains::repair_status`](crate::vm::Chains::repair_status).
+    pub repair_status: bool,
+}
+
+/// Undoes what an interrupted run left of one VM. Gives what was found, a line each; nothing if all is well.
+pub fn recover(context: &Context<'_>, name: &str, request: Request) -> Result<Vec<String>, RecoverError> {
     let domain = context.hypervisor.domain(name)?;
     let mut state = context.state.lock(&domain.name, domain.uuid)?;
     let records = state.records().clone();
@@ -39,7 +48,20 @@ pub fn recover(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Vec<S
     }
     let stale = |checkpoint: &String| format!("checkpoint {checkpoint} is of no use any more");
     found.extend(records.stale.iter().map(stale));
-    if !dry_run {
+    if let (Some(run), true) = (&records.run, request.repair_status) {
+        let wedged = wedged(context, domain.uuid, run)?;
+        for disk in &wedged {
+            found.push(format!(
+                "disk {}: libvirt shows a block job that has ended; its memory of it has to be mended",
+                disk.target
+            ));
+        }
+        if !wedged.is_empty() && !request.dry_run {
+            context.hypervisor.repair_status(domain.uuid, &wedged)?;
+            context.note("libvirt has been stopped and started; it shows the guest on its own images again");
+        }
+    }
+    if !request.dry_run {
         reconcile(context, &domain, &mut state)?;
         // A VM may have been started meanwhile.
         let domain = context.hypervisor.domain(&domain.uuid.to_string())?;

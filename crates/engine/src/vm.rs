@@ -155,6 +155,7 @@ pub struct Disk {
 
 /// A virtual machine as its hypervisor has defined it.
 #[derive(Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 pub struct Domain {
     /// Name.
     pub name: String,
@@ -172,6 +173,8 @@ pub struct Domain {
     pub saved: bool,
     /// It is off because its guest shut down, so that its disks are as the guest left them.
     pub shut_down: bool,
+    /// It is off here because it was migrated to another host, which uses its disks now.
+    pub away: bool,
     /// Whether it has an emulated TPM, whose state lies in [`Hypervisor::tpm_directory`].
     pub has_tpm: bool,
     /// How its memory is kept from the hypervisor (`sev`, `sev-snp`, `tdx` …), if it is.
@@ -322,6 +325,9 @@ pub trait Hypervisor: Agent + Chains + Creation + Send + Sync {
 
     /// Deletes a checkpoint; where its bitmaps are lost or broken, at least its metadata. Succeeds if there is none of that name.
     fn delete_checkpoint(&self, domain: Uuid, name: &str) -> Result<(), HypervisorError>;
+
+    /// Why no backup job can run on a domain of this kind, if its host says so: an old hypervisor, or another one.
+    fn lacks_backup_jobs(&self, domain: Uuid) -> Result<Option<String>, HypervisorError>;
 
     /// Starts a pull-mode backup. Gives how long the call took: an upper bound of the guest-visible pause.
     fn begin_backup(&self, domain: Uuid, job: &BackupJob) -> Result<Duration, HypervisorError>;

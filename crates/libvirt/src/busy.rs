@@ -21,11 +21,16 @@ use virt::sys::{
 };
 
 use crate::connection::Libvirt;
+use crate::hypervisor::is;
 use crate::sys;
 use crate::xml::{child, children, parse};
 
 /// Most images that are followed in one chain.
 const MAX_CHAIN: usize = 256;
+
+/// How often a job that cannot be described is looked at again, and the time between two looks.
+const LOOKS: u32 = 20;
+const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
 
 impl Libvirt {
     /// What an active domain is busy with, by its state, its jobs, and the block jobs on these disks.
@@ -35,7 +40,7 @@ impl Libvirt {
         if let Some(unfit) = unfit(state, &reason) {
             return Ok(Some(unfit.into()));
         }
-        if let Some(operation) = if_supported(sys::job_operation(handle)).map_err(failed)? {
+        if let Some(operation) = if_supported(job_operation(handle)).map_err(failed)? {
             let socket = if operation == VIR_DOMAIN_JOB_OPERATION_BACKUP {
                 self.described(handle)?.and_then(|job| job.running.socket)
             } else {
@@ -87,6 +92,19 @@ impl Libvirt {
             }
         }
         Ok(found)
+    }
+}
+
+/// While a backup job begins or ends there is a moment at which libvirt has the job, but cannot say anything about it.
+fn job_operation(handle: &Handle) -> Result<Option<u32>, Error> {
+    let mut looks = 0..LOOKS;
+    loop {
+        match sys::job_operation(handle) {
+            Err(error) if looks.next().is_some() && is(&error, ErrorNumber::InternalError) => {
+                std::thread::sleep(LOOK);
+            }
+            told => return told,
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use strongroom_engine::state::Overlay;
 use strongroom_engine::vm::{Chain, Chains, HypervisorError, SnapshotDisk};
 use uuid::Uuid;
 use virt::domain::Domain as Handle;
@@ -26,6 +27,7 @@ use crate::connection::{Libvirt, words};
 use crate::hypervisor::is_busy;
 use crate::qemu::nodes::{Drive, Job};
 use crate::qemu::{Monitor, MonitorError};
+use crate::repair::{self, status::Wedged};
 use crate::sys;
 
 /// How often the views are read at most until the live definition is the same before and after.
@@ -152,6 +154,22 @@ impl Chains for Libvirt {
         let alias = call.alias(target)?;
         behind::commit(Monitor(&call.handle), target, &alias, overlay, base)
             .map_err(|error| call.monitor_failed(error))
+    }
+
+    fn repair_status(&self, domain: Uuid, disks: &[Overlay]) -> Result<(), HypervisorError> {
+        let wedged = |entry: &Overlay| Wedged {
+            target: entry.target.clone(),
+            overlay: entry.overlay.clone(),
+            base: entry.base.clone(),
+        };
+        let wedged: Vec<Wedged> = disks.iter().map(wedged).collect();
+        repair::repair(self, domain, &wedged)?;
+        let call = Call::new(self, domain, "close the overlays of")?;
+        for disk in disks {
+            // A file that stays open does no harm.
+            let _ = behind::close(Monitor(&call.handle), &disk.overlay);
+        }
+        Ok(())
     }
 
     fn watch_usage(&self, domain: Uuid, target: &str, bytes: u64) -> Result<(), HypervisorError> {

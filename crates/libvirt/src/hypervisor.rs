@@ -19,7 +19,7 @@ use virt::sys::{VIR_DOMAIN_XML_INACTIVE, VIR_DOMAIN_XML_SECURE};
 use crate::connection::{Libvirt, words};
 use crate::job::Described;
 use crate::sys::Checkpoint;
-use crate::{definition, image, job, retarget, sockets, sys};
+use crate::{capabilities, definition, image, job, retarget, sockets, sys};
 
 /// How long an aborted job may take to go away: QEMU closes its scratch files first.
 const END_DEADLINE: Duration = Duration::from_mins(1);
@@ -131,6 +131,22 @@ impl Hypervisor for Libvirt {
         checkpoint
             .delete_metadata()
             .map_err(|error| self.failed(what(), &error))
+    }
+
+    fn lacks_backup_jobs(&self, domain: Uuid) -> Result<Option<String>, HypervisorError> {
+        let failed = |error: Error| self.failed(format!("read what domain {domain} is able to do"), &error);
+        let xml = self.handle(domain)?.xml_desc(0).map_err(failed)?;
+        let bad = |reason| HypervisorError::Definition {
+            domain: domain.to_string(),
+            reason,
+        };
+        let machine = capabilities::machine(&xml).map_err(bad)?;
+        let machine = |at: usize| machine.get(at).and_then(Option::as_deref);
+        let told = self
+            .connection()?
+            .domain_capabilities(machine(0), machine(1), machine(2), machine(3), 0)
+            .map_err(failed)?;
+        capabilities::lacks_backup_jobs(&told).map_err(bad)
     }
 
     fn begin_backup(&self, domain: Uuid, job: &BackupJob) -> Result<Duration, HypervisorError> {
@@ -378,6 +394,7 @@ impl Libvirt {
         }
         let reason = handle.state().map_err(failed)?.1;
         let shut_down = DomainStateReason::Shutoff(Enum::Known(DomainShutoffReason::Shutdown));
+        let migrated = DomainStateReason::Shutoff(Enum::Known(DomainShutoffReason::Migrated));
         let saved = handle.has_managed_save(0).map_err(failed)?;
         let (busy, snapshots) = if state.is_active() {
             let media = disks.iter().filter(|disk| disk.source != DiskSource::None);
@@ -392,6 +409,7 @@ impl Libvirt {
             snapshots,
             saved,
             shut_down: state == RunState::ShutOff && !saved && reason == Enum::Known(shut_down),
+            away: state == RunState::ShutOff && reason == Enum::Known(migrated),
             uuid: handle.uuid().map_err(failed)?,
             state,
             disks,

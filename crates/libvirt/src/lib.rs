@@ -1,7 +1,8 @@
 //! Strongroom's hypervisor port ([`strongroom_engine::vm::Hypervisor`]) over libvirt.
 //!
 //! One [`Libvirt`] is one connection; it is shared between threads and reconnects by itself when libvirtd was
-//! restarted. Everything goes through libvirt's public API: nothing of its state files is read or written.
+//! restarted. Everything goes through libvirt's public API: nothing of its state files is read or written, but for the one
+//! repair that has to be asked for by name (`repair`).
 //!
 //! * `connection` opens a connection, keeps it alive and says where it leads;
 //! * `sys` wraps the calls that the `virt` crate lacks, the only unsafe code here; `events` counts what it hears;
@@ -10,7 +11,8 @@
 //! * `image` and `sockets` know the two facts that libvirt does not tell: an image's version, a domain's directory;
 //! * `agent` talks to the guest agent, and believes nothing;
 //! * `chains` says who names which image of a disk (definitions, and QEMU itself through `qemu`), and takes, commits
-//!   and repairs external snapshots;
+//!   and repairs external snapshots; `repair` mends libvirt's own memory of one;
+//! * `capabilities` says whether backup jobs can run;
 //! * `compose` writes the definition of a new domain, `host` reads what its host can give it, `creation` makes it;
 //! * `hypervisor` puts the rest together behind the port.
 //!
@@ -18,6 +20,7 @@
 
 mod agent;
 mod busy;
+mod capabilities;
 mod chains;
 mod compose;
 mod connection;
@@ -29,6 +32,7 @@ mod hypervisor;
 mod image;
 mod job;
 mod qemu;
+mod repair;
 mod retarget;
 mod sockets;
 mod sys;

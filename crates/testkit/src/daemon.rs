@@ -18,7 +18,7 @@ use crate::run::{output_of, run, virsh};
 /// Set inside, to the id that the test's process has outside.
 const INSIDE: &str = "STRONGROOM_OWN_LIBVIRTD";
 /// Where the private directories are: each replaces the one that it is named after.
-const DIRECTORIES: [(&str, &str); 5] = [
+pub(crate) const DIRECTORIES: [(&str, &str); 5] = [
     ("run", "/run/libvirt"),
     ("lib", "/var/lib/libvirt"),
     ("etc", "/etc/libvirt"),
@@ -115,7 +115,7 @@ pub fn inside() -> Option<u32> {
 }
 
 /// Fills the private directories: the configuration is the system's, without its networks, pools and domains.
-fn prepare(directory: &Path) {
+pub(crate) fn prepare(directory: &Path) {
     for (name, target) in DIRECTORIES {
         fs::create_dir(directory.join(name)).expect("make a private directory");
         run(Command::new("mkdir").args(["-p", target]));
@@ -131,7 +131,7 @@ fn prepare(directory: &Path) {
     fs::set_permissions(&temporary, fs::Permissions::from_mode(0o1777)).expect("open it");
 }
 
-fn wait(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !done() {
         assert!(begin.elapsed() < LIMIT, "{what}");

@@ -103,7 +103,12 @@ fn row(vm: &str, info: &ArchiveInfo, manifest: &Manifest) -> Vec<String> {
         bytes(sum(|disk| disk.size)),
         bytes(sum(|disk| disk.bytes_read)),
         bytes(sum(|disk| disk.bytes_stored)),
-        mode.to_owned(),
+        // Whatever was taken from earlier restore points is in doubt.
+        if manifest.disks.iter().any(|disk| disk.map_wrong_at.is_some()) {
+            format!("{mode}, MAP WRONG")
+        } else {
+            mode.to_owned()
+        },
         human::consistency(manifest.consistency).to_owned(),
         format!("{} ms", manifest.stall_us / 1000),
         info.name.to_string(),

@@ -1,7 +1,7 @@
 //! `strongroom recover`.
 
 use serde_json::json;
-use strongroom_engine::recover::recover;
+use strongroom_engine::recover::{Request, recover};
 
 use crate::args::Recover;
 use crate::exit::Exit;
@@ -15,10 +15,14 @@ pub fn run(settings: &Settings, args: &Recover) -> Result<Exit, Failure> {
     let parts = Settings::parts(settings.config()?)?;
     settings.signals.undo_first();
     let context = settings.context(&parts);
+    let request = Request {
+        dry_run: args.dry_run,
+        repair_status: args.repair_libvirt_status,
+    };
     let mut documents = Vec::new();
     let mut worst = Exit::Done;
     for vm in Settings::chosen(&parts.config, &args.vms)? {
-        match recover(&context, &vm, args.dry_run) {
+        match recover(&context, &vm, request) {
             Ok(found) => {
                 if !found.is_empty() && worst == Exit::Done {
                     worst = Exit::Warnings;

@@ -34,7 +34,13 @@ fn print(_settings: &Settings, archive: &str, manifest: &Manifest) {
     line("Archive", archive.to_owned());
     line("VM", format!("{} ({})", manifest.vm.name, manifest.vm.uuid));
     line("Captured", format!("{} UTC", human::time(manifest.captured)));
-    line("Method", human::method(manifest.method).to_owned());
+    line(
+        "Method",
+        match &manifest.method_reason {
+            Some(why) => format!("{} ({why})", human::method(manifest.method)),
+            None => human::method(manifest.method).to_owned(),
+        },
+    );
     line("Consistency", consistency_line(manifest));
     if let Some(missed) = &manifest.missed {
         line("Missed", missed.clone());
@@ -50,6 +56,15 @@ fn print(_settings: &Settings, archive: &str, manifest: &Manifest) {
     );
     for disk in &manifest.disks {
         line("Disk", disk_line(disk));
+        if let Some(offset) = disk.map_wrong_at {
+            line(
+                "",
+                format!(
+                    "MAP OF CHANGES WRONG at offset {offset}: earlier incremental restore points of {} may lack changes",
+                    disk.target
+                ),
+            );
+        }
         for luks in &disk.luks {
             line(
                 "",

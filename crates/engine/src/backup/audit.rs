@@ -1,8 +1,9 @@
 //! The map of changes is a trusted input: what it calls unchanged is not read. So a random sample of that is read all
 //! the same, and compared by id.
 //!
-//! If a share `f` of the chunks called unchanged has changed, `k` samples miss that with probability `(1 - f)^k`: 8
-//! samples notice one wrong chunk in ten with 57 % in one run, and with 99.98 % within ten runs.
+//! If a share `f` of the chunks called unchanged has changed, `k` samples miss that with probability `(1 - f)^k`. The
+//! configuration says what share has to be noticed, with which confidence, and within how many runs; see
+//! [`crate::config::Audit::count`].
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;

@@ -31,6 +31,8 @@ pub struct DiskResult {
     pub parent: Option<String>,
     /// Unchanged chunks that were read all the same, and found unchanged.
     pub audited: u64,
+    /// Where the audit found that the map of changes is wrong.
+    pub map_wrong_at: Option<u64>,
     /// The LUKS volumes on it.
     pub luks: Vec<LuksRecord>,
 }
@@ -74,6 +76,7 @@ pub fn read(
         reason: disk.reason.clone(),
         parent: disk.parent.clone(),
         audited: 0,
+        map_wrong_at: None,
         luks,
     };
     let full = |allocation: &ExtentMap| cells::cut(&[], &RangeSet::all(disk.size), allocation);
@@ -92,7 +95,7 @@ pub fn read(
             &changed,
             &allocation,
         );
-        let (count, options) = (context.config.audit.chunks, pace.options(context));
+        let (count, options) = (context.config.audit.count(), pace.options(context));
         match audit::sample(
             &cells,
             &allocation,
@@ -116,6 +119,7 @@ pub fn read(
                     disk.target
                 ));
                 result.mode = Mode::Full;
+                result.map_wrong_at = Some(offset);
                 result.reason = format!("the map of changes missed a change at offset {offset}");
                 result.parent = None;
                 full(&allocation)

@@ -29,6 +29,9 @@ pub struct Plan {
     pub archive: String,
     /// How the disks are held still.
     pub method: Method,
+    /// Why, where that was not the first choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method_reason: Option<String>,
     /// The checkpoint that will be made, if any disk can keep track of changes.
     pub checkpoint: Option<String>,
     /// The disks that will be read.
@@ -92,6 +95,11 @@ pub enum PlanError {
         /// What is going on.
         what: String,
     },
+    /// It runs on another host.
+    #[error(
+        "back up {0}: it has been migrated to another host, which uses its disks; nothing was touched; back it up there"
+    )]
+    Away(String),
     /// Somebody has taken a snapshot, and is going to merge or delete it some time.
     #[error(
         "back up {vm}: disk {} runs on {}, the overlay of the snapshot {:?} of somebody else; nothing was touched",
@@ -134,6 +142,8 @@ pub enum Parent<'a> {
     Usable(&'a Committed, &'a Point, Vec<BadBitmap>),
     /// None, and why.
     None(String),
+    /// None, because the hypervisor has neither checkpoints nor backup jobs, and why.
+    NoJobs(String),
 }
 
 /// One run: its id and its instant.
@@ -165,6 +175,9 @@ impl Default for RunId {
 
 /// Whether nothing else is going on with the VM.
 pub fn check_free(domain: &Domain) -> Result<(), PlanError> {
+    if domain.away {
+        return Err(PlanError::Away(domain.name.clone()));
+    }
     match &domain.busy {
         None => Ok(()),
         Some(what) => Err(PlanError::Busy {
@@ -182,6 +195,11 @@ pub fn make(
     parent: &Parent<'_>,
     run: &RunId,
 ) -> Result<Plan, PlanError> {
+    // The hypervisor without backup jobs has no checkpoints either.
+    let jobless = match parent {
+        Parent::NoJobs(why) => Some(why.clone()),
+        _ => None,
+    };
     let vm = domain.name.clone();
     check_free(domain)?;
     for target in settings.swap.iter().chain(&settings.exclude) {
@@ -216,6 +234,12 @@ pub fn make(
     }
     let online = domain.state.is_active();
     let tracked = online && disks.iter().any(|disk| disk.tracked);
+    let (method, method_reason) = match (settings.method, jobless) {
+        _ if !online => (Method::Offline, None),
+        (CaptureMethod::Snapshot, _) => (Method::Snapshot, None),
+        (CaptureMethod::Auto, Some(why)) => (Method::Snapshot, Some(format!("no backup job: {why}"))),
+        (CaptureMethod::Auto | CaptureMethod::Checkpoint, _) => (Method::Checkpoint, None),
+    };
     Ok(Plan {
         archive: format!(
             "{}-{}",
@@ -224,11 +248,8 @@ pub fn make(
         ),
         uuid: domain.uuid,
         run: run.id.clone(),
-        method: match settings.method {
-            _ if !online => Method::Offline,
-            CaptureMethod::Snapshot => Method::Snapshot,
-            CaptureMethod::Auto | CaptureMethod::Checkpoint => Method::Checkpoint,
-        },
+        method,
+        method_reason,
         checkpoint: tracked.then(|| format!("{PREFIX}{}", run.id)),
         disks,
         excluded,
@@ -317,7 +338,9 @@ fn plan_disk(
         reason,
         parent: committed.map(|committed| committed.archive.clone()),
         since: committed.map(|committed| committed.checkpoint.clone()),
-        tracked: online && !matches!(disk.bitmaps, Bitmaps::Unsupported(_)),
+        tracked: online
+            && !matches!(disk.bitmaps, Bitmaps::Unsupported(_))
+            && !matches!(parent, Parent::NoJobs(_)),
         scratch: directory.join(format!("{PREFIX}{}-{target}.scratch", run.id)),
         target,
     })
@@ -331,6 +354,7 @@ fn basis<'a>(disk: &Disk, size: u64, parent: &Parent<'a>) -> Result<&'a Committe
     let (committed, point, bad) = match parent {
         Parent::Usable(committed, point, bad) => (*committed, *point, bad),
         Parent::None(why) => return Err(why.clone()),
+        Parent::NoJobs(why) => return Err(format!("changes are not tracked: {why}")),
     };
     let Some(record) = point.manifest.disk(&disk.target) else {
         return Err(format!("the disk is not in {}", committed.archive));

@@ -50,12 +50,12 @@ pub fn bring_home(context: &Context<'_>, domain: Uuid, state: &mut VmState) -> R
             return Ok(Homecoming::Home { acted });
         }
         let seen = context.hypervisor.events(domain);
-        let (chains, active) = look(context, domain)?;
+        let (chains, place) = look(context, domain)?;
         let mut stuck = Vec::new();
         let mut progress = false;
         for entry in &run.overlays {
             let disk = disks.entry(entry.target.clone()).or_default();
-            let views = Views::of(&chains, entry, active);
+            let views = place.views(&chains, entry);
             let step = disk.decide(context, entry, views);
             match step {
                 Step::Home => {
@@ -100,9 +100,9 @@ pub fn outlook(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<Vec<Str
     if run.overlays.is_empty() {
         return Ok(Vec::new());
     }
-    let (chains, active) = look(context, domain)?;
+    let (chains, place) = look(context, domain)?;
     let say = |entry: &Overlay| {
-        let step = Disk::default().decide(context, entry, Views::of(&chains, entry, active));
+        let step = Disk::default().decide(context, entry, place.views(&chains, entry));
         format!("disk {}: {step} ({})", entry.target, entry.overlay.display())
     };
     Ok(run.overlays.iter().map(say).collect())
@@ -123,23 +123,67 @@ fn run_name(state: &VmState) -> String {
     state.records().vm.clone()
 }
 
+/// Where the VM is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Here,
+    Off,
+    Away,
+}
+
+impl Place {
+    fn views(self, chains: &[Chain], entry: &Overlay) -> Views {
+        Views {
+            away: self == Self::Away,
+            ..Views::of(chains, entry, self == Self::Here)
+        }
+    }
+}
+
 /// Reads the views. A hypervisor that does not answer is asked again for a while: libvirtd may be restarting.
-fn look(context: &Context<'_>, domain: Uuid) -> Result<(Vec<Chain>, bool), HypervisorError> {
+fn look(context: &Context<'_>, domain: Uuid) -> Result<(Vec<Chain>, Place), HypervisorError> {
     let patience = Instant::now() + PATIENCE;
     loop {
         let views = context.hypervisor.chains(domain).and_then(|chains| {
-            let active = context.hypervisor.domain(&domain.to_string())?.state.is_active();
-            Ok((chains, active))
+            let domain = context.hypervisor.domain(&domain.to_string())?;
+            let place = match domain.state {
+                state if state.is_active() => Place::Here,
+                _ if domain.away => Place::Away,
+                _ => Place::Off,
+            };
+            Ok((chains, place))
         });
         match views {
             // The VM went off, or came up, between the two questions.
-            Ok((chains, active)) if active != chains.iter().any(|chain| !chain.live.is_empty()) => {
+            Ok((chains, place))
+                if (place == Place::Here) != chains.iter().any(|chain| !chain.live.is_empty()) =>
+            {
                 if Instant::now() > patience {
-                    return Ok((chains, active));
+                    return Ok((chains, place));
                 }
             }
             Err(_) if Instant::now() < patience => {}
             views => return views,
+        }
+        std::thread::sleep(RETRY);
+    }
+}
+
+/// The disks of a run for which libvirt shows a block job that has ended, with the guest on its base: what
+/// [`Chains::repair_status`](crate::vm::Chains::repair_status) is for. It takes some seconds to be sure.
+pub fn wedged(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<Vec<Overlay>, HypervisorError> {
+    let mut disks: HashMap<String, Disk> = HashMap::new();
+    let begin = Instant::now();
+    loop {
+        let (chains, place) = look(context, domain)?;
+        let is_wedged = |entry: &&Overlay| {
+            let disk = disks.entry(entry.target.clone()).or_default();
+            let step = disk.decide(context, entry, place.views(&chains, entry));
+            step == Step::Stay(Why::Wedged)
+        };
+        let found: Vec<Overlay> = run.overlays.iter().filter(is_wedged).cloned().collect();
+        if begin.elapsed() > SETTLED + LOOK {
+            return Ok(found);
         }
         std::thread::sleep(RETRY);
     }
@@ -243,8 +287,7 @@ impl Disk {
         if step.is_delicate() {
             // The VM may have been started and stopped since the look, which the wait for another disk made long ago.
             match look(context, domain) {
-                Ok((chains, active))
-                    if self.decide(context, entry, Views::of(&chains, entry, active)) == step => {}
+                Ok((chains, place)) if self.decide(context, entry, place.views(&chains, entry)) == step => {}
                 _ => return Ok(()),
             }
         }
@@ -312,12 +355,13 @@ impl Disk {
 /// Says what is the matter with a disk, and what to do.
 pub fn explain(why: Why, vm: &str, entry: &Overlay, facts: Option<&Facts>) -> String {
     let (base, overlay) = (entry.base.display(), entry.overlay.display());
-    let format = &entry.format;
+    let (format, target) = (&entry.format, &entry.target);
     let text = match why {
         Why::Wedged => format!(
             "libvirt was killed while it ended a block job and shows it still. The guest runs unharmed on its own image \
              {base}, and so will its next start. libvirt refuses snapshots and block jobs of this disk until the VM has \
-             been shut off and started again; then run `strongroom recover {vm}`"
+             been shut off and started again; then run `strongroom recover {vm}`. Without that: `strongroom recover \
+             --repair-libvirt-status {vm}` stops libvirtd, corrects its memory of the VM, and starts it again"
         ),
         Why::Lost => format!(
             "libvirt shows a block job that QEMU does not have. The guest runs unharmed on {overlay}. Shut the VM off and \
@@ -334,6 +378,11 @@ pub fn explain(why: Why, vm: &str, entry: &Overlay, facts: Option<&Facts>) -> St
              told which was written last. Both are kept. Copy both, then decide: to keep the base alone: `virsh edit {vm}`, make \
              {base} (format {format}) the disk's source, and rename the overlay; to merge the overlay: \
              `qemu-img commit -f qcow2 {overlay}`. Then run `strongroom recover {vm}`"
+        ),
+        Why::Away => format!(
+            "the VM was migrated to another host while its guest wrote to {overlay}, and runs there. Nothing was touched. \
+             On that host merge it: `virsh blockcommit {vm} {target} --active --pivot`; or migrate the VM back and run \
+             `strongroom recover {vm}`. {overlay} is not to be removed before"
         ),
         Why::Foreign => format!(
             "something that is not strongroom's is in its chain of images, or at work on it. Nothing was touched; \

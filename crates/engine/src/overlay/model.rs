@@ -104,6 +104,7 @@ const START: World = World {
 impl World {
     fn views(&self) -> Views {
         Views {
+            away: false,
             active: self.on,
             qemu: self.qemu,
             live: self.live,

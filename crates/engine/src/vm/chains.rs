@@ -11,6 +11,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::HypervisorError;
+use crate::state::Overlay;
 
 /// What is said about one disk at this moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,6 +109,11 @@ pub trait Chains {
         overlay: &Path,
         base: &Path,
     ) -> Result<(), HypervisorError>;
+
+    /// Makes libvirt forget block jobs that do not exist any more, on disks whose guest is on the base: it is stopped, its
+    /// memory of the domain changed, and started again. The guest runs on; every other user of libvirt is disturbed. Only for
+    /// whoever asks for it by name.
+    fn repair_status(&self, domain: Uuid, disks: &[Overlay]) -> Result<(), HypervisorError>;
 
     /// Makes an event of this domain be counted ([`Chains::events`]) when this many bytes of the file that the guest
     /// writes to are in use (a block threshold). One shot.

@@ -17,6 +17,7 @@ use super::{
     HypervisorError, NewDomain,
     Requests, Retarget, RunningJob, SnapshotDisk,
 };
+use crate::state::Overlay;
 
 /// A hypervisor with an eye on the clock. Calls that may take long by design (a script in the guest, a merge through QEMU's
 /// monitor) and those without an answer to wait for do not count.
@@ -97,6 +98,7 @@ pass! { Hypervisor
         fn check_checkpoint(&self, domain: Uuid, name: &str) -> Told<Vec<BadBitmap>>;
         fn create_checkpoint(&self, domain: Uuid, name: &str, targets: &[String]) -> Told<()>;
         fn delete_checkpoint(&self, domain: Uuid, name: &str) -> Told<()>;
+        fn lacks_backup_jobs(&self, domain: Uuid) -> Told<Option<String>>;
         fn begin_backup(&self, domain: Uuid, job: &BackupJob) -> Told<Duration>;
         fn backup_job(&self, domain: Uuid) -> Told<Option<RunningJob>>;
         fn end_backup(&self, domain: Uuid) -> Told<()>;
@@ -141,6 +143,7 @@ pass! { Chains
     }
     untimed {
         fn commit_behind_libvirt(&self, domain: Uuid, target: &str, overlay: &Path, base: &Path) -> Told<()>;
+        fn repair_status(&self, domain: Uuid, disks: &[Overlay]) -> Told<()>;
         fn events(&self, domain: Uuid) -> u64;
         fn await_event(&self, domain: Uuid, seen: u64, at_most: Duration) -> u64;
     }

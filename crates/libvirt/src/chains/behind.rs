@@ -117,7 +117,7 @@ fn top_node(nodes: &[Node], image: &Path) -> Result<String, String> {
 }
 
 /// Closes what QEMU still has open of the overlay. What is in use it keeps, and a file that stays open does no harm.
-fn close(monitor: Monitor<'_>, overlay: &Path) -> Result<(), MonitorError> {
+pub fn close(monitor: Monitor<'_>, overlay: &Path) -> Result<(), MonitorError> {
     let mut nodes = monitor.nodes()?;
     nodes.retain(|node| node.file.as_deref() == Some(overlay));
     nodes.sort_by_key(Node::is_storage);
