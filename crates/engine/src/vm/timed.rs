@@ -14,8 +14,7 @@ use uuid::Uuid;
 
 use super::{
     Agent, BackupJob, BadBitmap, Chain, Chains, Creation, Domain, FreezeStatus, GuestExit, Host, Hypervisor,
-    HypervisorError, NewDomain,
-    Requests, Retarget, RunningJob, SnapshotDisk,
+    HypervisorError, NewDomain, Requests, Retarget, RunningJob, SnapshotDisk,
 };
 use crate::state::Overlay;
 
