@@ -6,7 +6,7 @@ CARGO ?= cargo
 # nobody's every day: they run only by targets of their own.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help setup build lint test test-fast test-borg test-vm test-long deny fuzz demo bench bench-quick man clean
+.PHONY: help setup build lint test test-fast test-borg test-vm test-long bench-stall deny fuzz demo bench bench-quick man clean
 
 help: ## Lists the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -46,6 +46,9 @@ test-vm: ## Runs the tests with real virtual machines
 
 test-long: ## Kills programs, guests and daemons at random for STRONGROOM_LONG_MINUTES=20 (root)
 	$(CARGO) test --locked -p strongroom --test long_kill -- --include-ignored --nocapture the_guest_is_never_harmed
+
+bench-stall: ## Measures what a guest feels of a backup, beside a control: table and target/stall.json (root)
+	$(CARGO) test --locked -p strongroom --test long_stall -- --include-ignored --nocapture the_stall
 
 deny: ## Checks licences, sources and advisories of all dependencies (needs cargo-deny)
 	$(CARGO) deny --locked check

@@ -272,7 +272,9 @@ fn qemu_is_killed(scene: &mut Scene<'_>) {
     let error = scene.bench.backup(scene.vm(), &hook).unwrap_err().to_string();
     scene.bench.config.reader.limit_mib = 0;
     assert!(
-        error.starts_with("read disk vda: ") && error.contains(" bytes at "),
+        error.contains("it went off while it was read")
+            && error.contains("read disk vda: ")
+            && error.contains(" bytes at "),
         "{error}"
     );
     assert_eq!(scene.archives(), before);

@@ -34,7 +34,7 @@ use crate::config::{CaptureMethod, ConfigError, Vm};
 use crate::context::Context;
 use crate::event::{Event, Step};
 use crate::history::{HistoryError, Point};
-use crate::manifest::{Manifest, ManifestError};
+use crate::manifest::{Manifest, ManifestError, Method};
 use crate::overlay::{HomeError, Homecoming, bring_home};
 use crate::quiesce::Rest;
 use crate::reconcile::{ReconcileError, drop_stale, reconcile};
@@ -112,6 +112,16 @@ pub enum BackupError {
         vm: String,
         /// What there is too little of.
         reason: String,
+    },
+    /// The VM went off, and QEMU with its frozen view.
+    #[error(
+        "back up {vm}: it went off while it was read, and its frozen view with it ({error}); run the backup again"
+    )]
+    WentOff {
+        /// The VM.
+        vm: String,
+        /// What failed then.
+        error: Box<Self>,
     },
     /// The frozen view is not as large as the disk.
     #[error("read disk {disk}: its export has {export} bytes, the disk {expected}")]
@@ -330,7 +340,7 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
         Err(error) => {
             // The job has been ended on the way out; the checkpoint of this run stands for no archive.
             undo(context, &domain, &mut state);
-            return Err(error);
+            return Err(explain(context, &domain, &plan, error));
         }
     };
 
@@ -531,6 +541,20 @@ fn parent<'a>(
     match context.hypervisor.check_checkpoint(domain.uuid, checkpoint) {
         Ok(bad) => Parent::Usable(committed, point, bad),
         Err(error) => Parent::None(format!("checkpoint {checkpoint} cannot be used: {error}")),
+    }
+}
+
+/// Says what a failure comes from, where the VM tells it.
+fn explain(context: &Context<'_>, domain: &Domain, plan: &Plan, error: BackupError) -> BackupError {
+    if plan.method != Method::Checkpoint || !matches!(error, BackupError::Read { .. }) {
+        return error;
+    }
+    match context.hypervisor.domain(&domain.uuid.to_string()) {
+        Ok(now) if !now.state.is_active() => BackupError::WentOff {
+            vm: domain.name.clone(),
+            error: Box::new(error),
+        },
+        _ => error,
     }
 }
 
