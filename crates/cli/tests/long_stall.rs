@@ -15,7 +15,7 @@ use common::{Bench, Hook};
 use serde_json::{Value, json};
 use strongroom_engine::config::CaptureMethod;
 use strongroom_engine::event::{Event, Step};
-use strongroom_testkit::{Format, Lab, ProbePort};
+use strongroom_testkit::{Format, Lab, OwnLibvirtd, ProbePort};
 
 /// Pause between two writes of the guest that are measured, in milliseconds.
 const PAUSE: u32 = 2;
@@ -141,6 +141,10 @@ impl Watch<'_> {
 #[test]
 #[ignore = "measures for minutes"]
 fn the_stall() {
+    // Whatever others do with the system's libvirtd is not measured.
+    let Some(_daemon) = OwnLibvirtd::enter("the_stall") else {
+        return;
+    };
     let rounds: u32 = std::env::var("STRONGROOM_STALL_ROUNDS").map_or(25, |text| text.parse().unwrap());
     let lab = Lab::new();
     let guest = lab.guest().root_mib(768).disk(Format::Raw, READ).boot();

@@ -296,6 +296,12 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
     };
     let mut plan = plan::make(&domain, settings, context.config, &parent, &run)?;
     context.report(&Event::Planned(&plan));
+    for disk in plan.disks.iter().filter(|disk| disk.host_encrypted) {
+        context.note(format!(
+            "disk {}: the hypervisor encrypts its image; the repository's own encryption is what protects its backup",
+            disk.target
+        ));
+    }
     if dry_run {
         repository.close()?;
         return Ok(Outcome::Planned(plan));

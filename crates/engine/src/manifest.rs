@@ -142,6 +142,9 @@ pub struct DiskRecord {
     pub size: u64,
     /// The image's format on the hypervisor.
     pub source_format: String,
+    /// The hypervisor encrypted the image. What is here is what the guest saw; a restored image is not encrypted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub host_encrypted: bool,
     /// Full or incremental.
     pub mode: Mode,
     /// Why.

@@ -197,6 +197,18 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
         return bring_to_state(context, request, repository, &point, image, clock);
     }
     let plan = plan::make(context, request, &point)?;
+    for disk in &plan.disks {
+        if point
+            .manifest
+            .disk(&disk.target)
+            .is_some_and(|record| record.host_encrypted)
+        {
+            context.warn(format!(
+                "disk {}: its hypervisor kept it encrypted; what is restored is not, unless the guest has encrypted it itself",
+                disk.target
+            ));
+        }
+    }
     let definition = plan
         .define
         .as_ref()

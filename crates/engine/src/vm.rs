@@ -151,6 +151,8 @@ pub struct Disk {
     pub size: Option<u64>,
     /// Whether the format can keep a dirty bitmap.
     pub bitmaps: Bitmaps,
+    /// The hypervisor encrypts the image: what is read through it is not encrypted.
+    pub encrypted: bool,
 }
 
 /// A virtual machine as its hypervisor has defined it.

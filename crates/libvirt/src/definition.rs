@@ -102,6 +102,11 @@ fn disk(element: Node<'_, '_>) -> Result<Disk, String> {
         discard: child(element, "driver").and_then(|driver| driver.attribute("discard")) == Some("unmap"),
         size: None,
         bitmaps: Bitmaps::Unknown,
+        // Of the source in newer definitions, of the disk in older ones.
+        encrypted: [Some(element), child(element, "source")]
+            .into_iter()
+            .flatten()
+            .any(|place| child(place, "encryption").is_some()),
     })
 }
 

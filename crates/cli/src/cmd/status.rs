@@ -133,7 +133,11 @@ fn look(settings: &Settings, parts: &Parts, name: &str) -> Vm {
             match parts.state.peek(domain.uuid) {
                 Ok(Some(records)) => {
                     vm.interrupted = records.run.is_some();
-                    vm.tracking = records.committed.is_some();
+                    // The records alone prove nothing: somebody may have deleted the checkpoint.
+                    vm.tracking = records.committed.is_some_and(|committed| {
+                        let there = parts.hypervisor.checkpoints(domain.uuid);
+                        there.is_ok_and(|names| names.contains(&committed.checkpoint))
+                    });
                 }
                 Ok(None) => {}
                 Err(error) => vm.problem = Some(format!("failed to {error}")),

@@ -61,6 +61,8 @@ pub struct DiskPlan {
     pub since: Option<String>,
     /// Whether changes after this run will be known.
     pub tracked: bool,
+    /// The hypervisor encrypts the image, and decrypts what is read.
+    pub host_encrypted: bool,
     /// Where old contents of overwritten blocks go meanwhile.
     pub scratch: PathBuf,
 }
@@ -331,6 +333,7 @@ fn plan_disk(
         _ => &config.images,
     };
     Ok(DiskPlan {
+        host_encrypted: disk.encrypted,
         size,
         format: disk.format.clone(),
         source,

@@ -88,6 +88,7 @@ pub fn seal(
             target: disk.target.clone(),
             size: disk.size,
             source_format: disk.format.clone(),
+            host_encrypted: disk.host_encrypted,
             mode: result.mode,
             reason: result.reason,
             parent: result.parent,

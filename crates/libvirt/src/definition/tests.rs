@@ -189,3 +189,16 @@ fn hostile_documents_are_refused() {
         assert!(error.contains(reason), "{:?}: {error}", &xml[..xml.len().min(80)]);
     }
 }
+
+#[test]
+fn a_disk_that_its_host_encrypts_is_told() {
+    let disk = |inner: &str, source: &str| {
+        let xml =
+            format!("<disk type='file'>{inner}<source file='/a'>{source}</source><target dev='vda'/></disk>");
+        read(&with_devices(&xml)).unwrap().disks[0].encrypted
+    };
+    assert!(!disk("", ""));
+    let encryption = "<encryption format='luks'><secret type='passphrase' uuid='0'/></encryption>";
+    assert!(disk("", encryption));
+    assert!(disk(encryption, ""));
+}
