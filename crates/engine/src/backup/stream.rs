@@ -79,7 +79,8 @@ pub fn stream(
         let spare = &spare;
         let (to_workers, filled) = bounded::<Filled>(QUEUE);
         let (to_writer, outcomes) = bounded::<(usize, Outcome)>(QUEUE);
-        let reader = scope.spawn(move || read_cells(context, target, source, cells, &to_workers, spare, pace));
+        let reader =
+            scope.spawn(move || read_cells(context, target, source, cells, &to_workers, spare, pace));
         let filled = Batches::of(filled);
         let mut workers = Vec::new();
         for _ in 0..workers_wanted() {

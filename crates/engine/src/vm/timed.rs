@@ -93,6 +93,7 @@ pass! { Hypervisor
     timed {
         fn domain_names(&self) -> Told<Vec<String>>;
         fn domain(&self, name_or_uuid: &str) -> Told<Domain>;
+        fn snapshot_names(&self, domain: Uuid) -> Told<Vec<String>>;
         fn checkpoints(&self, domain: Uuid) -> Told<Vec<String>>;
         fn check_checkpoint(&self, domain: Uuid, name: &str) -> Told<Vec<BadBitmap>>;
         fn create_checkpoint(&self, domain: Uuid, name: &str, targets: &[String]) -> Told<()>;
