@@ -68,6 +68,8 @@ pub fn template(channel: &Channel) -> Result<(), Failed> {
         let _ = emptied.send(Aligned::new());
     }
     thread::scope(|scope| {
+        // Both ends go when this is left early: then the other thread ends, too.
+        let (emptied, full) = (emptied, full);
         let reading = scope.spawn(move || -> std::io::Result<()> {
             while let Ok(mut buffer) = empty.recv() {
                 buffer.len = source.read(buffer.room())?;
