@@ -263,6 +263,10 @@ Examples:
 The disk is made in a throwaway VM without a network. The passphrase is typed there, the recovery secret leaves it
 encrypted, and the key of the disk does not leave it at all. docs/create.md says what that protects against, and
 against what it does not.")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one switch, independent of the others"
+)]
 pub struct Create {
     /// The new VM's name.
     pub name: String,
@@ -319,9 +323,18 @@ pub struct Create {
     /// has it].
     #[arg(long, value_enum, value_name = "TYPE")]
     pub virt_type: Option<VirtType>,
-    /// What it starts with.
-    #[arg(long, value_enum, default_value_t = Firmware::Bios)]
-    pub firmware: Firmware,
+    /// What it starts with [default: bios; uefi with --sev and --sev-snp].
+    #[arg(long, value_enum, value_name = "FIRMWARE")]
+    pub firmware: Option<Firmware>,
+    /// Encrypt its memory by AMD's SEV-ES, or refuse where the host has none.
+    #[arg(long, conflicts_with = "sev_snp")]
+    pub sev: bool,
+    /// Encrypt its memory by AMD's SEV-SNP, or refuse where the host has none.
+    #[arg(long)]
+    pub sev_snp: bool,
+    /// Give it devices that a server does not need, each a way in or out.
+    #[arg(long, value_enum, value_name = "DEVICE", value_delimiter = ',')]
+    pub with: Vec<Extra>,
     /// Give it an emulated TPM 2.0.
     #[arg(long)]
     pub tpm: bool,
@@ -380,6 +393,17 @@ pub enum VirtType {
     Qemu,
 }
 
+/// What a template can be imported from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ImportFormat {
+    /// A tar file of the root directory.
+    Tar,
+    /// A disk in QEMU's format.
+    Qcow2,
+    /// A disk without a format.
+    Raw,
+}
+
 /// What a machine starts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Firmware {
@@ -389,6 +413,19 @@ pub enum Firmware {
     Uefi,
     /// UEFI with Secure Boot.
     SecureBoot,
+}
+
+/// Devices that are left out unless somebody asks for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Extra {
+    /// A screen (VNC on the host's loopback) with keyboard and pointer.
+    Graphics,
+    /// The clipboard shared through that screen.
+    Clipboard,
+    /// A USB controller.
+    Usb,
+    /// The balloon, by which the host takes memory back.
+    Balloon,
 }
 
 /// A size in bytes: a number with K, M, G or T behind it, powers of 1024.
@@ -433,6 +470,25 @@ pub enum TemplateCommand {
         packages: Vec<String>,
         /// Program or shell command that changes the new system, whose directory it gets as argument; as with
         /// mmdebstrap.
+        #[arg(long, value_name = "COMMAND")]
+        customize_hook: Option<String>,
+    },
+    /// Make one from a Debian 12 or 13 that somebody else has put together: a vendor's cloud image, or a tar file of a root
+    /// directory. What it lacks is installed from Debian's packages. Needs root and bubblewrap.
+    Import {
+        /// The image or tar file.
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+        /// The template's name.
+        #[arg(long, value_name = "NAME")]
+        name: String,
+        /// What the file is [default: by its name: .qcow2, .raw, .tar and compressed .tar].
+        #[arg(long, value_enum, value_name = "FORMAT")]
+        format: Option<ImportFormat>,
+        /// More packages.
+        #[arg(long = "package", value_name = "PACKAGE", value_delimiter = ',')]
+        packages: Vec<String>,
+        /// Program or shell command that changes the system, whose directory it gets as argument. It runs on this host.
         #[arg(long, value_name = "COMMAND")]
         customize_hook: Option<String>,
     },

@@ -17,7 +17,9 @@ use std::time::Instant;
 
 use serde::Serialize;
 use strongroom_disk::Luks;
-use strongroom_guest::protocol::{Kdf, Order, Report, SWAP_DISK, SYSTEM_DISK, Unlock, VERSION};
+use strongroom_guest::protocol::{
+    Kdf, Order, RECOVERY_TOKEN, Report, SWAP_DISK, SYSTEM_DISK, Unlock, VERSION,
+};
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, create_qcow2};
 use uuid::Uuid;
 
@@ -361,7 +363,7 @@ fn check(
         if path.symlink_metadata().is_ok() {
             return Err(CreateError::File {
                 path: path.clone(),
-                source: io::ErrorKind::AlreadyExists.into(),
+                source: rustix::io::Errno::EXIST.into(),
             });
         }
     }
@@ -435,9 +437,16 @@ fn look(system: &Draft, request: &Request, report: &Report) -> Result<LuksFacts,
             "it does not have exactly one LUKS volume".into(),
         ));
     };
-    let bound = luks.tokens.iter().any(|token| token.kind == "clevis");
-    let wants = matches!(request.unlock, Unlock::Tang { .. });
-    if luks.version != 2 || luks.offset != BEFORE_ROOT || luks.uuid != report.luks_uuid || bound != wants {
+    let has = |kind: &str| luks.tokens.iter().any(|token| token.kind == kind);
+    let wanted = (
+        matches!(request.unlock, Unlock::Tang { .. }),
+        request.recovery.is_some(),
+    );
+    if luks.version != 2
+        || luks.offset != BEFORE_ROOT
+        || luks.uuid != report.luks_uuid
+        || (has("clevis"), has(RECOVERY_TOKEN)) != wanted
+    {
         return Err(CreateError::Disk(
             "its LUKS header is not the one that was reported".into(),
         ));

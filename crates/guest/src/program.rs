@@ -128,6 +128,7 @@ fn work(channel: &Channel, order: &Order) -> Result<Report, Failed> {
     let mut ciphertext = None;
     if let (Some(secret), Some(recipient)) = (&recovery, &order.recovery) {
         channel.begin(Step::Recovery);
+        luks::mark_recovery(&disks.root)?;
         ciphertext = Some(luks::encrypt_to(recipient, secret)?);
     }
     if let Unlock::Tang { threshold, servers } = &order.unlock {

@@ -32,6 +32,9 @@ pub const SYSTEM_DISK: &str = "system";
 /// The blank swap disk's serial number. A disk whose serial number starts with `swap` is never backed up.
 pub const SWAP_DISK: &str = "swap";
 
+/// Type of the LUKS2 token (LUKS2 On-Disk Format Specification 1.1, section 3.4) that names the recovery secret's slot.
+pub const RECOVERY_TOKEN: &str = "strongroom-recovery";
+
 /// What the host asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

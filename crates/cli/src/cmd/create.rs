@@ -8,11 +8,11 @@ use strongroom_borg::Encryption;
 use strongroom_engine::config::Vm;
 use strongroom_engine::create::machine::{Limits, Typed};
 use strongroom_engine::create::{self, Created, MARK, Request, input, tang};
-use strongroom_engine::vm::{Accelerator, Creation as _, Extras, Firmware, Network};
+use strongroom_engine::vm::{Accelerator, Creation as _, Extras, Firmware, LaunchSecurity, Network};
 use strongroom_guest::protocol;
 
 use super::{init, template};
-use crate::args::{Create, Firmware as Wanted, Unlock, VirtType};
+use crate::args::{Create, Extra, Firmware as Wanted, Unlock, VirtType};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::prompt;
@@ -74,6 +74,11 @@ fn request(settings: &Settings, parts: &Parts, args: &Create) -> Result<Request,
             None => Network::Libvirt(other.to_owned()),
         },
     };
+    let launch_security = match (args.sev, args.sev_snp) {
+        (_, true) => Some(LaunchSecurity::SevSnp),
+        (true, _) => Some(LaunchSecurity::Sev),
+        (false, false) => None,
+    };
     let mut request = Request {
         name: args.name.clone(),
         hostname: args
@@ -97,14 +102,20 @@ fn request(settings: &Settings, parts: &Parts, args: &Create) -> Result<Request,
             VirtType::Qemu => Accelerator::Tcg,
         }),
         firmware: match args.firmware {
-            Wanted::Bios => Firmware::Bios,
-            Wanted::Uefi => Firmware::Uefi,
-            Wanted::SecureBoot => Firmware::SecureBoot,
+            None if launch_security.is_some() => Firmware::Uefi,
+            None | Some(Wanted::Bios) => Firmware::Bios,
+            Some(Wanted::Uefi) => Firmware::Uefi,
+            Some(Wanted::SecureBoot) => Firmware::SecureBoot,
         },
         tpm: args.tpm,
         network,
-        extras: Extras::default(),
-        launch_security: None,
+        extras: Extras {
+            graphics: args.with.contains(&Extra::Graphics),
+            clipboard: args.with.contains(&Extra::Clipboard),
+            usb: args.with.contains(&Extra::Usb),
+            balloon: args.with.contains(&Extra::Balloon),
+        },
+        launch_security,
         channels: args.channel.clone(),
         limits: Limits::default(),
     };

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use strongroom_engine::config::{Config, Signing};
-use strongroom_engine::template::build::{Build, Release, build};
+use strongroom_engine::template::build::{Build, Import, Release, Source, build};
 use strongroom_engine::template::{Description, Store, TemplateError};
 
-use crate::args::{Release as Wanted, Template, TemplateCommand};
+use crate::args::{ImportFormat, Release as Wanted, Template, TemplateCommand};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::Settings;
@@ -32,36 +32,42 @@ pub fn run(settings: &Settings, args: &Template) -> Result<Exit, Failure> {
                 Wanted::Debian12 => Release::Debian12,
                 Wanted::Debian13 => Release::Debian13,
             };
-            if !rustix::process::geteuid().is_root() {
-                return Err(Failure::usage(
-                    "build a template: file owners are kept only by root",
-                ));
-            }
-            let program = program()?;
-            settings.signals.undo_first();
             let wanted = Build {
                 name: name.as_deref().unwrap_or(release.name()),
-                release,
+                source: Source::Debian(release),
                 packages,
                 hook: customize_hook.as_deref(),
-                program: &program,
+                program: &program()?,
             };
-            let made = build(
-                &store,
-                &wanted,
-                &signing,
-                &*settings.ui,
-                settings.signals.cancel(),
-            )?;
-            let size: u64 = made.files.values().map(|file| file.size).sum();
-            settings.ui.info(format!(
-                "template {}: {}, {} packages, {}",
-                made.name,
-                made.source,
-                made.packages.len(),
-                bytes(size)
-            ));
-            document(settings, &[made]);
+            make(settings, &store, &signing, &wanted)?;
+        }
+        TemplateCommand::Import {
+            file,
+            name,
+            format,
+            packages,
+            customize_hook,
+        } => {
+            let format = match format {
+                Some(ImportFormat::Tar) => Import::Tar,
+                Some(ImportFormat::Qcow2) => Import::Qcow2,
+                Some(ImportFormat::Raw) => Import::Raw,
+                None => Import::of_name(file).ok_or_else(|| {
+                    Failure::usage(format!(
+                        "import {}: its name does not say what it is",
+                        file.display()
+                    ))
+                    .hint("--format says it")
+                })?,
+            };
+            let wanted = Build {
+                name,
+                source: Source::Import { file, format },
+                packages,
+                hook: customize_hook.as_deref(),
+                program: &program()?,
+            };
+            make(settings, &store, &signing, &wanted)?;
         }
         TemplateCommand::List => list(settings, &store, &signing)?,
         TemplateCommand::Verify { names } => {
@@ -91,6 +97,26 @@ pub fn run(settings: &Settings, args: &Template) -> Result<Exit, Failure> {
         }
     }
     Ok(Exit::Done)
+}
+
+fn make(settings: &Settings, store: &Store, signing: &Signing, wanted: &Build<'_>) -> Result<(), Failure> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Failure::usage(
+            "make a template: file owners are kept only by root",
+        ));
+    }
+    settings.signals.undo_first();
+    let made = build(store, wanted, signing, &*settings.ui, settings.signals.cancel())?;
+    let size: u64 = made.files.values().map(|file| file.size).sum();
+    settings.ui.info(format!(
+        "template {}: {}, {} packages, {}",
+        made.name,
+        made.source,
+        made.packages.len(),
+        bytes(size)
+    ));
+    document(settings, &[made]);
+    Ok(())
 }
 
 /// Where templates are, and who signs them.

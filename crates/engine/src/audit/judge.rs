@@ -17,7 +17,7 @@ const RANDOM: [&str; 6] = [
     "systemd-fido2",
     "systemd-pkcs11",
     "systemd-recovery",
-    "strongroom-recovery",
+    strongroom_guest::protocol::RECOVERY_TOKEN,
 ];
 /// The least memory of argon2, in KiB, and the least memory times passes: RFC 9106, section 4, second recommendation.
 const LEAST_MEMORY: u64 = 64 * 1024;

@@ -3,6 +3,7 @@
 use strongroom_guest::protocol::{Kdf, Unlock};
 
 use super::Request;
+use crate::vm::{Accelerator, Firmware};
 
 /// The smallest swap disk, in bytes.
 const MIN_SWAP: u64 = 16 << 20;
@@ -54,6 +55,9 @@ pub enum InputError {
         /// How many there are.
         servers: usize,
     },
+    /// Encrypted memory with what rules it out.
+    #[error("encrypt the machine's memory: {0}")]
+    Memory(&'static str),
     /// Not a public key that a secret can be encrypted to.
     #[error(
         "encrypt the recovery secret to {0:?}: an age recipient (age1…) or an SSH public key (ssh-ed25519, ssh-rsa) is needed"
@@ -80,6 +84,9 @@ pub fn check(request: &Request) -> Result<(), InputError> {
         return Err(InputError::Swap(size));
     }
     kdf(request.kdf, request.memory)?;
+    if request.launch_security.is_some() {
+        encrypted_memory(request.accelerator, request.firmware)?;
+    }
     if let Unlock::Tang { threshold, servers } = &request.unlock {
         if request.recovery.is_none() {
             return Err(InputError::NoRecovery);
@@ -128,6 +135,18 @@ fn kdf(kdf: Kdf, memory: u64) -> Result<(), InputError> {
         return Err(InputError::Kdf("there are 1 to 4 lanes"));
     }
     Ok(())
+}
+
+/// What can be told before the host is asked (libvirt's page on launch security).
+fn encrypted_memory(accelerator: Option<Accelerator>, firmware: Firmware) -> Result<(), InputError> {
+    match (accelerator, firmware) {
+        (Some(Accelerator::Tcg), _) => Err(InputError::Memory("only KVM can (--virt-type)")),
+        (_, Firmware::Bios) => Err(InputError::Memory("a BIOS cannot start it (--firmware)")),
+        (_, Firmware::SecureBoot) => Err(InputError::Memory(
+            "Secure Boot needs system management mode, which that rules out (--firmware)",
+        )),
+        (_, Firmware::Uefi) => Ok(()),
+    }
 }
 
 /// The machine's own name, made from the domain's.
@@ -266,6 +285,16 @@ mod tests {
         ] {
             kdf(bad, 1 << 30).unwrap_err();
         }
+    }
+
+    #[test]
+    fn encrypted_memory_has_its_conditions() {
+        let kvm = Some(Accelerator::Kvm);
+        encrypted_memory(kvm, Firmware::Uefi).unwrap();
+        encrypted_memory(None, Firmware::Uefi).unwrap();
+        encrypted_memory(Some(Accelerator::Tcg), Firmware::Uefi).unwrap_err();
+        encrypted_memory(kvm, Firmware::Bios).unwrap_err();
+        encrypted_memory(kvm, Firmware::SecureBoot).unwrap_err();
     }
 
     #[test]

@@ -1,5 +1,8 @@
-//! Making a template from Debian's packages: mmdebstrap and the tools of file systems do the work, step by step, in a
-//! directory of the store that is removed however it ends.
+//! Making a template from Debian's packages, or from a Debian system that somebody else has put together: mmdebstrap, apt
+//! and the tools of file systems do the work, step by step, in a directory of the store that is removed however it ends.
+//!
+//! What is imported is foreign: its file system is read by a process, never by this host's kernel, and what runs of it does
+//! so in a sandbox (bubblewrap) without network, devices or a way out of its own tree.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -48,6 +51,13 @@ impl Release {
         }
     }
 
+    /// By the name that a system gives its release.
+    fn of_suite(suite: &str) -> Option<Self> {
+        [Self::Debian12, Self::Debian13]
+            .into_iter()
+            .find(|release| release.suite() == suite)
+    }
+
     fn suite(self) -> &'static str {
         match self {
             Self::Debian12 => "bookworm",
@@ -64,13 +74,63 @@ impl Release {
     }
 }
 
+/// What a template is made from.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    /// Debian's packages.
+    Debian(Release),
+    /// Somebody's Debian 12 or 13.
+    Import {
+        /// The file that holds it.
+        file: &'a Path,
+        /// What that is.
+        format: Import,
+    },
+}
+
+/// What a system can be imported from. Never guessed from the file's content: others could have written that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Import {
+    /// A tar file of the root directory, compressed or not.
+    Tar,
+    /// A disk, as vendors offer them for clouds: ext4 in a partition, or without one.
+    Qcow2,
+    /// The same without a format.
+    Raw,
+}
+
+impl Import {
+    /// By the end of a file's name.
+    pub fn of_name(file: &Path) -> Option<Self> {
+        let name = file.file_name()?.to_str()?;
+        let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
+        if ends(&[".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.zst"]) {
+            Some(Self::Tar)
+        } else if ends(&[".qcow2"]) {
+            Some(Self::Qcow2)
+        } else if ends(&[".raw"]) {
+            Some(Self::Raw)
+        } else {
+            None
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tar => "tar",
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+        }
+    }
+}
+
 /// What is to be built.
 #[derive(Debug)]
 pub struct Build<'a> {
     /// The template's name.
     pub name: &'a str,
-    /// From which release.
-    pub release: Release,
+    /// From what.
+    pub source: Source<'a>,
     /// More packages.
     pub packages: &'a [String],
     /// A program or a shell command that changes the new system, with its directory as argument: mmdebstrap's
@@ -124,30 +184,71 @@ pub fn build(
     );
     let directory = &work.0;
     fs::create_dir(directory).map_err(at(directory))?;
-    // mmdebstrap calls it back.
+    // Nobody else comes near what an imported system holds: programs that run as root, for example.
+    if let Source::Import { .. } = build.source {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(at(directory))?;
+    }
+    // mmdebstrap and the sandbox call it back.
     let script = directory.join("build.sh");
     fs::write(&script, SCRIPT).map_err(at(&script))?;
-    let mut packages = build.release.packages();
-    for package in build.packages {
-        packages.push(',');
-        packages.push_str(package);
-    }
     let step = |what: &'static str, arguments: &[&OsStr]| {
         observer.event(&Event::Stage(format!("{}: {what}", build.name)));
         run(&script, what, arguments, cancel)
     };
     let work_path = directory.as_os_str();
     let hook = OsStr::new(build.hook.unwrap_or(""));
-    step(
-        "install Debian's packages",
-        &[
-            "bootstrap".as_ref(),
-            work_path,
-            build.release.suite().as_ref(),
-            packages.as_ref(),
-            hook,
-        ],
-    )?;
+    let packages = |release: Release| {
+        let own = [release.packages()];
+        own.iter()
+            .chain(build.packages)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(",")
+    };
+    let source = match build.source {
+        Source::Debian(release) => {
+            step(
+                "install Debian's packages",
+                &[
+                    "bootstrap".as_ref(),
+                    work_path,
+                    release.suite().as_ref(),
+                    packages(release).as_ref(),
+                    hook,
+                ],
+            )?;
+            release.name().to_owned()
+        }
+        Source::Import { file, format } => {
+            let file = file.canonicalize().map_err(at(file))?;
+            let said = step(
+                "unpack the system",
+                &[
+                    "import".as_ref(),
+                    work_path,
+                    format.name().as_ref(),
+                    file.as_os_str(),
+                ],
+            )?;
+            let release = Release::of_suite(said.trim()).ok_or_else(|| TemplateError::Build {
+                what: "unpack the system",
+                reason: format!("{} holds neither a Debian 12 nor a Debian 13", file.display()),
+            })?;
+            step(
+                "install what it lacks",
+                &[
+                    "complete".as_ref(),
+                    work_path,
+                    release.suite().as_ref(),
+                    packages(release).as_ref(),
+                    hook,
+                ],
+            )?;
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            protocol::printable(&name)
+        }
+    };
     step(
         "make the throwaway VM",
         &["appliance".as_ref(), work_path, build.program.as_os_str()],
@@ -159,7 +260,7 @@ pub fn build(
         format: FORMAT,
         name: build.name.to_owned(),
         created: now(),
-        source: build.release.name().to_owned(),
+        source,
         protocol: protocol::VERSION,
         kernel: facts.next().unwrap_or_default(),
         root_size: size.trim().parse().map_err(|_| TemplateError::Build {
@@ -211,5 +312,53 @@ fn run(
             what,
             reason: error.to_string(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_imported_is_told_by_its_name() {
+        let told = |name: &str| Import::of_name(Path::new(name));
+        assert_eq!(told("/x/debian-12-genericcloud-amd64.qcow2"), Some(Import::Qcow2));
+        assert_eq!(told("root.tar.zst"), Some(Import::Tar));
+        assert_eq!(told("disk.raw"), Some(Import::Raw));
+        assert_eq!(told("noble-server-cloudimg-amd64.img"), None);
+        assert_eq!(told("/"), None);
+        assert_eq!(Release::of_suite("trixie"), Some(Release::Debian13));
+        assert_eq!(Release::of_suite("noble"), None);
+    }
+
+    #[test]
+    fn a_link_in_a_foreign_system_gives_nothing_of_this_host() {
+        let work = tempfile::tempdir().unwrap();
+        let boot = work.path().join("root/boot");
+        fs::create_dir_all(&boot).unwrap();
+        let script = work.path().join("build.sh");
+        fs::write(&script, SCRIPT).unwrap();
+        let appliance = |target: &str| {
+            let kernel = boot.join("vmlinuz-6.1");
+            let _ = fs::remove_file(&kernel);
+            std::os::unix::fs::symlink(target, kernel).unwrap();
+            let arguments = [
+                "appliance".as_ref(),
+                work.path().as_os_str(),
+                "/bin/busybox".as_ref(),
+            ];
+            run(&script, "make the throwaway VM", &arguments, &Cancel::new())
+        };
+        for target in ["/etc/passwd", "../../build.sh", "nowhere"] {
+            let error = appliance(target).unwrap_err().to_string();
+            assert!(
+                error.contains("/boot/vmlinuz-6.1 leads out of the system, or nowhere"),
+                "{error}"
+            );
+            assert!(!work.path().join("vmlinuz").exists());
+        }
+        fs::write(boot.join("the-kernel"), "kernel").unwrap();
+        let _ = appliance("the-kernel");
+        assert_eq!(fs::read(work.path().join("vmlinuz")).unwrap(), b"kernel");
     }
 }

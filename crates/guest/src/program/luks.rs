@@ -5,7 +5,7 @@ use zeroize::Zeroizing;
 
 use super::Failed;
 use super::tool::run_with;
-use crate::protocol::{Order, Tang};
+use crate::protocol::{Order, RECOVERY_TOKEN, Tang};
 
 /// The opened volume's name.
 pub const NAME: &str = "croot";
@@ -127,6 +127,18 @@ pub fn try_open(partition: &str, key: &Secret) -> Result<(), Failed> {
         "cryptsetup",
         &["open", "--test-passphrase", "--key-file", "-", partition],
         key,
+    )
+    .map(drop)
+}
+
+/// Notes in the header what the first slot is for: whoever looks at it from outside sees that it holds a random secret,
+/// for which it does not matter what a guess costs. Nobody opens anything by this token.
+pub fn mark_recovery(partition: &str) -> Result<(), Failed> {
+    let token = json!({ "type": RECOVERY_TOKEN, "keyslots": ["0"] });
+    run_with(
+        "cryptsetup",
+        &["token", "import", "--json-file", "-", partition],
+        token.to_string().as_bytes(),
     )
     .map(drop)
 }
