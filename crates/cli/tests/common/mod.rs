@@ -4,6 +4,7 @@
 pub mod checks;
 pub mod deaths;
 pub mod running;
+pub mod template;
 pub mod tiny;
 pub mod tmpfs;
 
