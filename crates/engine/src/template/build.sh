@@ -215,7 +215,8 @@ image() {
     for size in $((size * 23 / 20 + 16)) $((size * 2 + 256)); do
         rm -f "$work/root.ext4"
         truncate -s "${size}M" "$work/root.ext4"
-        ! mke2fs -q -F -t ext4 -b 4096 -L root -O metadata_csum_seed -J size=16 -E lazy_itable_init=0 \
+        # The inode ratio is that of large file systems: it stays when this one grows.
+        ! mke2fs -q -F -t ext4 -b 4096 -i 16384 -L root -O metadata_csum_seed -J size=16 -E lazy_itable_init=0 \
             -d "$work/root" "$work/root.ext4" 2>"$work/mke2fs.log" || break
     done
     e2fsck -fy "$work/root.ext4" >/dev/null 2>&1 || [ $? = 1 ] || die "mke2fs: $(tail -n 1 "$work/mke2fs.log")"
