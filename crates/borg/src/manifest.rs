@@ -99,17 +99,18 @@ impl Manifest {
         Ok(())
     }
 
-    /// The manifest with one more archive, at a later time than before. Returns the packed form too.
-    pub(crate) fn with_archive(
+    /// The manifest with these archives as well, at a later time than before. Returns the packed form too.
+    pub(crate) fn with_archives(
         &self,
         keys: &Keys,
-        info: &ArchiveInfo,
+        infos: &[ArchiveInfo],
         tam_required: bool,
         now: Timestamp,
         salt: &[u8; 64],
     ) -> Result<(Self, Vec<u8>)> {
-        if self.archives.len() >= MAX_ARCHIVES {
-            let (size, limit) = (self.archives.len() as u64 + 1, MAX_ARCHIVES as u64);
+        let count = self.archives.len() + infos.len();
+        if count > MAX_ARCHIVES {
+            let (size, limit) = (count as u64, MAX_ARCHIVES as u64);
             return Err(Error::TooLarge {
                 what: "a list of archives",
                 size,
@@ -123,16 +124,18 @@ impl Manifest {
         manifest
             .fields
             .set("timestamp", manifest.timestamp.as_str().into());
-        let entry = Value::map([
-            ("id", info.id.0.as_slice().into()),
-            ("time", time::format(info.time).as_str().into()),
-        ]);
         if let Value::Map(fields) = &mut manifest.fields
             && let Some((_, Value::Map(archives))) = fields
                 .iter_mut()
                 .find(|(key, _)| key.as_raw() == Some(b"archives"))
         {
-            archives.push((Value::from(info.name.as_bytes()), entry));
+            archives.extend(infos.iter().map(|info| {
+                let entry = Value::map([
+                    ("id", info.id.0.as_slice().into()),
+                    ("time", time::format(info.time).as_str().into()),
+                ]);
+                (Value::from(info.name.as_bytes()), entry)
+            }));
         }
         let mut config = self.config().cloned().unwrap_or_else(|| Value::Map(Vec::new()));
         if tam_required {
@@ -140,7 +143,7 @@ impl Manifest {
         }
         manifest.fields.set("config", config);
         manifest.fields.set("item_keys", self.item_keys());
-        manifest.archives.push(info.clone());
+        manifest.archives.extend_from_slice(infos);
         let data = keys.authenticate(manifest.fields.clone(), Context::Manifest, salt)?;
         Ok((manifest, data))
     }
@@ -193,7 +196,9 @@ mod tests {
             id: ChunkId([1; 32]),
             time: now,
         };
-        let (after, data) = before.with_archive(&keys, &info, true, now, &[2; 64]).unwrap();
+        let (after, data) = before
+            .with_archives(&keys, std::slice::from_ref(&info), true, now, &[2; 64])
+            .unwrap();
         assert_eq!(after.timestamp(), "2030-01-01T00:00:00.000001");
         let read = Manifest::parse(&keys, &data, true).unwrap();
         assert_eq!(read.archives(), [info]);

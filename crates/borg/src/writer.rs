@@ -94,6 +94,8 @@ pub struct ArchiveWriter {
     zeros: HashMap<u32, ChunkRef>,
     cutter: Cutter,
     item_ids: Vec<ChunkId>,
+    /// Archives that are complete, and become visible with this one.
+    beside: Vec<ArchiveInfo>,
     summary: Summary,
     doomed: bool,
 }
@@ -103,11 +105,7 @@ impl ArchiveWriter {
         if repository.access() != Access::Write {
             return Err(Error::NotWritable);
         }
-        check_name(&options.name)?;
-        let name = Name::from(options.name.as_str());
-        if repository.archives().any(|info| info.name == name) {
-            return Err(Error::ArchiveExists(name));
-        }
+        let name = new_name(&repository, &options)?;
         let sealer = Sealer {
             keys: std::sync::Arc::clone(&repository.keys),
             ledger: repository.reserver.ledger().clone(),
@@ -127,6 +125,7 @@ impl ArchiveWriter {
             zeros: HashMap::new(),
             cutter: Cutter::default(),
             item_ids: Vec::new(),
+            beside: Vec::new(),
             summary: Summary {
                 archive,
                 stats: Stats::default(),
@@ -153,6 +152,11 @@ impl ArchiveWriter {
     /// The id of the repository that the archive goes to.
     pub fn repository_id(&self) -> crate::RepositoryId {
         self.repository.id()
+    }
+
+    /// Bytes that the chunks of content written so far take in the repository.
+    pub fn data_stored(&self) -> u64 {
+        self.summary.data_stored
     }
 
     /// Runs a step, whose failure ends the writer.
@@ -301,6 +305,46 @@ impl ArchiveWriter {
         })
     }
 
+    /// Writes another archive, with these items, beside this one: both become visible by the same commit, or neither
+    /// does.
+    pub fn add_archive(&mut self, options: ArchiveOptions, items: &[Item]) -> Result<()> {
+        self.guard(|writer| {
+            let name = new_name(&writer.repository, &options)?;
+            let taken = writer.beside.iter().map(|info| &info.name);
+            if taken
+                .chain([&writer.summary.archive.name])
+                .any(|other| *other == name)
+            {
+                return Err(Error::ArchiveExists(name));
+            }
+            let info = ArchiveInfo {
+                name,
+                id: ChunkId::MANIFEST,
+                time: options.started,
+            };
+            let own = (
+                std::mem::replace(&mut writer.options, options),
+                std::mem::replace(&mut writer.summary.archive, info),
+                std::mem::take(&mut writer.summary.stats),
+                std::mem::take(&mut writer.cutter),
+                std::mem::take(&mut writer.item_ids),
+            );
+            for item in items {
+                writer.add_item(item)?;
+            }
+            let info = writer.complete()?;
+            writer.beside.push(info);
+            (
+                writer.options,
+                writer.summary.archive,
+                writer.summary.stats,
+                writer.cutter,
+                writer.item_ids,
+            ) = own;
+            Ok(())
+        })
+    }
+
     /// Writes a piece of metadata, unless it is known.
     fn put_piece(&mut self, piece: &[u8]) -> Result<()> {
         let id = self.sealer.id(piece);
@@ -359,7 +403,8 @@ impl ArchiveWriter {
         Ok((self.repository, self.summary))
     }
 
-    fn finish(&mut self) -> Result<()> {
+    /// Writes what is left of an archive, and the archive's own object. Nothing refers to that yet.
+    fn complete(&mut self) -> Result<ArchiveInfo> {
         let mut rest = Vec::new();
         let Ok(()) = std::mem::take(&mut self.cutter).flush(|piece| {
             rest.push(piece);
@@ -390,12 +435,22 @@ impl ArchiveWriter {
         archive.info.id = keys.id(&data);
         self.put_metadata(archive.info.id, &data)?;
         self.summary.metadata_pieces -= 1;
+        Ok(archive.info)
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        let info = self.complete()?;
         self.drain()?;
 
+        let keys = std::sync::Arc::clone(&self.repository.keys);
+        let archives: Vec<ArchiveInfo> = std::mem::take(&mut self.beside)
+            .into_iter()
+            .chain([info.clone()])
+            .collect();
         let tam_required = keys.tam_required() == Some(true) || self.repository.manifest.tam_required();
-        let (manifest, data) = self.repository.manifest.with_archive(
+        let (manifest, data) = self.repository.manifest.with_archives(
             &keys,
-            &archive.info,
+            &archives,
             tam_required,
             Timestamp::now(),
             &salt()?,
@@ -414,7 +469,7 @@ impl ArchiveWriter {
             ],
         )?;
         self.repository.manifest = manifest;
-        self.summary.archive = archive.info;
+        self.summary.archive = info;
         self.remember();
         Ok(())
     }
@@ -451,6 +506,16 @@ fn salt() -> Result<[u8; 64]> {
         reason: error.to_string(),
     })?;
     Ok(salt)
+}
+
+/// The name of a new archive, which the repository does not have.
+fn new_name(repository: &Repository, options: &ArchiveOptions) -> Result<Name> {
+    check_name(&options.name)?;
+    let name = Name::from(options.name.as_str());
+    if repository.archives().any(|info| info.name == name) {
+        return Err(Error::ArchiveExists(name));
+    }
+    Ok(name)
 }
 
 /// What stock Borg can list and address on its command line.

@@ -29,7 +29,7 @@ pub use change::{Change, ChangeMap, MapParseError};
 pub use cover::{Cover, ExtentMap, Kind};
 pub use extent::{Extent, RangeError};
 pub use layout::{DiskWrite, LayoutError, SwapLayout, SwapPartition};
-pub use luks::Luks;
+pub use luks::{HeaderArea, Luks, NoArea};
 pub use ranges::RangeSet;
 pub use source::{BlockSource, ReadError};
 pub use survey::Survey;

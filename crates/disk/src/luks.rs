@@ -1,16 +1,19 @@
 //! LUKS headers: the facts that anybody who sees the disk can see, and never a key.
 //!
-//! The header of version 2 is a binary part and an area with JSON (LUKS2 On-Disk Format Specification 1.1, sections
-//! 2.1 and 3); that of version 1 is binary throughout (LUKS1 On-Disk Format Specification 1.2.3, section 2.1). Only
-//! the first copy is read. A guest can write all of it, so every length is bounded, and what cannot be understood
-//! gives empty facts, not an error.
+//! The header of version 2 is a binary part and an area with JSON, twice, and the area of the key slots (LUKS2 On-Disk
+//! Format Specification 1.1, sections 2 and 3); that of version 1 is binary throughout (LUKS1 On-Disk Format Specification
+//! 1.2.3, section 2.1). Of version 2 the first copy with a good checksum is read. A guest can write all of it, so every
+//! length is bounded, and what cannot be understood gives empty facts, not an error.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
+mod area;
 mod clevis;
+mod copy;
 mod json;
 mod slot;
 
+pub use self::area::{HeaderArea, LARGEST_AREA, NoArea};
 pub use self::clevis::Pin;
 pub use self::slot::{Kdf, KeySlot, Segment, Token};
 
@@ -21,7 +24,7 @@ use crate::source::{BlockSource, ReadError};
 const MAGIC: &[u8] = b"LUKS\xba\xbe";
 /// Size of the binary part, in bytes; of a version 1 header, more than all of it.
 const BINARY: usize = 4096;
-/// The largest JSON area that version 2 allows, with the binary part, in bytes.
+/// The largest copy of a header that version 2 allows, binary part and JSON area, in bytes.
 const LARGEST: u64 = 4 << 20;
 /// Texts longer than this are cut.
 const LONGEST: usize = 128;
@@ -53,16 +56,30 @@ pub struct Luks {
     pub flags: Vec<String>,
     /// What has to be understood before the volume is used (`online-reencrypt` while it is being re-encrypted).
     pub requirements: Vec<String>,
+    /// The header area, if it can be told apart from the data.
+    pub area: Result<HeaderArea, NoArea>,
 }
 
 impl Luks {
-    /// All volumes whose header starts where the disk or one of its partitions starts.
+    /// All volumes whose header starts where the disk or one of its partitions starts. Their areas do not overlap.
     pub fn find(disk: &mut impl BlockSource) -> Result<Vec<Self>, ReadError> {
-        let mut starts = BTreeSet::from([0]);
-        starts.extend(areas(disk)?.1.iter().map(|area| area.offset));
-        let mut volumes = Vec::new();
-        for offset in starts {
-            volumes.extend(Self::read(disk, offset)?);
+        let mut starts = BTreeMap::from([(0, disk.size())]);
+        starts.extend(areas(disk)?.1.iter().map(|area| (area.offset, area.length)));
+        let mut volumes: Vec<Self> = Vec::new();
+        for (offset, room) in starts {
+            let Some(mut volume) = Self::read(disk, offset, room)? else {
+                continue;
+            };
+            let others = volumes.iter().filter_map(|other| other.area.as_ref().ok());
+            let overlaps = |area: &HeaderArea| {
+                others
+                    .clone()
+                    .any(|other| other.extent.intersection(area.extent).is_some())
+            };
+            if volume.area.as_ref().is_ok_and(overlaps) {
+                volume.area = Err(NoArea::Layout);
+            }
+            volumes.push(volume);
             if volumes.len() == MOST_VOLUMES {
                 break;
             }
@@ -70,49 +87,37 @@ impl Luks {
         Ok(volumes)
     }
 
-    /// The volume whose header starts at `offset`, if one does.
-    pub fn read(disk: &mut impl BlockSource, offset: u64) -> Result<Option<Self>, ReadError> {
-        let room = disk.size().saturating_sub(offset);
-        if room < BINARY as u64 {
+    /// The volume whose header starts at `offset`, if one does. It has `room` bytes at most.
+    pub fn read(disk: &mut impl BlockSource, offset: u64, room: u64) -> Result<Option<Self>, ReadError> {
+        let room = room.min(disk.size().saturating_sub(offset));
+        let Some(header) = copy::block(disk, offset, room, 0)? else {
             return Ok(None);
+        };
+        if header.starts_with(MAGIC) && number(&header, 6) == Some(1) {
+            return Ok(Some(Self::version_1(offset, room, &header)));
         }
-        let mut header = vec![0; BINARY];
-        disk.read_at(offset, &mut header)?;
-        if !header.starts_with(MAGIC) {
-            return Ok(None);
-        }
-        let facts = Self {
+        copy::read(disk, offset, room, header)
+    }
+
+    /// A volume at `offset` of which nothing is known yet.
+    fn nothing_known(offset: u64) -> Self {
+        Self {
             offset,
             version: 0,
-            uuid: text(header.get(168..208)),
+            uuid: String::new(),
             digests: Vec::new(),
             tokens: Vec::new(),
             slots: Vec::new(),
             segments: Vec::new(),
             flags: Vec::new(),
             requirements: Vec::new(),
-        };
-        match number(&header, 6) {
-            Some(1) => Ok(Some(facts.with_version_1(&header))),
-            Some(2) => {
-                let facts = Self { version: 2, ..facts };
-                let size = header
-                    .get(8..16)
-                    .and_then(|bytes| bytes.try_into().ok())
-                    .map_or(0, u64::from_be_bytes);
-                if size <= BINARY as u64 || size > LARGEST.min(room) {
-                    return Ok(Some(facts));
-                }
-                let mut area = vec![0; size as usize - BINARY];
-                disk.read_at(offset + BINARY as u64, &mut area)?;
-                Ok(Some(facts.with_json(&area)))
-            }
-            _ => Ok(None),
+            area: Err(NoArea::Damaged),
         }
     }
 
     /// LUKS1 On-Disk Format Specification 1.2.3, figures 2 and 3.
-    fn with_version_1(self, header: &[u8]) -> Self {
+    fn version_1(offset: u64, room: u64, header: &[u8]) -> Self {
+        let uuid = text(header.get(168..208));
         let payload = number_32(header, 104).map_or(0, |sectors| u64::from(sectors) * SECTOR);
         let hash = text(header.get(72..104));
         let bits = number_32(header, 108).unwrap_or(0).saturating_mul(8);
@@ -137,7 +142,9 @@ impl Luks {
                 length: None,
                 cipher: Some(cipher),
             }],
-            ..self
+            area: area::of_version_1(&uuid, header, offset, room),
+            uuid,
+            ..Self::nothing_known(offset)
         }
     }
 
@@ -193,6 +200,7 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::extent::Extent;
     use proptest::prelude::*;
     use std::process::Command;
 
@@ -253,9 +261,11 @@ mod tests {
         );
         assert_eq!(found[0].segments[0].cipher.as_deref(), Some("aes-xts-plain64"));
         assert_eq!(found[0].data(20 << 20), [(16 << 20, 4 << 20)]);
+        let area = found[0].area.as_ref().unwrap();
+        assert_eq!(area.extent, Extent::new(0, 16 << 20).unwrap());
 
         let (mut disk, uuid) = formatted("luks1", 1 << 20);
-        let found = Luks::read(&mut disk, 1 << 20).unwrap().unwrap();
+        let found = Luks::read(&mut disk, 1 << 20, u64::MAX).unwrap().unwrap();
         assert_eq!((found.version, &found.uuid), (1, &uuid));
         assert_eq!(found.digests[0].len(), 40);
         assert_eq!(found.slots.len(), 1);
@@ -269,6 +279,33 @@ mod tests {
                 (1 << 20) + found.segments[0].offset,
                 (20 << 20) - found.segments[0].offset
             )]
+        );
+        let area = found.area.unwrap();
+        assert_eq!(area.extent.offset(), 1 << 20);
+        assert_eq!(
+            area.extent.length(),
+            2 << 20,
+            "cryptsetup's payload offset is 4096 sectors"
+        );
+    }
+
+    /// The second copy stands in for the first; without either there is no area to be told.
+    #[test]
+    fn a_damaged_copy_is_passed_over() {
+        let (mut disk, uuid) = formatted("luks2", 0);
+        let whole = Luks::find(&mut disk).unwrap();
+        for damage in [0usize, 8, 200, 4100] {
+            let mut damaged = disk.clone();
+            damaged[damage] ^= 0xff;
+            assert_eq!(Luks::find(&mut damaged).unwrap(), whole, "{damage}");
+        }
+        for at in [4100, 0x4000 + 4100] {
+            disk[at] ^= 0xff;
+        }
+        let found = Luks::find(&mut disk).unwrap();
+        assert_eq!(
+            (found[0].uuid.as_str(), &found[0].area),
+            (uuid.as_str(), &Err(NoArea::Damaged))
         );
     }
 
@@ -287,7 +324,7 @@ mod tests {
             disk.extend(version.to_be_bytes());
             disk.extend(size.to_be_bytes());
             disk.extend(&junk);
-            if let Some(found) = Luks::read(&mut disk, 0).unwrap() {
+            if let Some(found) = Luks::read(&mut disk, 0, u64::MAX).unwrap() {
                 prop_assert!(found.digests.len() <= MOST && found.uuid.len() <= 40);
             }
         }
@@ -300,7 +337,7 @@ mod tests {
             disk[8..16].copy_from_slice(&8192_u64.to_be_bytes());
             disk.extend(json.as_bytes());
             disk.resize(8192, 0);
-            prop_assert!(Luks::read(&mut disk, 0).unwrap().unwrap().tokens.len() <= MOST);
+            prop_assert!(Luks::read(&mut disk, 0, u64::MAX).unwrap().unwrap().tokens.len() <= MOST);
         }
     }
 }

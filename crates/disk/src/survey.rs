@@ -52,7 +52,7 @@ pub struct Part {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
     /// The header of a LUKS volume.
-    Luks(Luks),
+    Luks(Box<Luks>),
     /// A swap area in clear text, by its signature.
     Swap(&'static str),
     /// Nothing that is known here.
@@ -106,7 +106,7 @@ impl Survey {
     /// The LUKS volumes on it, each with the samples of its data.
     pub fn volumes(&self) -> impl Iterator<Item = (&Luks, &Samples)> {
         self.parts.iter().filter_map(|part| match &part.content {
-            Content::Luks(luks) => Some((luks, &part.samples)),
+            Content::Luks(luks) => Some((&**luks, &part.samples)),
             _ => None,
         })
     }
@@ -122,8 +122,8 @@ impl Part {
 }
 
 fn content(disk: &mut impl BlockSource, area: &Area) -> Result<Content, ReadError> {
-    if let Some(luks) = Luks::read(disk, area.offset)? {
-        return Ok(Content::Luks(luks));
+    if let Some(luks) = Luks::read(disk, area.offset, area.length)? {
+        return Ok(Content::Luks(Box::new(luks)));
     }
     let room = area.length.min(disk.size().saturating_sub(area.offset));
     let mut start = vec![0; room.min(PAGES[3] as u64) as usize];

@@ -338,3 +338,45 @@ fn what_cannot_be_written_is_refused() {
     assert!(matches!(result, Err(Error::UnknownChunk { .. })));
     assert!(matches!(writer.commit(), Err(Error::Doomed)));
 }
+
+/// Two archives in one transaction: both are there after the commit, and neither without one.
+#[test]
+fn two_archives_in_one_commit() {
+    for commit in [false, true] {
+        let world = World::with_repository(Encryption::RepokeyBlake2);
+        let begin = |name: &str| options(name, Compression::Lz4);
+        let mut writer = world.open(Access::Write).begin(begin("main")).unwrap();
+        let (main, beside) = (noise(1, 5000), noise(2, 3000));
+        let [first, second] = [&main, &beside].map(|data| writer.put_data(data).unwrap());
+        writer
+            .add_archive(begin("beside"), &[Item::regular("disk", vec![second])])
+            .unwrap();
+        writer.add_item(&Item::regular("disk", vec![first])).unwrap();
+        if !commit {
+            writer.abort();
+            assert_eq!(world.open(Access::Read).archives().count(), 0);
+            continue;
+        }
+        let (mut repository, summary) = writer.commit().unwrap();
+        assert_eq!(summary.archive.name, "main");
+        assert_eq!(summary.stats.size, 5000);
+        assert!(read(&mut repository, "main", "disk") == main);
+        assert!(read(&mut repository, "beside", "disk") == beside);
+        repository.close().unwrap();
+        world.stock_accepts("main", &main);
+        world.stock_extracts("beside", &beside);
+        // Each can be deleted without the other.
+        world.stock(&["delete", "::beside"]);
+        world.stock(&["compact", "--threshold", "0"]);
+        world.stock_accepts("main", &main);
+
+        let mut writer = world.open(Access::Write).begin(begin("next")).unwrap();
+        for taken in ["next", "main"] {
+            let refused = writer.add_archive(begin(taken), &[]);
+            assert!(
+                matches!(refused, Err(Error::ArchiveExists(_) | Error::Doomed)),
+                "{refused:?}"
+            );
+        }
+    }
+}

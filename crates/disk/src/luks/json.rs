@@ -23,10 +23,9 @@ struct Json {
 }
 
 impl Luks {
-    /// Adds what the area says; what is not understood is left out.
-    pub(super) fn with_json(self, area: &[u8]) -> Self {
-        let end = area.iter().position(|byte| *byte == 0).unwrap_or(area.len());
-        let Ok(json) = serde_json::from_slice::<Json>(area.get(..end).unwrap_or_default()) else {
+    /// Adds what the area says as JSON; what is not understood is left out.
+    pub(super) fn with_json(self, json: &Value) -> Self {
+        let Ok(json) = Json::deserialize(json) else {
             return self;
         };
         Self {

@@ -34,7 +34,7 @@ fn codes(luks: &Luks) -> Vec<&'static str> {
             length: 1 << 30,
             purpose: Purpose::Other,
         },
-        content: Content::Luks(luks.clone()),
+        content: Content::Luks(Box::new(luks.clone())),
         samples: Samples::default(),
     };
     let findings = volume(Some("vda"), &part, luks);
