@@ -2,12 +2,13 @@
 //!
 //! [`run`] is the whole of it (told by `tell`). What it decides is in [`plan`], how the disks are held still in [`capture`], how
 //! the guest is brought to rest for that in [`crate::quiesce`], how
-//! one of them is read in [`disk`], cut into chunks in [`cells`], audited in [`audit`], how the bytes travel in
+//! one of them is read in [`disk`], its LUKS headers kept apart in [`areas`], cut into chunks in [`cells`], audited in [`audit`], how the bytes travel in
 //! [`stream`], and what surrounds them in [`seal`].
 //!
 //! Whatever fails on the way: the guest runs on, no job and no scratch file stays, nothing is committed, and the
 //! checkpoint that the last good archive belongs to is still there.
 
+pub mod areas;
 pub mod audit;
 pub mod capture;
 pub mod cells;
@@ -33,6 +34,7 @@ use crate::cancel::Cancelled;
 use crate::config::{CaptureMethod, ConfigError, Vm};
 use crate::context::Context;
 use crate::event::{Event, Step};
+use crate::headers::{self, Headers};
 use crate::history::{HistoryError, Point};
 use crate::manifest::{Manifest, ManifestError, Method};
 use crate::overlay::{HomeError, Homecoming, bring_home};
@@ -94,6 +96,14 @@ pub enum BackupError {
         disk: String,
         /// The reason, with the offset.
         source: strongroom_nbd::Error,
+    },
+    /// A LUKS header cannot be read.
+    #[error("read the LUKS header on disk {disk}: {source}")]
+    Header {
+        /// Target device name.
+        disk: String,
+        /// The reason, with the offset.
+        source: strongroom_disk::ReadError,
     },
     /// The guest was not brought to rest as it has to be.
     #[error("back up {vm}: consistency {level} was not reached, and `if_missed` is \"fail\": {reason}")]
@@ -294,6 +304,7 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
             older.as_ref(),
         ),
     };
+    let headers = newest_headers(context, &mut repository, &domain.name, newest.as_ref())?;
     let mut plan = plan::make(&domain, settings, context.config, &parent, &run)?;
     context.report(&Event::Planned(&plan));
     for disk in plan.disks.iter().filter(|disk| disk.host_encrypted) {
@@ -319,6 +330,10 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
                 .flat_map(|disk| point.sound_chunks(&disk.target)),
         );
         writer.adopt_metadata(&point.archive);
+    }
+    if let Some(headers) = &headers {
+        writer.adopt(headers.sound_chunks(&damaged));
+        writer.adopt_metadata(&headers.archive);
     }
     context.cancel.check()?;
 
@@ -437,7 +452,10 @@ fn capture_and_commit(
     let newest = points.first().copied();
     let damaged = points.iter().flat_map(|point| &point.damaged);
     let damaged: BTreeSet<ChunkId> = damaged.copied().collect();
-    let stored = disks.iter().flat_map(|disk| &disk.chunks);
+    let areas = disks
+        .iter()
+        .flat_map(|disk| disk.areas.iter().flat_map(|(_, chunks)| chunks));
+    let stored = disks.iter().flat_map(|disk| &disk.chunks).chain(areas);
     let healed = stored
         .filter(|chunk| damaged.contains(&chunk.id))
         .map(|chunk| chunk.id)
@@ -486,6 +504,39 @@ fn parent_point(
         Ok(point) => Ok(Some(point)),
         // Another archive under that name, or a damaged one: not a parent, but no reason to stop.
         Err(error) if error.concerns_one_archive() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The archive of headers that belongs to the newest restore point: what has not changed in them since is not stored again.
+fn newest_headers(
+    context: &Context<'_>,
+    repository: &mut Repository,
+    vm: &str,
+    newest: Option<&Point>,
+) -> Result<Option<Headers>, BackupError> {
+    let Some(record) = newest.and_then(|point| point.manifest.headers.as_ref()) else {
+        return Ok(None);
+    };
+    let info = headers::archives(repository)
+        .into_iter()
+        .find(|info| info.name.as_str() == Some(&record.archive));
+    let Some(info) = info else {
+        return Ok(None);
+    };
+    match Headers::read(repository, &info) {
+        Ok(headers) if headers.link() == record.sha256 => {
+            let trusted = headers.place(&repository.id().to_string(), vm).is_ok()
+                && context.config.signing.as_ref().is_none_or(|signing| {
+                    signing.allowed_signers.is_none() || headers.signer(signing, context.cancel).is_ok()
+                });
+            Ok(trusted.then_some(headers))
+        }
+        Ok(_) => Ok(None),
+        Err(error) if error.concerns_one_archive() => {
+            context.warn(format!("passed over: failed to {error}"));
+            Ok(None)
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -297,6 +297,23 @@ pub struct Vm {
     /// How the guest is brought to rest before.
     #[serde(default, skip_serializing_if = "is_default")]
     pub quiesce: Quiesce,
+    /// Where the header areas of LUKS volumes go, and so for how long a revoked passphrase opens old backups.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub luks_headers: LuksHeaders,
+    /// Whether libvirt's hook lets this VM start only with a good seal on its images.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub require_seal: bool,
+}
+
+/// Where the header areas of LUKS volumes go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LuksHeaders {
+    /// Into an archive of their own, which can be pruned earlier than the restore point.
+    #[default]
+    Apart,
+    /// Into the restore point, as part of the disk.
+    Inside,
 }
 
 /// How the disks of a running VM are held still.

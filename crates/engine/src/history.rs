@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use strongroom_borg::{Archive, ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
 use strongroom_disk::Extent;
 
 use crate::cancel::Cancel;
 use crate::config::Signing;
 use crate::firmware;
+use crate::headers;
 use crate::manifest::{self, Manifest, ManifestError};
 use crate::trust::signature::{self, NAMESPACE, Signer, Untrusted};
 use crate::when::PointName;
@@ -42,6 +44,14 @@ pub enum HistoryError {
         /// What is wrong.
         source: ManifestError,
     },
+    /// An archive of headers makes no sense.
+    #[error("read archive {archive}: understand headers.json: {reason}")]
+    Headers {
+        /// The archive's name.
+        archive: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// An item is larger than such an item can be.
     #[error("read {path} of archive {archive}: it has {size} bytes, at most {limit} are expected")]
     TooLarge {
@@ -56,12 +66,22 @@ pub enum HistoryError {
     },
 }
 
+/// The archives that can be restore points: all but those of headers, in the order of time.
+pub fn points(repository: &Repository) -> Vec<ArchiveInfo> {
+    let mut archives: Vec<ArchiveInfo> = repository
+        .archives()
+        .filter(|info| !headers::is_headers(info))
+        .cloned()
+        .collect();
+    archives.sort_by_key(|info| info.time);
+    archives
+}
+
 /// The restore point that is meant: the newest of this VM that fits. Archives of others in the same repository are
 /// passed over.
 pub fn find(repository: &mut Repository, point: &PointName) -> Result<ArchiveInfo, HistoryError> {
-    let archives: Vec<ArchiveInfo> = repository.archives().cloned().collect();
     let mut other = None;
-    for info in point.candidates(archives) {
+    for info in point.candidates(points(repository)) {
         match manifest(repository, &info) {
             Ok(manifest) if manifest.vm.name == point.vm => return Ok(info),
             Ok(manifest) => {
@@ -120,26 +140,7 @@ impl Point {
     /// Reads an archive's items and manifest.
     pub fn read(repository: &mut Repository, info: &ArchiveInfo) -> Result<Self, HistoryError> {
         let name = info.name.to_string();
-        let archive = repository.archive_by_info(info)?;
-        let mut items = BTreeMap::new();
-        let mut strange = Vec::new();
-        for item in repository.items(&archive) {
-            let item = item?;
-            if items.is_empty() && !is_manifest(&item) {
-                return Err(HistoryError::Foreign(name));
-            }
-            // Pieces of a file that Borg left at a checkpoint are not the file.
-            let path = item
-                .path
-                .as_str()
-                .filter(|path| is_ours(path) && item.is_file() && !item.is_part())
-                .filter(|path| !items.contains_key(*path));
-            match path.map(str::to_owned) {
-                Some(path) => drop(items.insert(path, item)),
-                None if strange.len() < MOST_STRANGE => strange.push(item.path.to_string()),
-                None => {}
-            }
-        }
+        let (archive, items, strange) = read_items(repository, info, manifest::MANIFEST_PATH, is_ours)?;
         let Some(item) = items.get(manifest::MANIFEST_PATH) else {
             return Err(HistoryError::Foreign(name));
         };
@@ -170,9 +171,7 @@ impl Point {
         repository: &mut Repository,
         mut passed_over: impl FnMut(&HistoryError),
     ) -> Result<Option<Self>, HistoryError> {
-        let mut archives: Vec<ArchiveInfo> = repository.archives().cloned().collect();
-        archives.sort_by_key(|info| info.time);
-        for info in archives.iter().rev() {
+        for info in points(repository).iter().rev() {
             match Self::read(repository, info) {
                 Ok(point) => return Ok(Some(point)),
                 Err(HistoryError::Foreign(_)) => {}
@@ -203,24 +202,7 @@ impl Point {
         else {
             return Err("its manifest does not say which archive it belongs to".into());
         };
-        if self.archive.info.name != archive.as_str() {
-            return Err(format!("its manifest belongs to archive {archive}"));
-        }
-        // Borg's times have microseconds.
-        let listed = [self.archive.info.time, self.archive.time];
-        if listed
-            .iter()
-            .any(|time| time.as_microsecond() != started.as_microsecond())
-        {
-            return Err(format!(
-                "its time is {}, its manifest says {started}",
-                self.archive.info.time
-            ));
-        }
-        if home != repository {
-            return Err(format!("its manifest belongs to repository {home}"));
-        }
-        Ok(())
+        placed(&self.archive, archive, started, home, repository)
     }
 
     /// The chunks of a disk, in order; none if it is not there or was damaged and patched by `borg check --repair`.
@@ -284,6 +266,69 @@ impl HistoryError {
     }
 }
 
+/// An archive, its items by path, and the names of strange ones.
+pub(crate) type Content = (Archive, BTreeMap<String, Item>, Vec<String>);
+
+/// An archive's items by path, those of paths that can be `ours`, and the names of others: the first of them. `first` has to
+/// be the first item.
+pub(crate) fn read_items(
+    repository: &mut Repository,
+    info: &ArchiveInfo,
+    first: &str,
+    ours: fn(&str) -> bool,
+) -> Result<Content, HistoryError> {
+    let archive = repository.archive_by_info(info)?;
+    let mut items = BTreeMap::new();
+    let mut strange = Vec::new();
+    for item in repository.items(&archive) {
+        let item = item?;
+        if items.is_empty() && item.path.as_str() != Some(first) {
+            return Err(HistoryError::Foreign(info.name.to_string()));
+        }
+        // Pieces of a file that Borg left at a checkpoint are not the file.
+        let path = item
+            .path
+            .as_str()
+            .filter(|path| ours(path) && item.is_file() && !item.is_part())
+            .filter(|path| !items.contains_key(*path));
+        match path.map(str::to_owned) {
+            Some(path) => drop(items.insert(path, item)),
+            None if strange.len() < MOST_STRANGE => strange.push(item.path.to_string()),
+            None => {}
+        }
+    }
+    Ok((archive, items, strange))
+}
+
+/// Whether an archive has the name and the time that are signed, and is in the repository that is signed; if not, what
+/// differs.
+pub(crate) fn placed(
+    archive: &Archive,
+    name: &str,
+    started: Timestamp,
+    home: &str,
+    repository: &str,
+) -> Result<(), String> {
+    if archive.info.name != name {
+        return Err(format!("its manifest belongs to archive {name}"));
+    }
+    // Borg's times have microseconds.
+    let listed = [archive.info.time, archive.time];
+    if listed
+        .iter()
+        .any(|time| time.as_microsecond() != started.as_microsecond())
+    {
+        return Err(format!(
+            "its time is {}, its manifest says {started}",
+            archive.info.time
+        ));
+    }
+    if home != repository {
+        return Err(format!("its manifest belongs to repository {home}"));
+    }
+    Ok(())
+}
+
 fn is_manifest(item: &Item) -> bool {
     item.path.as_str() == Some(manifest::MANIFEST_PATH)
 }
@@ -300,7 +345,7 @@ fn is_ours(path: &str) -> bool {
             .is_some_and(crate::config::is_target)
 }
 
-fn read_item(
+pub(crate) fn read_item(
     repository: &mut Repository,
     archive: &str,
     item: &Item,

@@ -6,13 +6,17 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use strongroom_disk::SwapLayout;
+use strongroom_disk::luks::LARGEST_AREA;
+use strongroom_disk::{Extent, RangeSet, SwapLayout};
 use uuid::Uuid;
 
 use crate::digest;
 
-/// The format that this version writes, and the newest that it reads.
-pub const FORMAT: u32 = 1;
+/// The newest format that this version reads. What has no header area of its own is written as [`PLAIN_FORMAT`].
+pub const FORMAT: u32 = 2;
+
+/// The format of a manifest whose disks are complete by themselves: what versions without [`LuksRecord::header`] read.
+pub const PLAIN_FORMAT: u32 = 1;
 
 /// The largest manifest that is read, in bytes.
 pub const MAX_BYTES: u64 = 16 << 20;
@@ -77,6 +81,9 @@ pub struct Manifest {
     pub disks: Vec<DiskRecord>,
     /// The disks that are not in the archive, and why.
     pub excluded: Vec<ExcludedDisk>,
+    /// Where the header areas are that the disks lack.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headers: Option<HeadersRecord>,
     /// SHA-256 of each other file in the archive, in hexadecimal.
     pub files: Vec<FileRecord>,
     /// What belongs to the VM and could not be had (`nvram.fd`, `tpm/`).
@@ -185,6 +192,60 @@ pub struct LuksRecord {
     pub digests: Vec<String>,
     /// Types of the tokens (`clevis`, `systemd-tpm2` …).
     pub tokens: Vec<String>,
+    /// The header area, if it is not in this archive but in one of its own: it reads as zeroes in the disk's item.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header: Option<HeaderRecord>,
+}
+
+/// A header area that is kept apart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeaderRecord {
+    /// Bytes from the start of the header to the first byte of data.
+    pub length: u64,
+    /// Which headers open the data, see [`strongroom_disk::HeaderArea::binding`].
+    pub binding: String,
+    /// SHA-256 of the area at the instant of the capture, in hexadecimal.
+    pub sha256: String,
+}
+
+impl LuksRecord {
+    /// The part of the disk that reads as zeroes, if there is one.
+    pub fn area(&self) -> Option<Extent> {
+        let header = self.header.as_ref()?;
+        Extent::new(self.offset, header.length).ok()
+    }
+}
+
+/// The archive that holds the header areas of the same instant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeadersRecord {
+    /// Its name.
+    pub archive: String,
+    /// SHA-256 of its `headers.json`, in hexadecimal.
+    pub sha256: String,
+}
+
+impl DiskRecord {
+    /// The parts that read as zeroes because they are header areas that are kept apart.
+    pub fn areas(&self) -> impl Iterator<Item = Extent> {
+        self.luks.iter().filter_map(LuksRecord::area)
+    }
+
+    fn check_areas(&self) -> Result<(), &'static str> {
+        let mut taken = RangeSet::new();
+        for luks in self.luks.iter().filter(|luks| luks.header.is_some()) {
+            let area = luks.area().filter(|area| area.length() > 0);
+            let area = area.ok_or("one is empty, or passes the end of all disks")?;
+            if area.end() > self.size || area.length() > LARGEST_AREA {
+                return Err("one is larger than it can be");
+            }
+            if taken.overlaps(area) {
+                return Err("two overlap");
+            }
+            taken.insert(area);
+        }
+        Ok(())
+    }
 }
 
 /// One disk that is not in an archive.
@@ -273,6 +334,17 @@ impl Manifest {
             if !seen.insert(target) {
                 return Err(ManifestError::Invalid(format!("disk {target} is there twice")));
             }
+        }
+        for disk in &manifest.disks {
+            disk.check_areas().map_err(|why| {
+                ManifestError::Invalid(format!("the header areas of disk {}: {why}", disk.target))
+            })?;
+        }
+        let apart = manifest.disks.iter().any(|disk| disk.areas().next().is_some());
+        if apart != manifest.headers.is_some() || (apart && format < FORMAT) {
+            return Err(ManifestError::Invalid(
+                "what it says of header areas does not fit together".into(),
+            ));
         }
         Ok(manifest)
     }

@@ -1,9 +1,10 @@
 //! The story of one restore, from top to bottom.
 //!
-//! [`run`] decides where everything goes ([`plan`]), writes the disks beside their final places ([`write`]), moves
+//! [`run`] decides where everything goes ([`plan`]), finds the LUKS headers that open the disks ([`header`]), writes the disks beside their final places ([`write`]), moves
 //! there when all are whole ([`draft`]), and defines the domain last. What fails leaves everything as it was.
 
 pub mod draft;
+pub mod header;
 pub mod onto;
 pub mod plan;
 pub mod write;
@@ -53,6 +54,9 @@ pub struct Request {
     pub keep_going: bool,
     /// Restore it even though nobody who is trusted has signed it.
     pub unsigned: bool,
+    /// Take the LUKS headers of the restore point's own instant, with the passphrases of that time; else the newest ones
+    /// that fit.
+    pub own_headers: bool,
     /// Only say what would be done.
     pub dry_run: bool,
 }
@@ -92,6 +96,18 @@ pub enum RestoreError {
         archive: String,
         /// Why not.
         source: Untrusted,
+    },
+    /// A disk's data would be there, and nobody could open it.
+    #[error(
+        "restore disk {disk}: no header opens LUKS volume {uuid} any more: {reason}; --keep-going restores what else there is"
+    )]
+    NoHeader {
+        /// Target device name.
+        disk: String,
+        /// The volume.
+        uuid: String,
+        /// What was looked for in vain.
+        reason: String,
     },
     /// What is signed is another archive.
     #[error("trust archive {archive}: {why}")]
@@ -215,6 +231,10 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
         .map(|change| definition(context, &mut repository, &point, change));
     let definition = definition.transpose()?;
     plan::check(context, request, &plan, definition.as_deref())?;
+    let mut headers = header::Search::new(context, &mut repository, request, &point)?;
+    for disk in &plan.disks {
+        headers.find(&mut repository, &disk.target)?;
+    }
     if request.dry_run {
         repository.close()?;
         return Ok(Outcome::Planned(plan));
@@ -222,7 +242,7 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
 
     // Everything is written under other names first.
     context.report(&Event::Step(Step::Restore));
-    let (drafts, failures) = write_all(context, request, &mut repository, &point, &plan)?;
+    let (drafts, failures) = write_all(context, request, &mut repository, &point, &plan, &headers)?;
     repository.close()?;
     context.cancel.check()?;
 
@@ -344,12 +364,13 @@ fn write_all(
     repository: &mut Repository,
     point: &Point,
     plan: &RestorePlan,
+    headers: &header::Search<'_>,
 ) -> Result<(Vec<Draft>, Vec<String>), RestoreError> {
     let mut drafts = Vec::new();
-    let mut failures = Vec::new();
+    let mut failures = headers.missing().to_vec();
     for disk in &plan.disks {
         context.cancel.check()?;
-        match write::disk(context, repository, point, disk) {
+        match write::disk(context, repository, point, disk, headers.of(&disk.target)) {
             Ok(draft) => drafts.push(draft),
             Err(source) if request.keep_going && !context.cancel.is_cancelled() => {
                 failures.push(format!("disk {}: {source}", disk.target));

@@ -1,7 +1,7 @@
 //! The story of a verification: from the repositories, a file of trusted public keys and what is remembered elsewhere, is
 //! everything there that should be, whole, unaltered, in its place, and not rolled back?
 //!
-//! [`run`] goes from VM to VM: the restore points one by one ([`point`]), their chain ([`crate::trust::chain`]), whether
+//! [`run`] goes from VM to VM: the restore points one by one ([`point`]), the LUKS headers apart from them ([`headers`]), their chain ([`crate::trust::chain`]), whether
 //! the repository has every chunk, and, if asked for, what is in each chunk ([`data`]). With all VMs, the inventory of
 //! the newest restore point has to be met.
 //!
@@ -9,6 +9,7 @@
 //! earlier state: an empty machine with the configuration, `allowed_signers` and the witness can tell.
 
 mod data;
+mod headers;
 mod point;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -17,13 +18,15 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use strongroom_borg::{Access, ArchiveInfo, ChunkId, ChunkRef, Repository};
+use strongroom_borg::{Access, ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
 
+use self::headers::Ledger;
 use crate::cancel::{Cancel, Cancelled};
 use crate::config::Config;
 use crate::context::Repositories;
 use crate::event::{Event, Observer};
-use crate::history::{HistoryError, Point};
+use crate::headers::Headers;
+use crate::history::{self, HistoryError, Point};
 use crate::state::StateDirectory;
 use crate::trust::chain::{self, Head, Link};
 use crate::trust::memory::Memory;
@@ -207,6 +210,7 @@ struct Work<'a> {
     seen: HashSet<ChunkId>,
     damaged: BTreeSet<ChunkId>,
     links: Vec<(Link, Timestamp)>,
+    ledger: Ledger,
     inventory: Option<(Timestamp, Vec<String>)>,
 }
 
@@ -270,6 +274,43 @@ pub fn run(here: &Surroundings<'_>, request: &Request) -> Result<Report, Cancell
     Ok(report)
 }
 
+/// Where an item's bytes are on a disk.
+struct Place<'a> {
+    disk: Option<&'a str>,
+    start: u64,
+}
+
+impl<'a> Place<'a> {
+    /// Of a disk, or of a header area of one; small files are on none.
+    fn of(path: &'a str) -> Self {
+        let between = |prefix, suffix| {
+            path.strip_prefix(prefix)
+                .and_then(|name| name.strip_suffix(suffix))
+        };
+        let area = between("headers/", ".luks").and_then(|name: &str| name.rsplit_once('-'));
+        match area.and_then(|(disk, offset)| Some((disk, offset.parse().ok()?))) {
+            Some((disk, start)) => Self {
+                disk: Some(disk),
+                start,
+            },
+            None => Self {
+                disk: between("disks/", ".raw"),
+                start: 0,
+            },
+        }
+    }
+
+    /// The problem of a chunk at an offset of the item, with its place on the disk.
+    fn name(&self, offset: u64, chunk: &ChunkRef, problem: Problem) -> Problem {
+        Problem {
+            disk: self.disk.map(str::to_owned),
+            offset: self.disk.map(|_| self.start.saturating_add(offset)),
+            length: Some(chunk.size.into()),
+            ..problem
+        }
+    }
+}
+
 type Inventory = Option<(Timestamp, Vec<String>)>;
 
 fn verify_vm(
@@ -297,6 +338,7 @@ fn verify_vm(
         seen: HashSet::new(),
         damaged: BTreeSet::new(),
         links: Vec::new(),
+        ledger: Ledger::default(),
         inventory: None,
     };
     match here.repositories.open(&location, Access::Read) {
@@ -339,7 +381,7 @@ impl Work<'_> {
         scope: &Scope,
         witness: Option<&[Head]>,
     ) -> Result<(), HistoryError> {
-        let all: Vec<ArchiveInfo> = repository.archives().cloned().collect();
+        let all = history::points(repository);
         let chosen = match &scope.when {
             None => all.clone(),
             Some(when) => {
@@ -364,6 +406,7 @@ impl Work<'_> {
                 Err(error) => self.unreadable(info, error)?,
             }
         }
+        self.all_headers(repository, scope.when.is_none())?;
         self.chain(repository, scope, witness);
         if request.data {
             let part = request.part;
@@ -427,32 +470,53 @@ impl Work<'_> {
         {
             self.inventory = Some((point.manifest.captured, point.manifest.inventory.clone()));
         }
+        self.ledger.needs(point);
         for (path, item) in &point.items {
-            let disk = path
-                .strip_prefix("disks/")
-                .and_then(|name| name.strip_suffix(".raw"));
-            let mut offset = 0;
-            for chunk in item.chunks.iter().flatten() {
-                if self.seen.insert(chunk.id) {
-                    self.chunks.push(*chunk);
-                }
-                if !self.ids.contains(&chunk.id) {
-                    self.damaged.insert(chunk.id);
-                    self.problem(Problem {
-                        disk: disk.map(str::to_owned),
-                        offset: disk.map(|_| offset),
-                        length: Some(chunk.size.into()),
-                        ..Problem::of(
-                            "missing-chunk",
-                            &archive,
-                            format!("{path}: the chunk at offset {offset} is not in the repository"),
-                        )
-                    });
-                }
-                offset += u64::from(chunk.size);
-            }
+            self.chunks_of(&archive, path, item);
         }
         Ok(())
+    }
+
+    /// The archives of headers: all of them, or what one restore point needs of them.
+    fn all_headers(&mut self, repository: &mut Repository, all: bool) -> Result<(), HistoryError> {
+        for info in crate::headers::archives(repository) {
+            if self.here.cancel.is_cancelled() {
+                return Ok(());
+            }
+            let report = all || self.ledger.belongs(&info);
+            match Headers::read(repository, &info) {
+                Ok(headers) => self.headers(repository, &headers, report),
+                Err(error) if report || !error.concerns_one_archive() => self.unreadable(&info, error)?,
+                Err(_) => {}
+            }
+        }
+        let problems = self.ledger.problems(all);
+        self.problems(problems);
+        Ok(())
+    }
+
+    /// The chunks of an item: each is to be there, and counts once.
+    fn chunks_of(&mut self, archive: &str, path: &str, item: &Item) {
+        let place = Place::of(path);
+        let mut offset = 0;
+        for chunk in item.chunks.iter().flatten() {
+            if self.seen.insert(chunk.id) {
+                self.chunks.push(*chunk);
+            }
+            if !self.ids.contains(&chunk.id) {
+                self.damaged.insert(chunk.id);
+                self.problem(place.name(
+                    offset,
+                    chunk,
+                    Problem::of(
+                        "missing-chunk",
+                        archive,
+                        format!("{path}: the chunk at offset {offset} is not in the repository"),
+                    ),
+                ));
+            }
+            offset += u64::from(chunk.size);
+        }
     }
 
     fn chain(&mut self, repository: &Repository, scope: &Scope, witness: Option<&[Head]>) {
@@ -502,28 +566,26 @@ impl Work<'_> {
         if damaged.is_empty() {
             return;
         }
+        let mut archives: Vec<(String, BTreeMap<String, Item>)> = Vec::new();
         for info in all {
-            let Ok(point) = Point::read(repository, info) else {
-                // Said before.
-                continue;
-            };
-            for (path, item) in &point.items {
+            // What cannot be read was said before.
+            let read = Point::read(repository, info);
+            archives.extend(read.map(|point| (point.name(), point.items)));
+        }
+        for info in crate::headers::archives(repository) {
+            let read = Headers::read(repository, &info);
+            archives.extend(read.map(|headers| (headers.name(), headers.items)));
+        }
+        for (archive, items) in &archives {
+            for (path, item) in items {
+                let place = Place::of(path);
                 let mut offset = 0;
                 for chunk in item.chunks.iter().flatten() {
                     if let (Some(why), true) = (damaged.get(&chunk.id), self.ids.contains(&chunk.id)) {
-                        let disk = path
-                            .strip_prefix("disks/")
-                            .and_then(|name| name.strip_suffix(".raw"));
-                        self.problem(Problem {
-                            disk: disk.map(str::to_owned),
-                            offset: disk.map(|_| offset),
-                            length: Some(chunk.size.into()),
-                            ..Problem::of(
-                                "damaged-chunk",
-                                &point.name(),
-                                format!("{path}: damaged at offset {offset} ({} bytes): {why}", chunk.size),
-                            )
-                        });
+                        let text =
+                            format!("{path}: damaged at offset {offset} ({} bytes): {why}", chunk.size);
+                        let problem = Problem::of("damaged-chunk", archive, text);
+                        self.problem(place.name(offset, chunk, problem));
                     }
                     offset += u64::from(chunk.size);
                 }

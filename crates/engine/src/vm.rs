@@ -18,6 +18,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::config::Vm;
+
 pub use self::agent::{Agent, FreezeStatus, GuestExit};
 pub use self::chains::{BlockJob, BlockJobState, Chain, Chains, SnapshotDisk};
 pub use self::new::{
@@ -153,6 +155,17 @@ pub struct Disk {
     pub bitmaps: Bitmaps,
     /// The hypervisor encrypts the image: what is read through it is not encrypted.
     pub encrypted: bool,
+}
+
+impl Disk {
+    /// Whether it holds nothing but swap: by its serial number, or by the VM's settings.
+    pub fn is_swap(&self, settings: &Vm) -> bool {
+        let marked = self
+            .serial
+            .as_deref()
+            .is_some_and(|serial| serial.starts_with("swap"));
+        marked || settings.swap.contains(&self.target)
+    }
 }
 
 /// A virtual machine as its hypervisor has defined it.

@@ -14,6 +14,7 @@
 //!   and repairs external snapshots; `repair` mends libvirt's own memory of one;
 //! * `capabilities` says whether backup jobs can run;
 //! * `compose` writes the definition of a new domain, `host` reads what its host can give it, `creation` makes it;
+//! * [`machine`] reads from a definition which files a VM consists of, without a connection: for libvirt's hook;
 //! * `hypervisor` puts the rest together behind the port.
 //!
 //! The `virt` crate is LGPL-2.1 and binds the system's libvirt dynamically.
@@ -31,6 +32,7 @@ mod host;
 mod hypervisor;
 mod image;
 mod job;
+mod machine;
 mod qemu;
 mod repair;
 mod retarget;
@@ -43,3 +45,4 @@ mod xml;
 pub mod fuzzing;
 
 pub use connection::Libvirt;
+pub use machine::machine;

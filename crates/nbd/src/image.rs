@@ -59,6 +59,8 @@ pub struct ImageInfo {
     pub snapshots: Vec<SnapshotInfo>,
     /// The file under this one, as the header names it.
     pub backing_file: Option<String>,
+    /// The format of the file under this one, as the header says.
+    pub backing_format: Option<String>,
     /// The file which holds the data instead of this one, as the header names it.
     pub data_file: Option<String>,
 }
@@ -210,6 +212,7 @@ pub fn image_info(path: &Path, format: Format, force_share: bool) -> Result<Imag
         bitmaps: data.bitmaps,
         snapshots: answer.snapshots,
         backing_file: answer.backing_filename,
+        backing_format: answer.backing_filename_format,
         data_file: data.data_file,
     })
 }
@@ -280,6 +283,7 @@ struct Answer {
     backing_filename: Option<String>,
     #[serde(default)]
     snapshots: Vec<SnapshotInfo>,
+    backing_filename_format: Option<String>,
     format_specific: Option<Specific>,
 }
 

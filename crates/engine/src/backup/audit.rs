@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use strongroom_borg::{ChunkId, ChunkRef, Sealer};
-use strongroom_disk::{Extent, ExtentMap, Kind};
+use strongroom_disk::{Extent, ExtentMap, Kind, RangeSet};
 use strongroom_nbd::{Client, ReadOptions};
 use uuid::Uuid;
 
@@ -28,10 +28,12 @@ pub enum AuditError {
 }
 
 /// Reads up to `count` kept chunks, chosen at random, and compares their ids. Gives how many it read. Chunks of zeroes
-/// are passed over where the disk has holes there still.
+/// are passed over where the disk has holes there still; the parts that are `carved` out of the disk are zeroes in its
+/// chunks.
 pub fn sample(
     cells: &[Cell],
     allocation: &ExtentMap,
+    carved: &RangeSet,
     count: usize,
     source: &mut Client,
     options: &ReadOptions<'_>,
@@ -57,7 +59,13 @@ pub fn sample(
     let end = source.read_pipelined(
         chosen.iter().map(|(extent, _)| *extent),
         options,
-        |offset, bytes| {
+        |offset, mut bytes| {
+            let parts = Extent::new(offset, bytes.len() as u64).map(|whole| carved.within(whole));
+            for part in parts.into_iter().flatten() {
+                let start = (part.offset() - offset) as usize;
+                let part = bytes.get_mut(start..start + part.length() as usize);
+                part.unwrap_or_default().fill(0);
+            }
             if expected.get(&offset) == Some(&sealer.id(&bytes)) {
                 return ControlFlow::Continue(());
             }

@@ -1,16 +1,19 @@
 //! One disk of a backup: which of its bytes are read, and that what is not read can be trusted.
 
 use strongroom_borg::{ArchiveWriter, ChunkRef};
-use strongroom_disk::{ExtentMap, Luks, RangeSet};
+use strongroom_disk::{ExtentMap, RangeSet};
 use strongroom_nbd::{Client, Options};
 
 use super::BackupError;
+use super::areas::{self, Areas};
 use super::capture::Capture;
 use super::cells;
 use super::pace::Pace;
 use super::plan::DiskPlan;
 use super::{audit, stream};
+use crate::config::LuksHeaders;
 use crate::context::Context;
+use crate::headers::Area;
 use crate::history::Point;
 use crate::manifest::{LuksRecord, Mode};
 
@@ -35,6 +38,8 @@ pub struct DiskResult {
     pub map_wrong_at: Option<u64>,
     /// The LUKS volumes on it.
     pub luks: Vec<LuksRecord>,
+    /// Their header areas that are stored apart, with their chunks.
+    pub areas: Vec<(Area, Vec<ChunkRef>)>,
 }
 
 /// Reads one disk into the repository.
@@ -67,7 +72,15 @@ pub fn read(
             expected,
         });
     }
-    let luks = luks_facts(context, disk, &mut client);
+    let apart = context
+        .config
+        .vm
+        .get(&capture.plan().vm)
+        .is_none_or(|vm| vm.luks_headers == LuksHeaders::Apart);
+    let areas = Areas::take(context, disk, apart, &mut client, writer)?;
+    let carved = areas.carved();
+    let newest = points.first().and_then(|point| point.manifest.disk(&disk.target));
+    areas::warn_gone(context, &disk.target, newest, &areas.luks);
     let mut result = DiskResult {
         chunks: Vec::new(),
         read: 0,
@@ -77,15 +90,19 @@ pub fn read(
         parent: disk.parent.clone(),
         audited: 0,
         map_wrong_at: None,
-        luks,
+        luks: areas.luks,
+        areas: areas.stored,
     };
     let full = |allocation: &ExtentMap| cells::cut(&[], &RangeSet::all(disk.size), allocation);
     let cells = if let (Some(bitmap), Some(parent)) = (&dirty, &disk.parent) {
-        let (allocation, mut changed) = client.block_status_all(bitmap).map_err(read_error)?;
+        let (allocation, changed) = client.block_status_all(bitmap).map_err(read_error)?;
+        let allocation = areas::with_holes(&allocation, &carved);
         let point = points
             .iter()
             .find(|point| point.name() == *parent)
             .ok_or_else(incomplete)?;
+        let before = areas::carved_from(point.manifest.disk(&disk.target));
+        let mut changed = areas::changes(&changed, &before, &carved);
         // What the repository has lost is read again: unchanged, it heals all restore points that it is part of.
         for extent in point.damaged_extents(&disk.target) {
             changed.insert(extent);
@@ -99,6 +116,7 @@ pub fn read(
         match audit::sample(
             &cells,
             &allocation,
+            &carved,
             count,
             &mut client,
             &options,
@@ -126,32 +144,14 @@ pub fn read(
             }
         }
     } else {
-        full(&client.allocation().map_err(read_error)?)
+        let allocation = client.allocation().map_err(read_error)?;
+        full(&areas::with_holes(&allocation, &carved))
     };
     let streamed = stream::stream(context, &disk.target, &mut client, &cells, writer, pace)?;
     Ok(DiskResult {
         chunks: streamed.chunks,
-        read: streamed.read,
-        stored: streamed.stored,
+        read: streamed.read + areas.read,
+        stored: streamed.stored + areas.stored_bytes,
         ..result
     })
-}
-
-/// The LUKS volumes on a disk. A header that cannot be read is no reason to stop.
-fn luks_facts(context: &Context<'_>, disk: &DiskPlan, client: &mut Client) -> Vec<LuksRecord> {
-    let volumes = Luks::find(client).unwrap_or_else(|error| {
-        context.warn(format!(
-            "disk {}: its LUKS headers cannot be told: {error}",
-            disk.target
-        ));
-        Vec::new()
-    });
-    let record = |luks: Luks| LuksRecord {
-        offset: luks.offset,
-        version: luks.version,
-        uuid: luks.uuid,
-        digests: luks.digests,
-        tokens: luks.tokens.into_iter().map(|token| token.kind).collect(),
-    };
-    volumes.into_iter().map(record).collect()
 }

@@ -274,11 +274,7 @@ pub fn archive_prefix(vm: &str) -> String {
 }
 
 fn exclusion(disk: &Disk, settings: &Vm) -> Option<Exclusion> {
-    let marked_swap = disk
-        .serial
-        .as_deref()
-        .is_some_and(|serial| serial.starts_with("swap"));
-    if settings.swap.contains(&disk.target) || marked_swap {
+    if disk.is_swap(settings) {
         Some(Exclusion::Swap)
     } else if settings.exclude.contains(&disk.target) {
         Some(Exclusion::Configured)

@@ -1,7 +1,7 @@
 //! The archive around the disks: definition, firmware variables, manifest; and the commit.
 
 use jiff::Timestamp;
-use strongroom_borg::{ArchiveWriter, Item, Repository, Summary};
+use strongroom_borg::{ArchiveOptions, ArchiveWriter, ChunkRef, Item, Repository, Summary};
 use strongroom_disk::SwapLayout;
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve};
 
@@ -11,10 +11,11 @@ use super::plan::Plan;
 use crate::context::Context;
 use crate::digest;
 use crate::firmware::{self, FirmwareFile};
+use crate::headers::{self, Area, Statement};
 use crate::history::Point;
 use crate::manifest::{
-    DOMAIN_PATH, DiskRecord, ExcludedDisk, Exclusion, FORMAT, FileRecord, MANIFEST_PATH, Manifest,
-    SIGNATURE_PATH, VmIdentity, disk_path,
+    DOMAIN_PATH, DiskRecord, ExcludedDisk, Exclusion, FORMAT, FileRecord, HeadersRecord, MANIFEST_PATH,
+    Manifest, ManifestError, PLAIN_FORMAT, SIGNATURE_PATH, VmIdentity, disk_path,
 };
 use crate::quiesce::Reached;
 use crate::trust::{self, NAMESPACE, signature};
@@ -56,7 +57,7 @@ pub fn seal(
     let repository_id = writer.repository_id().to_string();
     let (sequence, previous) = trust::successor(context, &domain.name, &repository_id, newest);
     let mut manifest = Manifest {
-        format: FORMAT,
+        format: PLAIN_FORMAT,
         vm: VmIdentity {
             name: domain.name.clone(),
             uuid: domain.uuid,
@@ -77,12 +78,14 @@ pub fn seal(
         checkpoint: plan.checkpoint.clone(),
         disks: Vec::new(),
         excluded: excluded(context, domain, plan),
+        headers: None,
         files: files.iter().map(file_record).collect(),
         missing,
         inventory: context.config.vm.keys().cloned().collect(),
         producer: concat!("strongroom ", env!("CARGO_PKG_VERSION")).into(),
     };
     let mut items = Vec::new();
+    let mut areas = Vec::new();
     for (disk, result) in plan.disks.iter().zip(disks) {
         manifest.disks.push(DiskRecord {
             target: disk.target.clone(),
@@ -102,23 +105,25 @@ pub fn seal(
             luks: result.luks,
         });
         items.push(Item::regular(&disk_path(&disk.target), result.chunks));
+        areas.extend(result.areas);
+    }
+    if !areas.is_empty() {
+        manifest.format = FORMAT;
+        manifest.headers = Some(headers(context, &manifest, plan, areas, &mut writer)?);
     }
     // The manifest and its signature come first: whoever wants only those need not read the disks' lists of chunks.
     let bytes = manifest.to_bytes()?;
-    let signature = sign(context, &bytes, instant.at)?;
+    let signature = sign(context, NAMESPACE, &bytes, instant.at)?;
     let first = [(MANIFEST_PATH, Some(bytes)), (SIGNATURE_PATH, signature)];
-    let first = first.into_iter().filter_map(|(path, bytes)| {
-        let path = path.to_owned();
-        bytes.map(|bytes| FirmwareFile { path, bytes })
-    });
-    files.splice(0..0, first);
+    for (path, bytes) in first {
+        if let Some(bytes) = bytes {
+            let item = small_item(&mut writer, path, &bytes)?;
+            writer.add_item(&item)?;
+        }
+    }
     for file in files {
-        let chunks = file
-            .bytes
-            .chunks(1 << 20)
-            .map(|part| writer.put_data(part))
-            .collect::<Result<_, _>>()?;
-        writer.add_item(&Item::regular(&file.path, chunks))?;
+        let item = small_item(&mut writer, &file.path, &file.bytes)?;
+        writer.add_item(&item)?;
     }
     for item in &items {
         writer.add_item(item)?;
@@ -127,15 +132,71 @@ pub fn seal(
     Ok((repository, summary, manifest))
 }
 
-/// The manifest's signature, if the configuration asks for one: then there is one, or no restore point.
-fn sign(context: &Context<'_>, bytes: &[u8], at: Timestamp) -> Result<Option<Vec<u8>>, BackupError> {
+/// Writes the archive of header areas beside the restore point.
+fn headers(
+    context: &Context<'_>,
+    manifest: &Manifest,
+    plan: &Plan,
+    areas: Vec<(Area, Vec<ChunkRef>)>,
+    writer: &mut ArchiveWriter,
+) -> Result<HeadersRecord, BackupError> {
+    let archive = headers::archive_name(&plan.archive);
+    let started = headers::archive_time(manifest.started.unwrap_or(manifest.captured));
+    let mut items = Vec::new();
+    let mut listed = Vec::new();
+    for (area, chunks) in areas {
+        items.push(Item::regular(&area.path(), chunks));
+        listed.push(area);
+    }
+    let statement = Statement {
+        format: headers::FORMAT,
+        vm: manifest.vm.clone(),
+        archive: archive.clone(),
+        started,
+        repository: manifest.repository.clone().unwrap_or_default(),
+        point: plan.archive.clone(),
+        sequence: manifest.sequence,
+        captured: manifest.captured,
+        areas: listed,
+        producer: manifest.producer.clone(),
+    };
+    let bytes = statement.to_bytes().map_err(ManifestError::Invalid)?;
+    let sha256 = digest::sha256(&bytes);
+    let signature = sign(context, headers::NAMESPACE, &bytes, manifest.captured)?;
+    let mut first = vec![small_item(writer, headers::STATEMENT_PATH, &bytes)?];
+    if let Some(signature) = signature {
+        first.push(small_item(writer, headers::SIGNATURE_PATH, &signature)?);
+    }
+    items.splice(0..0, first);
+    let mut options = ArchiveOptions::new(&archive);
+    options.started = started;
+    writer.add_archive(options, &items)?;
+    Ok(HeadersRecord { archive, sha256 })
+}
+
+/// An item with the bytes of a file that is no disk.
+fn small_item(writer: &mut ArchiveWriter, path: &str, bytes: &[u8]) -> Result<Item, BackupError> {
+    let chunks = bytes
+        .chunks(1 << 20)
+        .map(|part| writer.put_data(part))
+        .collect::<Result<_, _>>()?;
+    Ok(Item::regular(path, chunks))
+}
+
+/// A signature, if the configuration asks for one: then there is one, or no restore point.
+fn sign(
+    context: &Context<'_>,
+    namespace: &str,
+    bytes: &[u8],
+    at: Timestamp,
+) -> Result<Option<Vec<u8>>, BackupError> {
     let Some(signing) = &context.config.signing else {
         return Ok(None);
     };
     let Some(key) = &signing.key else {
         return Ok(None);
     };
-    let signature = signature::sign(signing, key, NAMESPACE, bytes, at, context.cancel)?;
+    let signature = signature::sign(signing, key, namespace, bytes, at, context.cancel)?;
     Ok(Some(signature))
 }
 

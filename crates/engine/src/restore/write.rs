@@ -11,6 +11,7 @@ use strongroom_disk::Extent;
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Spare, Sparse, WriteOptions};
 
 use super::draft::Draft;
+use super::header::Found;
 use super::{DiskContent, DiskTarget, ImageFormat, RestoredDisk};
 use crate::batch::{Batches, join, workers_wanted};
 use crate::context::Context;
@@ -103,6 +104,7 @@ pub fn disk(
     repository: &mut Repository,
     point: &Point,
     disk: &DiskTarget,
+    headers: &[Found],
 ) -> Result<Draft, WriteError> {
     let file_error = |source| WriteError::File {
         path: disk.path.clone(),
@@ -129,7 +131,10 @@ pub fn disk(
     let server = QemuNbd::start(draft.temporary(), &Serve::writable(format))?;
     let mut image = Client::connect(&server.target(), &Options::default()).map_err(image_error)?;
     let bytes_written = match &disk.content {
-        DiskContent::Archived => archived(context, repository, point, disk, &mut image)?,
+        DiskContent::Archived => {
+            let written = archived(context, repository, point, disk, &mut image)?;
+            written + write_headers(repository, disk, headers, &mut image)?
+        }
         DiskContent::Swap(layout) => {
             let writes = layout.write(disk.size)?;
             for write in &writes {
@@ -149,6 +154,40 @@ pub fn disk(
         fresh: matches!(disk.content, DiskContent::Swap(_)),
     });
     Ok(draft)
+}
+
+/// Puts the headers at their places. Gives the bytes written.
+fn write_headers(
+    repository: &mut Repository,
+    disk: &DiskTarget,
+    headers: &[Found],
+    image: &mut Client,
+) -> Result<u64, WriteError> {
+    let mut written = 0;
+    for header in headers {
+        let mut offset = header.offset;
+        let opener = repository.opener();
+        for (chunk, object) in repository.fetch(header.chunks.iter().copied()) {
+            let length = u64::from(chunk.size);
+            let damaged = |source| WriteError::Damaged {
+                offset,
+                length,
+                source,
+            };
+            let bytes = opener.open(&chunk, object.map_err(damaged)?).map_err(damaged)?;
+            if !digest::is_zero(&bytes) {
+                image
+                    .write_at(offset, &bytes)
+                    .map_err(|source| WriteError::Image {
+                        path: disk.path.clone(),
+                        source,
+                    })?;
+                written += length;
+            }
+            offset += length;
+        }
+    }
+    Ok(written)
 }
 
 /// One chunk at its place.

@@ -23,6 +23,7 @@ fn luks(cipher: Option<&str>, kdf: Kdf, tokens: Vec<Token>) -> Luks {
         }],
         flags: vec!["allow-discards".into()],
         requirements: vec![],
+        area: Err(strongroom_disk::NoArea::Layout),
     }
 }
 

@@ -1,0 +1,294 @@
+//! The header areas of LUKS volumes, in an archive of their own beside each restore point.
+//!
+//! A LUKS header holds the volume key, once for each passphrase. Where old headers are kept as long as old data, a
+//! passphrase opens old backups for ever, though it was revoked. So the areas are not in the restore point, where they
+//! read as zeroes, but in `POINT.headers`, written by the same commit; that can be pruned much earlier. A restore takes
+//! the newest header that fits: one with the same [binding](strongroom_disk::HeaderArea::binding), whose key slots are
+//! the newest there are.
+//!
+//! Such an archive is no restore point. It has a signed statement of its own, [`Statement`] (`docs/formats/headers.md`).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use strongroom_borg::{Archive, ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
+use strongroom_disk::Extent;
+use strongroom_disk::luks::LARGEST_AREA;
+
+use crate::cancel::Cancel;
+use crate::config::{Signing, is_target};
+use crate::digest;
+use crate::history::{self, HistoryError};
+use crate::manifest::{LuksRecord, VmIdentity};
+use crate::trust::signature::{self, Signer, Untrusted};
+
+/// What the name of an archive of headers ends with; before it is the restore point's.
+const SUFFIX: &str = ".headers";
+/// Path of the statement in the archive.
+pub const STATEMENT_PATH: &str = "headers.json";
+/// Path of the statement's signature in the archive.
+pub const SIGNATURE_PATH: &str = "headers.json.sig";
+/// What a statement's signature is made for.
+pub const NAMESPACE: &str = "strongroom-headers@v1";
+/// The format that this version writes and reads.
+pub const FORMAT: u32 = 1;
+/// The largest statement that is read, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
+/// The most areas in one archive.
+const MAX_AREAS: usize = 4096;
+
+/// Length of the pieces that an area is stored in, in bytes. No chunk of a disk has it (they consist of whole blocks of
+/// 4096 bytes, but for the last one), so no restore point comes to refer to a piece of a header.
+pub const PIECE: usize = (1 << 20) - 512;
+
+/// The archive that belongs to a restore point's.
+pub fn archive_name(point: &str) -> String {
+    format!("{point}{SUFFIX}")
+}
+
+/// The time of that archive, for a restore point begun at `started`: just before, so that the restore point is the newer
+/// of the two.
+pub fn archive_time(started: Timestamp) -> Timestamp {
+    started
+        .checked_sub(SignedDuration::from_millis(1))
+        .unwrap_or(started)
+}
+
+/// Whether an archive holds headers, by its name.
+pub fn is_headers(info: &ArchiveInfo) -> bool {
+    info.name.as_str().is_some_and(|name| name.ends_with(SUFFIX))
+}
+
+/// Path of an area in the archive.
+pub fn area_path(disk: &str, offset: u64) -> String {
+    format!("headers/{disk}-{offset}.luks")
+}
+
+/// What is signed about the header areas of one instant: `headers.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statement {
+    /// Version of this format.
+    pub format: u32,
+    /// Which VM this is.
+    pub vm: VmIdentity,
+    /// The name of the archive that this is in.
+    pub archive: String,
+    /// That archive's time.
+    pub started: Timestamp,
+    /// The repository's id, in hexadecimal.
+    pub repository: String,
+    /// The restore point's archive.
+    pub point: String,
+    /// The restore point's number.
+    pub sequence: u64,
+    /// The instant.
+    pub captured: Timestamp,
+    /// The areas.
+    pub areas: Vec<Area>,
+    /// The program that wrote this.
+    pub producer: String,
+}
+
+/// One header area.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Area {
+    /// The disk that it is from: target device name.
+    pub disk: String,
+    /// Where it starts there, in bytes.
+    pub offset: u64,
+    /// Bytes in it.
+    pub length: u64,
+    /// The volume's UUID.
+    pub uuid: String,
+    /// What it opens, see [`strongroom_disk::HeaderArea::binding`].
+    pub binding: String,
+    /// SHA-256 of its content, in hexadecimal.
+    pub sha256: String,
+    /// Digest over its list of chunks, as of a disk's: [`digest::of_chunks`].
+    pub digest: String,
+}
+
+impl Area {
+    /// Its path in the archive.
+    pub fn path(&self) -> String {
+        area_path(&self.disk, self.offset)
+    }
+}
+
+impl Statement {
+    /// The bytes that are signed: compact JSON, one line.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
+        let mut bytes = serde_json::to_vec(self).map_err(|error| error.to_string())?;
+        bytes.push(b'\n');
+        // What is written can be read.
+        Self::parse(&bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads a statement. Everything in it that is later used as a name or a place is checked here.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let statement: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        if statement.format != FORMAT {
+            return Err(format!(
+                "its format is {}, this version knows {FORMAT}",
+                statement.format
+            ));
+        }
+        if statement.areas.len() > MAX_AREAS {
+            return Err(format!("it lists {} areas", statement.areas.len()));
+        }
+        let mut seen = BTreeSet::new();
+        for area in &statement.areas {
+            let fits = is_target(&area.disk)
+                && (1..=LARGEST_AREA).contains(&area.length)
+                && Extent::new(area.offset, area.length).is_ok();
+            if !fits || !seen.insert((&area.disk, area.offset)) {
+                return Err("an area in it makes no sense".into());
+            }
+        }
+        Ok(statement)
+    }
+}
+
+/// An archive of headers, with everything but the areas' bytes.
+#[derive(Debug)]
+pub struct Headers {
+    /// The archive.
+    pub archive: Archive,
+    /// What it says of itself.
+    pub statement: Statement,
+    /// The statement's bytes: what is signed.
+    pub bytes: Vec<u8>,
+    /// The signature in the archive.
+    pub signature: Option<Vec<u8>>,
+    /// Its items by path. Only paths that can be ours are kept.
+    pub items: BTreeMap<String, Item>,
+    /// Items that are not ours, or there twice: the first of them.
+    pub strange: Vec<String>,
+}
+
+impl Headers {
+    /// Reads an archive's items and statement.
+    pub fn read(repository: &mut Repository, info: &ArchiveInfo) -> Result<Self, HistoryError> {
+        let name = info.name.to_string();
+        let (archive, items, strange) = history::read_items(repository, info, STATEMENT_PATH, is_ours)?;
+        let mut file = |path: &str, limit| {
+            items
+                .get(path)
+                .map(|item| history::read_item(repository, &name, item, limit))
+                .transpose()
+        };
+        let bytes = file(STATEMENT_PATH, MAX_BYTES)?.unwrap_or_default();
+        let signature = file(SIGNATURE_PATH, signature::MAX_BYTES)?;
+        let statement = Statement::parse(&bytes).map_err(|reason| HistoryError::Headers {
+            archive: name.clone(),
+            reason,
+        })?;
+        Ok(Self {
+            archive,
+            statement,
+            bytes,
+            signature,
+            items,
+            strange,
+        })
+    }
+
+    /// The archive's name.
+    pub fn name(&self) -> String {
+        self.archive.info.name.to_string()
+    }
+
+    /// SHA-256 of the statement, by which the restore point names it.
+    pub fn link(&self) -> String {
+        digest::sha256(&self.bytes)
+    }
+
+    /// Who has signed the statement, if that is somebody who is trusted; as of the time of the capture.
+    pub fn signer(&self, signing: &Signing, cancel: &Cancel) -> Result<Signer, Untrusted> {
+        let signature = self.signature.as_deref();
+        let at = self.statement.captured;
+        signature::check(signing, NAMESPACE, signature, &self.bytes, at, cancel)
+    }
+
+    /// Whether the archive is where its statement says, under its name and with its time, and of this VM; if not, what
+    /// differs.
+    pub fn place(&self, repository: &str, vm: &str) -> Result<(), String> {
+        let Statement {
+            archive,
+            started,
+            repository: home,
+            point,
+            vm: identity,
+            ..
+        } = &self.statement;
+        history::placed(&self.archive, archive, *started, home, repository)?;
+        if *archive != archive_name(point) {
+            return Err(format!("it is not the one of restore point {point}"));
+        }
+        if identity.name != vm {
+            return Err(format!("it is of VM {:?}", identity.name));
+        }
+        Ok(())
+    }
+
+    /// The chunks of an area, if they are the ones that the statement describes.
+    pub fn chunks(&self, area: &Area) -> Option<&[ChunkRef]> {
+        let item = self.items.get(&area.path()).filter(|item| item.is_intact())?;
+        let chunks = item.chunks.as_deref()?;
+        let length: u64 = chunks.iter().map(|chunk| u64::from(chunk.size)).sum();
+        (length == area.length && digest::of_chunks(chunks) == area.digest).then_some(chunks)
+    }
+
+    /// The chunks that new headers can refer to: all but the damaged ones.
+    pub fn sound_chunks<'a>(&'a self, damaged: &'a BTreeSet<ChunkId>) -> impl Iterator<Item = ChunkRef> + 'a {
+        let areas = self.statement.areas.iter();
+        let chunks = areas.flat_map(|area| self.chunks(area).unwrap_or_default());
+        chunks.filter(|chunk| !damaged.contains(&chunk.id)).copied()
+    }
+
+    /// The area that opens a volume's data, if it is here.
+    pub fn fitting(&self, luks: &LuksRecord) -> Option<&Area> {
+        let header = luks.header.as_ref()?;
+        let areas = self.statement.areas.iter();
+        // The same volume may have been copied to several disks: its own place goes first.
+        let mut fitting = areas.filter(|area| {
+            area.uuid == luks.uuid && area.binding == header.binding && area.length == header.length
+        });
+        let first = fitting.next()?;
+        Some(
+            fitting
+                .find(|area| area.offset == luks.offset)
+                .filter(|_| first.offset != luks.offset)
+                .unwrap_or(first),
+        )
+    }
+}
+
+/// Archives of headers, the newest first.
+pub fn archives(repository: &Repository) -> Vec<ArchiveInfo> {
+    let mut archives: Vec<ArchiveInfo> = repository
+        .archives()
+        .filter(|info| is_headers(info))
+        .cloned()
+        .collect();
+    archives.sort_by_key(|info| std::cmp::Reverse(info.time));
+    archives
+}
+
+/// Whether an item of this path can be one that we wrote.
+fn is_ours(path: &str) -> bool {
+    path == STATEMENT_PATH
+        || path == SIGNATURE_PATH
+        || path
+            .strip_prefix("headers/")
+            .and_then(|name| name.strip_suffix(".luks"))
+            .and_then(|name| name.rsplit_once('-'))
+            .is_some_and(|(disk, offset)| {
+                is_target(disk)
+                    && offset
+                        .parse::<u64>()
+                        .is_ok_and(|number| number.to_string() == offset)
+            })
+}

@@ -1,0 +1,58 @@
+//! Which files a VM consists of, read from its definition alone: libvirt's hook must not call libvirt.
+
+use std::path::PathBuf;
+
+use strongroom_engine::image_seal::NamedFile;
+use strongroom_engine::image_seal::vm::Machine;
+
+use crate::definition;
+use crate::xml::{child, parse, text};
+
+/// Reads a definition (`formatdomain`), of a running or of a shut-off domain. The error says what is wrong with it.
+pub fn machine(xml: &str) -> Result<Machine, String> {
+    let definition = definition::read(xml)?;
+    let document = parse(xml, "domain")?;
+    let os = child(document.root_element(), "os");
+    let mut files = Vec::new();
+    let mut add = |name: &str, path: Option<PathBuf>| {
+        files.extend(path.map(|path| NamedFile {
+            name: name.to_owned(),
+            path,
+        }));
+    };
+    add("nvram", definition.nvram);
+    for name in ["kernel", "initrd"] {
+        let path = os.and_then(|os| child(os, name)).map(text);
+        let path = path
+            .map(|path| path.trim().to_owned())
+            .filter(|path| !path.is_empty());
+        add(name, path.map(PathBuf::from));
+    }
+    Ok(Machine {
+        name: definition.name,
+        uuid: definition.uuid,
+        disks: definition.disks,
+        files,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_files_are_told() {
+        let xml = "<domain><name>web</name><uuid>4dea22b3-1d52-d8f3-2516-782e98ab3fa0</uuid>
+            <os><kernel>/boot/vmlinuz</kernel><initrd/><nvram>/vars/web.fd</nvram></os>
+            <devices><disk type='file'><source file='/a.qcow2'/><target dev='vda'/></disk></devices></domain>";
+        let machine = machine(xml).unwrap();
+        assert_eq!((machine.name.as_str(), machine.disks.len()), ("web", 1));
+        let files: Vec<_> = machine
+            .files
+            .iter()
+            .map(|file| (file.name.as_str(), file.path.to_str().unwrap()))
+            .collect();
+        assert_eq!(files, [("nvram", "/vars/web.fd"), ("kernel", "/boot/vmlinuz")]);
+        super::machine("<domain/>").unwrap_err();
+    }
+}
