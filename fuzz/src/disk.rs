@@ -1,10 +1,11 @@
 //! What a guest writes to its disks.
 
+use sha2::{Digest as _, Sha256};
 use strongroom_disk::gpt::{Gpt, GptReadError, MAX_PARTITIONS, NAME_UNITS, SECTOR};
 use strongroom_disk::swap::{LABEL_BYTES, PAGE};
 use strongroom_disk::{
-    BlockSource, Change, ChangeMap, DiskWrite, ExtentMap, Kind, LayoutError, Luks, Survey, SwapArea,
-    SwapLayout,
+    BlockSource, Change, ChangeMap, DiskWrite, ExtentMap, Kind, LayoutError, Luks, RangeSet, Survey,
+    SwapArea, SwapLayout, luks,
 };
 
 use super::sparse::Sparse;
@@ -120,15 +121,24 @@ pub fn luks(data: &[u8]) {
     };
     check_luks(&mut disk);
     repair(&mut disk);
+    repair_luks(&mut disk);
     check_luks(&mut disk);
 }
 
 fn check_luks(disk: &mut Sparse) {
     let size = disk.size();
+    let mut taken = RangeSet::new();
     for volume in Luks::find(disk).expect("a disk that can be read gives facts or none") {
         assert!(volume.offset < size);
         assert!(matches!(volume.version, 1 | 2));
         assert!(volume.uuid.len() <= 40);
+        if let Ok(area) = &volume.area {
+            assert_eq!(area.extent.offset(), volume.offset);
+            assert!(area.extent.end() <= size && area.extent.length() <= luks::LARGEST_AREA);
+            assert!(!taken.overlaps(area.extent));
+            taken.insert(area.extent);
+            assert_eq!(area.binding.len(), 64);
+        }
         assert!(volume.digests.len() <= 32 && volume.tokens.len() <= 32);
         // These are shown to a person.
         let pins = volume.tokens.iter().filter_map(|token| token.pin.as_ref());
@@ -230,4 +240,21 @@ fn put(header: &mut [u8], at: usize, number: u32) {
         .iter_mut()
         .zip(number.to_le_bytes())
         .for_each(|(to, from)| *to = from);
+}
+
+/// Makes the checksum of a LUKS2 header at the disk's start right, if it is of an ordinary size.
+fn repair_luks(disk: &mut Sparse) {
+    let mut header: [u8; 4096] = disk.bytes(0);
+    let size = u64::from_be_bytes(disk.bytes(8));
+    if !(4097..=1 << 16).contains(&size) || disk.size() < size {
+        return;
+    }
+    let area: [u8; 1 << 16] = disk.bytes(4096);
+    header[72..104].fill(0);
+    header[72..78].copy_from_slice(b"sha256");
+    header[448..512].fill(0);
+    let area = area.get(..size as usize - 4096).unwrap_or_default();
+    let digest = Sha256::new().chain_update(header).chain_update(area).finalize();
+    header[448..480].copy_from_slice(&digest);
+    disk.write(0, &header);
 }

@@ -1,15 +1,17 @@
 //! What an archive says of itself, and what a person types.
 
+use super::disk::written;
 use jiff::Timestamp;
 use strongroom_borg::{ArchiveInfo, ChunkId};
+use strongroom_disk::luks::LARGEST_AREA;
 use strongroom_engine::create::tang;
+use strongroom_engine::headers::{self, Statement};
+use strongroom_engine::image_seal::Seal;
 use strongroom_engine::manifest::{self, Manifest};
 use strongroom_engine::trust::chain::{Head, Link, walk};
 use strongroom_engine::trust::witness;
 use strongroom_engine::when::{PointName, When};
 use strongroom_guest::protocol::{Listener, MAX_CIPHERTEXT, MAX_TEXT, Word};
-
-use super::disk::written;
 
 /// A manifest: it is written as it was read, what it names cannot leave its directory, and the swap disks in it can be
 /// made or are refused.
@@ -25,12 +27,53 @@ pub fn manifest(data: &[u8]) {
         assert!(!name.contains(['/', '\0']) && !name.starts_with('.'));
         assert!(manifest.disk(target).is_some());
     }
+    for disk in &manifest.disks {
+        let mut end = 0;
+        let mut areas: Vec<_> = disk.areas().collect();
+        areas.sort_by_key(|area| area.offset());
+        for area in areas {
+            assert!(area.offset() >= end && area.end() <= disk.size);
+            end = area.end();
+        }
+    }
     for disk in &manifest.excluded {
         let size = disk.size.unwrap_or(1 << 30);
         if let Some(Ok(writes)) = disk.layout.as_ref().map(|layout| layout.write(size)) {
             written(&writes, size);
         }
     }
+}
+
+/// The statement about header areas: it is written as it was read, and what it names cannot leave its directory.
+pub fn headers(data: &[u8]) {
+    let Ok(statement) = Statement::parse(data) else {
+        return;
+    };
+    let bytes = statement.to_bytes().expect("what was read can be written");
+    assert_eq!(Statement::parse(&bytes).as_ref(), Ok(&statement));
+    for area in &statement.areas {
+        assert!(area.length <= LARGEST_AREA && area.offset.checked_add(area.length).is_some());
+        let path = area.path();
+        let name = path.strip_prefix("headers/").expect("areas have a directory");
+        assert!(!name.contains(['/', '\0']) && !name.starts_with('.'));
+        assert_eq!(path, headers::area_path(&area.disk, area.offset));
+    }
+}
+
+/// The seal on images: it is written as it was read, and each file is in it once.
+pub fn image_seal(data: &[u8]) {
+    let Ok(seal) = Seal::parse(data) else {
+        return;
+    };
+    let bytes = seal.to_bytes().expect("what was read can be written");
+    assert_eq!(Seal::parse(&bytes).ok().as_ref(), Some(&seal));
+    assert!(seal.files.is_sorted_by(|a, b| a.name < b.name));
+    // These are shown to a person.
+    assert!(
+        seal.files
+            .iter()
+            .all(|file| file.name.bytes().all(|byte| byte.is_ascii_graphic()))
+    );
 }
 
 /// What a witness tells: records are written as they were read, and no chain of them makes the walk stumble.

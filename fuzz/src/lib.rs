@@ -28,6 +28,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("domain_chains", libvirt::chains),
     ("domain_retarget", libvirt::retarget),
     ("gpt", disk::gpt),
+    ("headers", engine::headers),
+    ("image_seal", engine::image_seal),
     ("luks", disk::luks),
     ("manifest", engine::manifest),
     ("point_name", engine::point_name),

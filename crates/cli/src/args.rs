@@ -81,6 +81,10 @@ pub enum Command {
     Audit(Audit),
     /// Prove that restore points are whole, unaltered, in their place, and that none is missing.
     Verify(Verify),
+    /// Sign what the images of shut-off VMs hold.
+    Seal(Seal),
+    /// Prove that the images of shut-off VMs are as they were sealed.
+    VerifyImage(VerifyImage),
     /// Look after repositories.
     Repo(Repo),
     /// Undo what an interrupted backup left, without making a new one.
@@ -587,6 +591,10 @@ pub struct Restore {
     /// Restore it although nobody who is trusted has signed it.
     #[arg(long)]
     pub unsigned: bool,
+    /// Take the LUKS headers of the same instant, so that the passphrases of that time open the disks; without it the
+    /// newest headers that fit, with the passphrases of today.
+    #[arg(long)]
+    pub own_headers: bool,
     /// Only say what would be written.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
@@ -654,6 +662,41 @@ pub struct Verify {
     /// Read only this share of the bytes, the same each time.
     #[arg(long, value_name = "K/N", requires = "data")]
     pub part: Option<Part>,
+}
+
+/// `strongroom seal`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+A seal is a signed statement of what the images of a VM hold that is shut off: its disks with the images below
+them, its UEFI variables, a kernel it boots from directly. It is kept in the state directory, not beside the
+images, and holds until the next start. With dist/hooks/qemu as libvirt's hook a VM whose images were altered
+does not start; with `require_seal` in its configuration it does not start without a seal either.")]
+pub struct Seal {
+    /// VMs whose images to seal. They have to be shut off.
+    #[arg(value_name = "VM", required = true)]
+    pub vms: Vec<String>,
+    /// Swap disks as well.
+    #[arg(long)]
+    pub with_swap: bool,
+    /// Put the seals aside instead: the VMs have been started, and their images change from now on.
+    #[arg(long, conflicts_with = "with_swap")]
+    pub used: bool,
+}
+
+/// `strongroom verify-image`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Exit code 1 if there is no seal, nobody who is trusted has signed it, or anything is not as it was sealed.")]
+pub struct VerifyImage {
+    /// VMs whose images to compare with their seals. They have to be shut off.
+    #[arg(value_name = "VM", required = true)]
+    pub vms: Vec<String>,
+    /// The VM's definition, `-` for standard input; libvirt is not asked then.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub definition: Option<PathBuf>,
+    /// A VM without a seal is fine, unless the configuration says `require_seal`.
+    #[arg(long)]
+    pub if_required: bool,
 }
 
 /// `strongroom repo`.

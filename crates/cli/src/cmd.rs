@@ -11,6 +11,7 @@ pub mod recover;
 pub mod reference;
 pub mod repo;
 pub mod restore;
+pub mod seal;
 pub mod show;
 mod signing_key;
 pub mod status;

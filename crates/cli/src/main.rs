@@ -69,6 +69,8 @@ fn command(cli: &Cli, settings: &Settings) -> Result<Exit, Failure> {
         Command::Restore(args) => cmd::restore::run(settings, args),
         Command::Status(args) => cmd::status::run(settings, args),
         Command::Verify(args) => cmd::verify::run(settings, args),
+        Command::Seal(args) => cmd::seal::run(settings, args),
+        Command::VerifyImage(args) => cmd::seal::verify(settings, args),
         Command::Repo(args) => cmd::repo::run(settings, args),
         Command::Recover(args) => cmd::recover::run(settings, args),
         Command::ThawWatchdog(args) => Ok(cmd::thaw_watchdog::run(&cli.global, args)),

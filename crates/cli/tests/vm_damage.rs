@@ -15,10 +15,11 @@ use std::process::Command;
 use jiff::{SignedDuration, Timestamp};
 use strongroom_borg::{Access, ArchiveOptions, Item};
 
-use common::Bench;
 use common::checks::request;
 use common::tiny::{MIB, Tiny, noise, trust, with_signing};
+use common::{Bench, luks};
 use strongroom_engine::config::Witness;
+use strongroom_engine::headers::PIECE;
 use strongroom_engine::restore;
 use strongroom_engine::verify::{self, Report, Request, Surroundings};
 use strongroom_testkit::{Lab, run, ssh_keygen};
@@ -42,11 +43,30 @@ struct World {
     whole: PathBuf,
     older: PathBuf,
     archives: Vec<String>,
+    /// What `vdb` holds: a LUKS volume, so that each restore point has an archive of headers beside it.
+    volume: Vec<u8>,
     table: BTreeMap<String, BTreeSet<Found>>,
 }
 
 fn copy(from: &Path, to: &Path) {
     run(Command::new("cp").arg("-a").args([from, to]));
+}
+
+/// A LUKS volume with a small header, and noise as its data.
+fn volume(lab: &Lab) -> Vec<u8> {
+    let (file, key) = (lab.path("volume"), luks::key(lab.dir(), "volume"));
+    fs::write(&file, noise(100, 2 * MIB)).unwrap();
+    let small = [
+        "--type",
+        "luks2",
+        "--luks2-metadata-size",
+        "16k",
+        "--luks2-keyslots-size",
+        "256k",
+    ];
+    let rest = ["--key-size", "256", "--offset", "1024"];
+    luks::format(&file, &key, &[&small[..], &rest].concat());
+    fs::read(file).unwrap()
 }
 
 impl World {
@@ -62,17 +82,23 @@ impl World {
             ..Witness::default()
         });
         let repository = bench.repository(&tiny.name);
+        let volume = volume(&lab);
         for point in 0..POINTS {
             if point == POINTS - 1 {
                 copy(&repository, &lab.path("older"));
             }
             tiny.set("vda", &noise(point, 5 * MIB));
-            tiny.set("vdb", &noise(100, MIB));
+            tiny.set("vdb", &volume);
             bench.backup(&tiny.name, &()).unwrap();
         }
         copy(&repository, &lab.path("whole"));
         Self {
-            archives: bench.archives(&tiny.name),
+            archives: bench
+                .archives(&tiny.name)
+                .into_iter()
+                .filter(|name| !name.ends_with(".headers"))
+                .collect(),
+            volume,
             whole: lab.path("whole"),
             older: lab.path("older"),
             lab,
@@ -117,20 +143,22 @@ impl World {
     fn is_harmless(&self) -> Result<(), String> {
         let auditor = self.bench.elsewhere(&self.lab.path("auditor"));
         for (seed, archive) in self.archives.iter().enumerate() {
-            let file = self.lab.path("compared.raw");
-            let _ = fs::remove_file(&file);
-            let request = restore::Request {
-                disks: vec!["vda".into()],
-                to: Some(file.clone()),
-                format: restore::ImageFormat::Raw,
-                ..request(&self.tiny.name, archive)
-            };
-            restore::run(&auditor.context(&()), &request).map_err(|error| error.to_string())?;
-            let content = fs::read(&file).unwrap();
-            if content[..5 * MIB] != noise(seed as u64, 5 * MIB)
-                || content[5 * MIB..].iter().any(|byte| *byte != 0)
-            {
-                return Err(format!("{archive} has other content"));
+            let data = noise(seed as u64, 5 * MIB);
+            for (disk, expected) in [("vda", &data), ("vdb", &self.volume)] {
+                let file = self.lab.path("compared.raw");
+                let _ = fs::remove_file(&file);
+                let request = restore::Request {
+                    disks: vec![disk.into()],
+                    to: Some(file.clone()),
+                    format: restore::ImageFormat::Raw,
+                    ..request(&self.tiny.name, archive)
+                };
+                restore::run(&auditor.context(&()), &request).map_err(|error| error.to_string())?;
+                let content = fs::read(&file).unwrap();
+                let (start, rest) = content.split_at(expected.len());
+                if start != expected || rest.iter().any(|byte| *byte != 0) {
+                    return Err(format!("{disk} of {archive} has other content"));
+                }
             }
         }
         Ok(())
@@ -204,7 +232,11 @@ impl World {
         let mut writer = repository.begin(options).unwrap();
         for item in items {
             let bytes = fs::read(directory.join(item)).unwrap();
-            let cut = if item.starts_with("disks/") { 4 * MIB } else { MIB };
+            let cut = match item.split('/').next() {
+                Some("disks") => 4 * MIB,
+                Some("headers") => PIECE,
+                _ => MIB,
+            };
             let mut chunks = Vec::new();
             for part in bytes.chunks(cut) {
                 chunks.push(if part.iter().all(|byte| *byte == 0) {
@@ -406,5 +438,114 @@ fn whoever_has_the_repository_key_cannot_pass_anything_off_as_ours() {
         &world.lab.path("thief.pub"),
     );
     assert_eq!(world.judge("key not trusted any more", ""), Found::Verify);
+    println!("\n{:#?}", world.table);
+}
+
+#[test]
+fn archives_of_headers_are_watched_over_like_restore_points() {
+    let mut world = World::new();
+    let whole = world.whole.clone();
+    let points = world.archives.clone();
+    let headers: Vec<String> = points.iter().map(|point| format!("{point}.headers")).collect();
+    let (first, last) = (headers[0].as_str(), headers[2].as_str());
+    let time = world.time(last);
+    assert!(
+        time < world.time(&points[2]),
+        "the restore point is the newer of the two"
+    );
+    let all = ["headers.json", "headers.json.sig", "headers/vdb-0.luks"];
+
+    // The newest has to be there; older ones are pruned.
+    world.borg(&["delete", &world.at(last)]);
+    assert_eq!(world.judge("newest headers dropped", last), Found::Verify);
+    world.reset(&whole);
+    world.borg(&["delete", &world.at(first), &headers[1]]);
+    assert_eq!(world.judge("older headers pruned", first), Found::Harmless);
+    world.borg(&["delete", &world.at(last)]);
+    assert_eq!(world.judge("all headers dropped", ""), Found::Verify);
+    for archive in [first, last] {
+        world.reset(&whole);
+        let name = format!("{}-2031-01-01T00:00:00.000Z.headers", world.tiny.name);
+        world.borg(&["rename", &world.at(archive), &name]);
+        assert_eq!(world.judge("headers renamed", archive), Found::Verify);
+    }
+    world.reset(&whole);
+    for (from, to) in [(first, "swap.headers"), (last, first), ("swap.headers", last)] {
+        world.borg(&["rename", &world.at(from), to]);
+    }
+    assert_eq!(world.judge("two archives of headers swapped", ""), Found::Verify);
+    // A restore point that hides among them, and headers that pass for a restore point.
+    world.reset(&whole);
+    world.borg(&["rename", &world.at(&points[1]), "hidden.headers"]);
+    assert_eq!(
+        world.judge("restore point named as headers", &points[1]),
+        Found::Verify
+    );
+    world.reset(&whole);
+    world.borg(&["rename", &world.at(first), &format!("{}-2031", world.tiny.name)]);
+    assert_eq!(
+        world.judge("headers named as a restore point", first),
+        Found::Verify
+    );
+
+    for item in all {
+        world.reset(&whole);
+        world.borg(&["recreate", "--exclude", &format!("fm:{item}"), &world.at(last)]);
+        assert_eq!(world.judge("item of headers left out", item), Found::Verify);
+    }
+    world.reset(&whole);
+    let extracted = world.extract(last);
+    world.borg(&["delete", &world.at(last)]);
+    world.create(last, time, &extracted, &all);
+    assert_eq!(
+        world.judge("headers written anew, unchanged", last),
+        Found::Harmless
+    );
+    for item in all {
+        world.reset(&whole);
+        let extracted = world.extract(last);
+        let mut bytes = fs::read(extracted.join(item)).unwrap();
+        let at = bytes.len() / 2;
+        bytes[at] ^= 1;
+        fs::write(extracted.join(item), bytes).unwrap();
+        world.borg(&["delete", &world.at(last)]);
+        world.create(last, time, &extracted, &all);
+        assert_eq!(world.judge("item of headers altered", item), Found::Verify);
+    }
+    world.reset(&whole);
+    let extracted = world.extract(last);
+    fs::write(extracted.join("headers/vda-0.luks"), b"more").unwrap();
+    world.reset(&whole);
+    world.borg(&["delete", &world.at(last)]);
+    world.create(
+        last,
+        time,
+        &extracted,
+        &[all.as_slice(), &["headers/vda-0.luks"]].concat(),
+    );
+    assert_eq!(world.judge("item of headers added", ""), Found::Verify);
+    world.reset(&whole);
+    world.borg(&["delete", &world.at(last)]);
+    world.create(last, time + SignedDuration::from_secs(1), &extracted, &all);
+    assert_eq!(world.judge("headers' time changed", last), Found::Verify);
+    // Those of another instant, and those of a thief.
+    world.reset(&whole);
+    let other = world.extract(first);
+    world.borg(&["delete", &world.at(last)]);
+    world.create(last, time, &other, &all);
+    assert_eq!(world.judge("headers of another instant", ""), Found::Verify);
+    world.reset(&whole);
+    let extracted = world.extract(last);
+    ssh_keygen(&world.lab.path("thief"), "thief");
+    fs::remove_file(extracted.join("headers.json.sig")).unwrap();
+    run(Command::new("ssh-keygen")
+        .args(["-Y", "sign", "-q", "-n", "strongroom-headers@v1", "-f"])
+        .arg(world.lab.path("thief"))
+        .arg(extracted.join("headers.json")));
+    world.borg(&["delete", &world.at(last)]);
+    world.create(last, time, &extracted, &all);
+    assert_eq!(world.judge("headers signed by somebody else", ""), Found::Verify);
+    // They are not used either: a restore takes those that are signed.
+    world.is_harmless().unwrap();
     println!("\n{:#?}", world.table);
 }

@@ -25,6 +25,7 @@ fn request(vm: &str, when: &str) -> Request {
         overwrite: false,
         keep_going: false,
         unsigned: false,
+        own_headers: false,
         dry_run: false,
     }
 }

@@ -3,10 +3,14 @@
 
 mod common;
 
-use std::process::Command;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use common::Bench;
+use common::running::Said;
 use common::tiny::{MIB, Tiny, noise, trust, with_signing};
+use jiff::{SignedDuration, Timestamp};
 use strongroom_engine::manifest::Mode;
 use strongroom_testkit::{Lab, run, ssh_keygen};
 
@@ -131,4 +135,109 @@ fn nothing_that_nobody_has_signed_becomes_part_of_a_signed_restore_point() {
     assert_eq!(full, Mode::Full, "{reason}");
     assert!(reason.contains("is not trusted: it is not signed"), "{reason}");
     assert_eq!(mode(&bench).0, Mode::Incremental);
+}
+
+/// As `docs/operations.md` says: the old key's line gets an end, the new one's a beginning.
+#[test]
+fn a_key_is_rotated_and_all_restore_points_stay_good() {
+    let lab = Lab::new();
+    let (tiny, mut bench) = signed(&lab);
+    let vm = tiny.name.as_str();
+    let new = ssh_keygen(&lab.path("new"), "new");
+    // In seconds, so that the test can see both sides of the day.
+    let turn = Timestamp::now() + SignedDuration::from_secs(1);
+    let day = turn.strftime("%Y%m%d%H%M%SZ").to_string();
+    let line = |options: &str, public: &Path| {
+        let key = std::fs::read_to_string(public).unwrap();
+        format!("lab@test namespaces=\"strongroom-*\",{options} {key}")
+    };
+    let lines = [
+        line(&format!("valid-before=\"{day}\""), &lab.path("signing.pub")),
+        line(&format!("valid-after=\"{day}\""), &new),
+    ];
+    std::fs::write(lab.path("allowed_signers"), lines.concat()).unwrap();
+    while Timestamp::now() <= turn + SignedDuration::from_secs(1) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // From now on the old key signs nothing that counts; what it has signed before stays good.
+    bench
+        .says(&lab, &["backup", vm])
+        .expect(1, &["could never be verified"]);
+    bench.config.signing.as_mut().unwrap().key = Some(lab.path("new"));
+    bench.says(&lab, &["backup", vm]).expect(0, &[]);
+    let archives = bench.archives(vm);
+    assert_eq!(archives.len(), 2);
+    bench.says(&lab, &["verify", "--all", "--data"]).expect(0, &[]);
+    for archive in &archives {
+        bench.sha256_of_restored(&lab, vm, archive, "vda");
+    }
+    // One that may have been stolen is out whenever it signed; what the new one has signed is not concerned.
+    std::fs::copy(lab.path("signing.pub"), lab.path("revoked")).unwrap();
+    bench.config.signing.as_mut().unwrap().revoked_keys = Some(lab.path("revoked"));
+    let report = bench.says(&lab, &["--json", "verify", "--all"]);
+    report.expect(1, &[]);
+    let report = report.json();
+    let problems = report["verify"]["vms"][0]["problems"].as_array().unwrap();
+    let named: Vec<_> = problems
+        .iter()
+        .map(|problem| (&problem["kind"], &problem["archive"]))
+        .collect();
+    assert_eq!(named, [(&"signature".into(), &archives[0].as_str().into())]);
+}
+
+/// A running `ssh-agent`.
+struct Agent(Child);
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn an_agent_signs_with_a_key_that_is_in_no_file() {
+    let lab = Lab::new();
+    let tiny = Tiny::define(&lab, "agent");
+    let vm = tiny.name.as_str();
+    let mut bench = Bench::new(&lab, &[vm]);
+    with_signing(&lab, &mut bench);
+    let socket = lab.path("agent");
+    let agent = Agent(
+        Command::new("ssh-agent")
+            .arg("-D")
+            .arg("-a")
+            .arg(&socket)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    let begin = Instant::now();
+    while !socket.exists() {
+        assert!(
+            begin.elapsed() < Duration::from_mins(1),
+            "ssh-agent does not answer"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    run(Command::new("ssh-add")
+        .arg("-q")
+        .arg(lab.path("signing"))
+        .env("SSH_AUTH_SOCK", &socket));
+    std::fs::remove_file(lab.path("signing")).unwrap();
+    bench.config.signing.as_mut().unwrap().key = Some(lab.path("signing.pub"));
+    let backup = || {
+        Said::of(
+            bench
+                .program(&lab)
+                .args(["backup", vm])
+                .env("SSH_AUTH_SOCK", &socket),
+        )
+    };
+    backup().expect(0, &[]);
+    bench.says(&lab, &["verify", "--all"]).expect(0, &[]);
+    // It goes away: no restore point without a signature.
+    drop(agent);
+    backup().expect(1, &["sign with", "nothing was committed"]);
+    assert_eq!(bench.archives(vm).len(), 1);
 }

@@ -21,9 +21,7 @@ pub fn run(settings: &Settings, args: &List) -> Result<Exit, Failure> {
         let mut repository = settings
             .repositories
             .open(&config.repository_of(&vm), Access::Read)?;
-        let mut archives: Vec<ArchiveInfo> = repository.archives().cloned().collect();
-        archives.sort_by_key(|info| info.time);
-        for info in archives {
+        for info in history::points(&repository) {
             let manifest = match history::manifest(&mut repository, &info) {
                 Ok(manifest) => manifest,
                 Err(HistoryError::Foreign(name)) => {

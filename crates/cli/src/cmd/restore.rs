@@ -27,6 +27,7 @@ pub fn run(settings: &Settings, args: &Restore) -> Result<Exit, Failure> {
         overwrite: args.overwrite,
         keep_going: args.keep_going,
         unsigned: args.unsigned,
+        own_headers: args.own_headers,
         dry_run: args.dry_run,
     };
     match restore::run(&settings.context(&parts), &request)? {

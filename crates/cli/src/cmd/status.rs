@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use strongroom_borg::{Access, ArchiveInfo};
+use strongroom_engine::history;
 use strongroom_engine::storage::{self, Pool};
 use strongroom_engine::vm::{Domain, Hypervisor as _, HypervisorError, RunState};
 
@@ -161,7 +162,7 @@ fn look(settings: &Settings, parts: &Parts, name: &str) -> Vm {
 
 fn archives(settings: &Settings, location: &str) -> Result<Vec<ArchiveInfo>, strongroom_borg::Error> {
     let repository = settings.repositories.open(location, Access::Read)?;
-    let archives = repository.archives().cloned().collect();
+    let archives = history::points(&repository);
     repository.close()?;
     Ok(archives)
 }

@@ -3,6 +3,7 @@
 
 pub mod checks;
 pub mod deaths;
+pub mod luks;
 pub mod running;
 pub mod template;
 pub mod tiny;

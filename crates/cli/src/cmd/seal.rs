@@ -1,0 +1,229 @@
+//! `strongroom seal` and `strongroom verify-image`.
+
+use std::io::Read as _;
+
+use serde_json::json;
+use strongroom_engine::config::{Config, Signing};
+use strongroom_engine::image_seal::vm::{Machine, disk_name};
+use strongroom_engine::image_seal::{self, Place, SealError};
+use strongroom_engine::state::StateDirectory;
+use strongroom_engine::vm::{Domain, Hypervisor as _, RunState};
+use strongroom_libvirt::{Libvirt, machine};
+
+use crate::args::{Seal, VerifyImage};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::settings::Settings;
+use crate::ui::Ui;
+
+/// The largest definition that is read, in bytes.
+const MAX_DEFINITION: u64 = 16 << 20;
+
+impl From<SealError> for Failure {
+    fn from(error: SealError) -> Self {
+        let hint = match &error {
+            SealError::NoKey => Some("`strongroom init --signing-key FILE` makes a key and has it trusted"),
+            SealError::Missing { .. } => Some("`strongroom seal VM` seals a VM that is shut off"),
+            SealError::Altered { .. } => Some(
+                "if it was you (a start without the hook, a change of a disk), look at the VM and seal it again; if not, \
+                 restore it",
+            ),
+            _ => None,
+        };
+        let failure = Self::failed(error);
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+/// Seals the images of VMs that are shut off, or puts their seals aside.
+pub fn run(settings: &Settings, args: &Seal) -> Result<Exit, Failure> {
+    let config = settings.config()?;
+    let mut documents = Vec::new();
+    if args.used {
+        let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
+        for vm in &args.vms {
+            let there = Place::of_vm(&state, vm).use_up()?;
+            settings.ui.info(format!(
+                "{vm}: {}",
+                if there {
+                    "the seal is used up"
+                } else {
+                    "there is no seal"
+                }
+            ));
+            documents.push(json!({ "vm": vm, "used": there }));
+        }
+    } else {
+        let parts = Settings::parts(config)?;
+        for vm in &args.vms {
+            let (seal, place) = seal(settings, &parts.config, &parts.hypervisor, &parts.state, vm, args)?;
+            settings.ui.info(format!(
+                "{vm}: sealed ({}), as {}",
+                seal.files
+                    .iter()
+                    .map(|file| file.name.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                place.statement().display()
+            ));
+            documents.push(json!({ "vm": vm, "seal": seal, "file": place.statement() }));
+        }
+    }
+    if settings.ui.json() {
+        Ui::document(&json!({ "vms": documents, "warnings": settings.ui.said() }));
+    }
+    Ok(Exit::Done)
+}
+
+fn seal(
+    settings: &Settings,
+    config: &Config,
+    hypervisor: &Libvirt,
+    state: &StateDirectory,
+    vm: &str,
+    args: &Seal,
+) -> Result<(image_seal::Seal, Place), Failure> {
+    if !hypervisor.is_local() {
+        return Err(Failure::usage(format!(
+            "seal {vm}: its images lie on another machine; run strongroom there"
+        )));
+    }
+    let domain = at_rest(hypervisor, vm)?;
+    let machine = machine(&domain.xml).map_err(|reason| Failure::failed(format!("seal {vm}: {reason}")))?;
+    let of_vm = config.vm.get(vm).cloned().unwrap_or_default();
+    let files = machine.files(|disk| args.with_swap || !disk.is_swap(&of_vm))?;
+    let signing = signing(config);
+    let cancel = settings.signals.cancel();
+    let (seal, signed) = image_seal::make(&signing, machine.subject(), &files, &*settings.ui, cancel)?;
+    // What was measured is what the next start finds only if there was none meanwhile, and the same images are meant.
+    if at_rest(hypervisor, vm)?.xml != domain.xml {
+        return Err(Failure::failed(format!(
+            "seal {vm}: its definition was changed meanwhile"
+        )));
+    }
+    let place = Place::of_vm(state, vm);
+    place.write(&signed)?;
+    Ok((seal, place))
+}
+
+/// The domain, if nothing is about to change its images.
+fn at_rest(hypervisor: &Libvirt, vm: &str) -> Result<Domain, Failure> {
+    let domain = hypervisor.domain(vm).map_err(Failure::failed)?;
+    let why = if domain.state != RunState::ShutOff {
+        "it runs; shut it down first"
+    } else if domain.saved {
+        "its memory is saved, the next start resumes it; start it and shut it down first"
+    } else {
+        return match &domain.busy {
+            Some(busy) => Err(Failure::failed(format!("seal {vm}: {busy}"))),
+            None => Ok(domain),
+        };
+    };
+    Err(Failure::failed(format!("seal {vm}: {why}")))
+}
+
+/// Checks the images of VMs against their seals.
+pub fn verify(settings: &Settings, args: &VerifyImage) -> Result<Exit, Failure> {
+    let config = settings.config()?;
+    if args.definition.is_some() && args.vms.len() != 1 {
+        return Err(Failure::usage("verify several VMs: a definition is that of one"));
+    }
+    let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
+    let mut documents = Vec::new();
+    let mut worst = Exit::Done;
+    for vm in &args.vms {
+        match verify_one(settings, &config, &state, vm, args) {
+            Ok(Some((seal, signer))) => {
+                settings
+                    .ui
+                    .info(format!("{vm}: as it was sealed at {} by {signer}", seal.sealed));
+                documents.push(json!({ "vm": vm, "ok": true, "seal": seal, "signer": signer }));
+            }
+            Ok(None) => {
+                settings.ui.info(format!("{vm}: not sealed, and need not be"));
+                documents.push(json!({ "vm": vm, "ok": true, "seal": null }));
+            }
+            Err(failure) => {
+                documents.push(json!({ "vm": vm, "ok": false, "error": failure.message }));
+                settings.ui.failure(&failure);
+                worst = failure.exit;
+            }
+        }
+        settings.signals.cancel().check().map_err(Failure::failed)?;
+    }
+    if settings.ui.json() {
+        Ui::document(&json!({ "vms": documents, "warnings": settings.ui.said() }));
+    }
+    Ok(worst)
+}
+
+/// Gives the seal that holds and who vouches for it; nothing if there is none and none is asked for.
+fn verify_one(
+    settings: &Settings,
+    config: &Config,
+    state: &StateDirectory,
+    vm: &str,
+    args: &VerifyImage,
+) -> Result<Option<(image_seal::Seal, String)>, Failure> {
+    let of_vm = config.vm.get(vm).cloned().unwrap_or_default();
+    let place = Place::of_vm(state, vm);
+    let Some(signed) = place.read()? else {
+        if args.if_required && !of_vm.require_seal {
+            return Ok(None);
+        }
+        return Err(SealError::Missing {
+            name: vm.to_owned(),
+            path: place.statement(),
+        }
+        .into());
+    };
+    let machine = definition(settings, config, vm, args)?;
+    let cancel = settings.signals.cancel();
+    let (seal, signer) = image_seal::open(&signing(config), &machine.subject(), &signed, cancel)?;
+    // Swap counts if it was sealed.
+    let sealed = |name: &str| seal.files.iter().any(|file| file.name == name);
+    let files = machine.files(|disk| sealed(&disk_name(&disk.target)) || !disk.is_swap(&of_vm))?;
+    image_seal::check(&seal, &files, &*settings.ui, cancel)?;
+    Ok(Some((seal, format!("{} ({})", signer.identity, signer.key))))
+}
+
+/// What the next start uses: the definition that was handed in, or libvirt's.
+fn definition(
+    settings: &Settings,
+    config: &Config,
+    vm: &str,
+    args: &VerifyImage,
+) -> Result<Machine, Failure> {
+    let failed = |reason: String| Failure::failed(format!("verify {vm}: {reason}"));
+    let xml = match &args.definition {
+        None => {
+            let hypervisor = Libvirt::connect(&config.hypervisor).map_err(Failure::failed)?;
+            at_rest(&hypervisor, vm)?.xml
+        }
+        Some(path) => {
+            let mut text = String::new();
+            let read = if path.as_os_str() == "-" {
+                std::io::stdin().take(MAX_DEFINITION).read_to_string(&mut text)
+            } else {
+                std::fs::File::open(path).and_then(|file| file.take(MAX_DEFINITION).read_to_string(&mut text))
+            };
+            read.map_err(|error| failed(format!("read {}: {error}", path.display())))?;
+            text
+        }
+    };
+    let found = machine(&xml).map_err(failed)?;
+    if found.name != vm {
+        return Err(failed(format!("the definition is that of {:?}", found.name)));
+    }
+    settings.ui.engine(&strongroom_engine::event::Event::Note(format!(
+        "{vm}: looking at its images"
+    )));
+    Ok(found)
+}
+
+fn signing(config: &Config) -> Signing {
+    config.signing.clone().unwrap_or_default()
+}

@@ -1,0 +1,3 @@
+//! Target `image_seal`: see the function it calls.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| strongroom_fuzz::engine::image_seal(data));
