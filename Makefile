@@ -54,7 +54,7 @@ deny: ## Checks licences, sources and advisories of all dependencies (needs carg
 	$(CARGO) deny --locked check
 
 SECONDS ?= 60
-fuzz: ## Runs each fuzz target for SECONDS=60 (needs cargo-fuzz and a nightly toolchain)
+fuzz: ## Runs each fuzz target for SECONDS=60 (needs cargo-fuzz)
 	fuzz/run $(SECONDS)
 
 demo: setup build ## Backs up, destroys and restores a real virtual machine

@@ -1,11 +1,11 @@
 //! The parts of a disk as its partition table names them: where to look for what.
 //!
-//! GPT as in [`crate::gpt`]; of an MBR the four primary partitions (an extended one counts as one part). A disk without
-//! a table is one part.
+//! GPT as in [`crate::gpt`], MBR as in [`crate::mbr`]. A disk without a table is one part.
 
 use uuid::Uuid;
 
 use crate::gpt::{Gpt, GptReadError, Partition, SECTOR};
+use crate::mbr;
 use crate::source::{BlockSource, ReadError};
 
 /// How a disk is divided.
@@ -80,8 +80,8 @@ pub fn areas(disk: &mut impl BlockSource) -> Result<(Table, Vec<Area>), ReadErro
         // A damaged table names no partition.
         Err(GptReadError::Gpt(_)) => return Ok((Table::Damaged, vec![whole])),
     }
-    Ok(match mbr(&first, disk.size()) {
-        Some(areas) => (Table::Mbr, areas),
+    Ok(match mbr::partitions(disk)? {
+        Some(partitions) => (Table::Mbr, partitions.into_iter().map(mbr_area).collect()),
         None => (Table::None, vec![whole]),
     })
 }
@@ -101,40 +101,18 @@ fn gpt_area(partition: &Partition) -> Option<Area> {
     })
 }
 
-/// The primary partitions of an MBR; `None` if this sector is none. Boot sectors of file systems have its signature, too,
-/// but no table.
-fn mbr(sector: &[u8; SECTOR as usize], size: u64) -> Option<Vec<Area>> {
-    if !sector.ends_with(&[0x55, 0xaa]) {
-        return None;
-    }
-    let number = |entry: &[u8], at: usize| {
-        let bytes = entry.get(at..at + 4)?.try_into().ok()?;
-        Some(u64::from(u32::from_le_bytes(bytes)) * SECTOR)
+fn mbr_area(partition: mbr::Partition) -> Area {
+    let purpose = match partition.kind {
+        0xef => Purpose::Boot,
+        0x82 => Purpose::Swap,
+        _ => Purpose::Other,
     };
-    let mut areas = Vec::new();
-    for (index, entry) in (1..).zip(sector.get(446..510)?.chunks_exact(16)) {
-        let (status, kind) = (*entry.first()?, *entry.get(4)?);
-        if entry.iter().all(|byte| *byte == 0) {
-            continue;
-        }
-        let (offset, length) = (number(entry, 8)?, number(entry, 12)?);
-        let sane = matches!(status, 0 | 0x80) && kind != 0 && offset > 0 && length > 0;
-        if !sane || offset.checked_add(length)? > size {
-            return None;
-        }
-        let purpose = match kind {
-            0xef => Purpose::Boot,
-            0x82 => Purpose::Swap,
-            _ => Purpose::Other,
-        };
-        areas.push(Area {
-            partition: Some(index),
-            offset,
-            length,
-            purpose,
-        });
+    Area {
+        partition: Some(partition.number),
+        offset: partition.offset,
+        length: partition.length,
+        purpose,
     }
-    (!areas.is_empty()).then_some(areas)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub mod extent;
 pub mod gpt;
 pub mod layout;
 pub mod luks;
+pub mod mbr;
 pub mod ranges;
 pub mod source;
 pub mod survey;

@@ -522,6 +522,10 @@ fn newest_headers(
         .into_iter()
         .find(|info| info.name.as_str() == Some(&record.archive));
     let Some(info) = info else {
+        context.warn(format!(
+            "{} is gone, the headers that open the newest restore point: prune headers by a rule of their own              (`--glob-archives '*.headers' --keep-last 1 …`); this backup stores them anew",
+            record.archive
+        ));
         return Ok(None);
     };
     match Headers::read(repository, &info) {
