@@ -251,18 +251,14 @@ impl Headers {
     /// The area that opens a volume's data, if it is here.
     pub fn fitting(&self, luks: &LuksRecord) -> Option<&Area> {
         let header = luks.header.as_ref()?;
-        let areas = self.statement.areas.iter();
-        // The same volume may have been copied to several disks: its own place goes first.
-        let mut fitting = areas.filter(|area| {
+        let fits = |area: &&Area| {
             area.uuid == luks.uuid && area.binding == header.binding && area.length == header.length
-        });
-        let first = fitting.next()?;
-        Some(
-            fitting
-                .find(|area| area.offset == luks.offset)
-                .filter(|_| first.offset != luks.offset)
-                .unwrap_or(first),
-        )
+        };
+        let areas = || self.statement.areas.iter().filter(fits);
+        // The same volume may have been copied to several disks: its own place goes first.
+        areas()
+            .find(|area| area.offset == luks.offset)
+            .or_else(|| areas().next())
     }
 }
 
@@ -291,4 +287,80 @@ fn is_ours(path: &str) -> bool {
                         .parse::<u64>()
                         .is_ok_and(|number| number.to_string() == offset)
             })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn statement() -> Statement {
+        let area = |disk: &str, offset| Area {
+            disk: disk.into(),
+            offset,
+            length: 16 << 20,
+            uuid: "u".into(),
+            binding: "b".into(),
+            sha256: "s".into(),
+            digest: "d".into(),
+        };
+        Statement {
+            format: FORMAT,
+            vm: VmIdentity {
+                name: "web".into(),
+                uuid: Uuid::nil(),
+            },
+            archive: "web-1.headers".into(),
+            started: Timestamp::UNIX_EPOCH,
+            repository: "00".into(),
+            point: "web-1".into(),
+            sequence: 1,
+            captured: Timestamp::UNIX_EPOCH,
+            areas: vec![area("vda", 1 << 20), area("vdb", 0)],
+            producer: "test".into(),
+        }
+    }
+
+    #[test]
+    fn a_statement_is_read_as_it_was_written_or_refused() {
+        let good = statement();
+        assert_eq!(Statement::parse(&good.to_bytes().unwrap()).as_ref(), Ok(&good));
+        let refused = |change: fn(&mut Statement)| {
+            let mut bad = good.clone();
+            change(&mut bad);
+            assert!(bad.to_bytes().is_err(), "{bad:?}");
+        };
+        refused(|bad| bad.format = 2);
+        refused(|bad| bad.areas[0].disk = "../x".into());
+        refused(|bad| bad.areas[0].length = 0);
+        refused(|bad| bad.areas[0].length = LARGEST_AREA + 1);
+        refused(|bad| bad.areas[0].offset = u64::MAX);
+        refused(|bad| bad.areas[1] = bad.areas[0].clone());
+    }
+
+    #[test]
+    fn only_paths_of_ours_are_kept() {
+        for good in [
+            "headers.json",
+            "headers.json.sig",
+            "headers/vda-0.luks",
+            &area_path("vdb", u64::MAX),
+        ] {
+            assert!(is_ours(good), "{good}");
+        }
+        for bad in [
+            "headers/vda.luks",
+            "headers/vda-+1.luks",
+            "headers/vda-01.luks",
+            "headers/../x-1.luks",
+            "manifest.json",
+        ] {
+            assert!(!is_ours(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn pieces_of_headers_have_a_length_of_their_own() {
+        assert_ne!(PIECE % 4096, 0);
+    }
 }
