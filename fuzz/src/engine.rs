@@ -1,5 +1,4 @@
 //! What an archive says of itself, and what a person types.
-
 use super::disk::written;
 use jiff::Timestamp;
 use strongroom_borg::{ArchiveInfo, ChunkId};

@@ -155,12 +155,12 @@ fn a_revoked_passphrase_opens_no_old_restore_point() {
         backup(),
         {
             // The passphrase is changed: nothing but the header.
-            guest.sh("dd if=/dev/vdd of=/dev/vdc bs=1M seek=1 count=16 2>/dev/null && sync");
+            guest.sh("dd if=/dev/vdd of=/dev/vdc bs=1M seek=1 count=16 && sync");
             backup()
         },
         {
             // And then the data that follows at once: the rest of a cell whose beginning is the header.
-            guest.sh("dd if=/dev/vda of=/dev/vdc bs=4096 seek=4352 count=1 2>/dev/null && sync");
+            guest.sh("dd if=/dev/vda of=/dev/vdc bs=4096 seek=4352 count=1 && sync");
             backup()
         },
     ];
@@ -294,7 +294,7 @@ fn headers_stay_inside_if_that_is_wanted_and_come_out_again() {
     // A guest that loses its header is told of while older ones are still there.
     set(&mut bench, LuksHeaders::Apart);
     bench.backup(&vm, &()).unwrap();
-    guest.sh("dd if=/dev/zero of=/dev/vdc bs=1M seek=1 count=16 2>/dev/null && sync");
+    guest.sh("dd if=/dev/zero of=/dev/vdc bs=1M seek=1 count=16 && sync");
     let hook = Hook::new(|_| {});
     bench.backup(&vm, &hook).unwrap();
     let warnings = hook.warnings.lock().unwrap().join("\n");

@@ -1,7 +1,7 @@
 //! Seals on images at rest: a signed statement of what a set of named files holds, and the check that they still do.
 //!
-//! A set is what belongs together: the disks of a shut-off VM and its UEFI variables ([`vm`]), or a template's image and
-//! its description. The statement ([`Seal`], `docs/formats/image-seal.md`) names each file's size and digest ([`tree`]);
+//! A set is what belongs together: the disks of a shut-off VM and its UEFI variables ([`vm`]). (Templates carry a signature
+//! of their own, [`crate::template`].) The statement ([`Seal`], `docs/formats/image-seal.md`) names each file's size and digest ([`tree`]);
 //! the signature is SSHSIG in a namespace of its own, by the configured key.
 //!
 //! It fails closed: no seal, an unknown signer, a byte altered, a file longer, shorter, missing or more than there were:
@@ -41,23 +41,11 @@ const MAX_NAME: usize = 255;
 /// What is sealed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subject {
-    /// What kind of thing it is.
-    pub kind: Kind,
-    /// Its name.
+    /// The VM's name.
     pub name: String,
-    /// Its UUID, where it has one.
+    /// Its UUID; a definition that was never defined may have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<Uuid>,
-}
-
-/// What kind of thing is sealed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// A shut-off VM.
-    Vm,
-    /// A template for VMs.
-    Template,
 }
 
 /// A file of the set: what it is, and where it lies at present. Only the former is sealed.
@@ -222,13 +210,11 @@ pub fn open(
     let signer = signature::check(signing, NAMESPACE, signature, &signed.bytes, seal.sealed, cancel)
         .map_err(untrusted)?;
     if seal.subject != *subject {
-        let Subject { kind, name, uuid } = &seal.subject;
+        let Subject { name, uuid } = &seal.subject;
+        let uuid = uuid.map_or_else(|| "no UUID".into(), |uuid| uuid.to_string());
         return Err(SealError::Altered {
             name: subject.name.clone(),
-            differences: vec![format!(
-                "the seal is of {kind:?} {name} ({})",
-                uuid.unwrap_or_default()
-            )],
+            differences: vec![format!("the seal is of {name} ({uuid})")],
         });
     }
     Ok((seal, signer))

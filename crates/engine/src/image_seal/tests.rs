@@ -70,7 +70,6 @@ impl Lab {
 
 fn subject(name: &str) -> Subject {
     Subject {
-        kind: Kind::Template,
         name: name.into(),
         uuid: None,
     }

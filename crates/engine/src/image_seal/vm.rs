@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use strongroom_nbd::{Format, image_info};
 use uuid::Uuid;
 
-use super::{Kind, NamedFile, SealError, Subject};
+use super::{NamedFile, SealError, Subject};
 use crate::vm::{Disk, DiskSource};
 
 /// Deeper chains of images are refused.
@@ -32,7 +32,6 @@ impl Machine {
     /// What its seal is about.
     pub fn subject(&self) -> Subject {
         Subject {
-            kind: Kind::Vm,
             name: self.name.clone(),
             uuid: self.uuid,
         }
