@@ -231,6 +231,27 @@ fn a_revoked_passphrase_opens_no_old_restore_point() {
     assert!(content == disk.content);
     assert_eq!(disk.opened_by(&content), (true, false));
 
+    // Brought back onto an image: the header that the image has is no part of what is compared, and the newest takes its place.
+    let image = lab.path("image.raw");
+    for changed in [None, Some(START + HEADER + MIB), Some(START + MIB)] {
+        let mut content = content.clone();
+        if let Some(at) = changed {
+            content[at] ^= 1;
+        }
+        fs::write(&image, &content).unwrap();
+        let path = image.to_str().unwrap();
+        let onto = ["--disk", TARGET, "--format", "raw", "--onto", path];
+        let point = format!("{vm}@{}", first.archive);
+        let say = [&["--json", "restore", &point][..], &onto].concat();
+        let written =
+            || bench.says(&lab, &say).expect(0, &[]).json()["restore"]["disks"][0]["bytes_written"].clone();
+        assert_ne!(written(), 0);
+        let content = fs::read(&image).unwrap();
+        assert!(same_data(&content, &disk.content), "{changed:?}");
+        assert_eq!(disk.opened_by(&content), (false, true), "{changed:?}");
+        assert_eq!(written(), 0, "nothing differs any more");
+    }
+
     // The old header goes the documented way; then nothing brings it back, and all restore points stay whole.
     let says = |arguments: &[&str]| bench.says(&lab, arguments);
     verifies(&bench, &lab, 3);

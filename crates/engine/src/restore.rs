@@ -296,6 +296,12 @@ fn bring_to_state(
     clock: std::time::Instant,
 ) -> Result<Outcome, RestoreError> {
     let (disk, owner) = onto::target(context, request, point, image)?;
+    let mut headers = header::Search::new(context, &mut repository, request, point)?;
+    headers.find(&mut repository, &disk.target)?;
+    if !headers.missing().is_empty() {
+        // The image may have the last header there is.
+        return Err(RestoreError::Partial(headers.missing().to_vec()));
+    }
     if request.dry_run {
         repository.close()?;
         return Ok(Outcome::Planned(RestorePlan {
@@ -307,7 +313,14 @@ fn bring_to_state(
         }));
     }
     context.report(&Event::Step(Step::Restore));
-    let restored = onto::disk(context, &mut repository, point, &disk, owner.as_ref())?;
+    let restored = onto::disk(
+        context,
+        &mut repository,
+        point,
+        &disk,
+        headers.of(&disk.target),
+        owner.as_ref(),
+    )?;
     repository.close()?;
     Ok(Outcome::Done(Report {
         vm: request.point.vm.clone(),

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use strongroom_borg::{ArchiveInfo, ChunkRef, Repository};
 
+use super::write::Placed;
 use super::{Request, RestoreError};
 use crate::context::Context;
 use crate::headers::{self, Headers};
@@ -19,6 +20,18 @@ pub struct Found {
     pub offset: u64,
     /// Its pieces, in order; each has been read once and is whole.
     pub chunks: Vec<ChunkRef>,
+}
+
+impl Found {
+    /// Its pieces at their places.
+    pub fn placed(&self) -> impl Iterator<Item = Placed> {
+        let mut offset = self.offset;
+        self.chunks.iter().map(move |chunk| {
+            let here = (offset, *chunk);
+            offset += u64::from(chunk.size);
+            here
+        })
+    }
 }
 
 /// The search for headers. Archives of headers are read as they are needed, the newest first.

@@ -1,6 +1,7 @@
 //! Bringing an existing image to the state of a restore point by writing only what differs.
 //!
-//! 1. **Compare.** The image is read where it lies, and each chunk's id compared with the archive's list.
+//! 1. **Compare.** The image is read where it lies, and each chunk's id compared with the archive's list. Where LUKS headers
+//!    belong, the archive has holes: these parts count as zeroes, and are compared with the headers by themselves.
 //! 2. **Collect.** Chunks that differ are fetched, verified, and written to an overlay beside the image, `.strongroom-NAME.diff`.
 //!    Whatever fails up to here, a damaged chunk or a lost connection, the image has not been touched.
 //! 3. **Merge.** The image steps aside, to `.strongroom-NAME.merging`, so that no VM can be started on it; the overlay is merged
@@ -20,12 +21,14 @@ use std::thread;
 
 use crossbeam_channel::bounded;
 use strongroom_borg::{ChunkId, Opener, Repository};
-use strongroom_disk::{Extent, Kind};
+use strongroom_disk::{Extent, ExtentMap, Kind, RangeSet};
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Spare, Sparse, Zeroing};
 
+use super::header::Found;
 use super::plan::{self, PlanError};
 use super::write::{self, Placed, WriteError};
 use super::{DiskContent, DiskTarget, ImageFormat, Request, RestoreError, RestoredDisk};
+use crate::backup::areas::with_holes;
 use crate::backup::capture::stamp;
 use crate::backup::pace::unhindered;
 use crate::batch::{Batches, join, workers_wanted};
@@ -191,6 +194,7 @@ pub fn disk(
     repository: &mut Repository,
     point: &Point,
     disk: &DiskTarget,
+    headers: &[Found],
     owner: Option<&Domain>,
 ) -> Result<RestoredDisk, RestoreError> {
     // No backup of the same VM may begin meanwhile.
@@ -234,9 +238,9 @@ pub fn disk(
         .map_err(|error| failed(place.error()(error)))?;
 
     let before = stamp(&place.image);
-    let differing = compare(context, repository, point, disk, format).map_err(failed)?;
-    let bytes_written = differing.iter().map(|(_, chunk)| u64::from(chunk.size)).sum();
-    if !differing.is_empty() {
+    let differing = compare(context, repository, point, disk, headers, format).map_err(failed)?;
+    let bytes_written = differing.bytes();
+    if bytes_written > 0 {
         if let Err(error) = collect(context, repository, disk, &place, format, &differing) {
             // The image is as it was; so is the directory.
             let _ = place.drop_difference();
@@ -266,19 +270,42 @@ pub fn disk(
     })
 }
 
-/// The archive's chunks that the image does not hold at their places.
+/// What the image does not hold at its place.
+struct Differences {
+    /// Of the archive's chunks.
+    chunks: Vec<Placed>,
+    /// Of the headers' pieces, together with those that the chunks overwrite.
+    headers: Vec<Placed>,
+}
+
+impl Differences {
+    fn bytes(&self) -> u64 {
+        let both = self.chunks.iter().chain(&self.headers);
+        both.map(|(_, chunk)| u64::from(chunk.size)).sum()
+    }
+}
+
+/// Finds out what differs.
 fn compare(
     context: &Context<'_>,
     repository: &Repository,
     point: &Point,
     disk: &DiskTarget,
+    headers: &[Found],
     format: Format,
-) -> Result<Vec<Placed>, WriteError> {
+) -> Result<Differences, WriteError> {
     let image_error = |source| WriteError::Image {
         path: disk.path.clone(),
         source,
     };
-    let placed = write::placed(point, disk)?;
+    let chunks = write::placed(point, disk)?;
+    let pieces: Vec<Placed> = headers.iter().flat_map(Found::placed).collect();
+    let carved: RangeSet = pieces
+        .iter()
+        .map(extent)
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .collect();
     let server = QemuNbd::start(&disk.path, &Serve::read_only(format))?;
     let mut image = Client::connect(&server.target(), &Options::default()).map_err(image_error)?;
     if image.size() != disk.size {
@@ -290,25 +317,72 @@ fn compare(
     }
     let allocation = image.allocation().map_err(image_error)?;
     let opener = repository.opener();
+    let target = disk.target.as_str();
+    let without_headers = with_holes(&allocation, &carved);
+    let bytes = data_within(&chunks, &without_headers)? + data_within(&pieces, &allocation)?;
+    context.report(&Event::DiskStarted { target, bytes });
+    let chunks = differing(context, &mut image, &opener, &chunks, &without_headers, disk)?;
+    let mut wrong: RangeSet = chunks
+        .iter()
+        .map(extent)
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .collect();
+    for piece in differing(context, &mut image, &opener, &pieces, &allocation, disk)? {
+        wrong.insert(extent(&piece)?);
+    }
+    let mut headers = Vec::new();
+    for piece in pieces {
+        if wrong.overlaps(extent(&piece)?) {
+            headers.push(piece);
+        }
+    }
+    Ok(Differences { chunks, headers })
+}
+
+fn extent((offset, chunk): &Placed) -> Result<Extent, WriteError> {
+    Extent::new(*offset, chunk.size.into()).map_err(|_| WriteError::List)
+}
+
+/// How much there is to read.
+fn data_within(placed: &[Placed], allocation: &ExtentMap) -> Result<u64, WriteError> {
+    let mut bytes = 0;
+    for chunk in placed {
+        let extent = extent(chunk)?;
+        if allocation.within(extent).any(|(_, kind)| kind == Kind::Data) {
+            bytes += extent.length();
+        }
+    }
+    Ok(bytes)
+}
+
+/// Those chunks whose places in the image hold something else.
+fn differing(
+    context: &Context<'_>,
+    image: &mut Client,
+    opener: &Opener,
+    placed: &[Placed],
+    allocation: &ExtentMap,
+    disk: &DiskTarget,
+) -> Result<Vec<Placed>, WriteError> {
     let mut zeroes = HashMap::new();
     let (mut differing, mut requests) = (Vec::new(), Vec::new());
-    for (number, (offset, chunk)) in placed.iter().enumerate() {
-        let Ok(extent) = Extent::new(*offset, chunk.size.into()) else {
-            return Err(WriteError::List);
-        };
+    for (number, chunk) in placed.iter().enumerate() {
+        let extent = extent(chunk)?;
         let data = allocation.within(extent).filter(|(_, kind)| *kind == Kind::Data);
         let parts: Vec<Extent> = data.map(|(part, _)| part).collect();
+        let (_, chunk) = chunk;
         if !parts.is_empty() {
             requests.push((number, Sparse { extent, parts }));
-        } else if chunk.id != zero_id(&mut zeroes, &opener, chunk.size) {
+        } else if chunk.id != zero_id(&mut zeroes, opener, chunk.size) {
             differing.push(number);
         }
     }
-    let bytes = requests.iter().map(|(_, whole)| whole.extent.length()).sum();
-    let target = disk.target.as_str();
-    context.report(&Event::DiskStarted { target, bytes });
-    differing
-        .extend(read_and_hash(context, &mut image, &opener, &placed, requests, target).map_err(image_error)?);
+    let read = read_and_hash(context, image, opener, placed, requests, &disk.target);
+    differing.extend(read.map_err(|source| WriteError::Image {
+        path: disk.path.clone(),
+        source,
+    })?);
     differing.sort_unstable();
     Ok(differing
         .into_iter()
@@ -394,7 +468,7 @@ fn collect(
     disk: &DiskTarget,
     place: &Place,
     format: Format,
-    differing: &[Placed],
+    differing: &Differences,
 ) -> Result<(), WriteError> {
     let image_error = |source| WriteError::Image {
         path: place.difference.clone(),
@@ -407,25 +481,14 @@ fn collect(
     };
     let server = QemuNbd::start(&place.difference, &serve)?;
     let mut overlay = Client::connect(&server.target(), &Options::default()).map_err(image_error)?;
-    let opener = repository.opener();
-    let mut zeroes = HashMap::new();
-    let mut wanted = Vec::new();
-    for (offset, chunk) in differing {
-        context
-            .cancel
-            .check()
-            .map_err(|_| image_error(strongroom_nbd::Error::Cancelled))?;
-        let extent = Extent::new(*offset, chunk.size.into()).map_err(|_| WriteError::List)?;
-        // What is not written after this is zero.
-        overlay.zero(extent, Zeroing::MayTrim).map_err(image_error)?;
-        if chunk.id != zero_id(&mut zeroes, &opener, chunk.size) {
-            wanted.push((*offset, *chunk));
-        }
-    }
-    let bytes = wanted.iter().map(|(_, chunk)| u64::from(chunk.size)).sum();
     let target = disk.target.as_str();
+    let bytes = differing.bytes();
     context.report(&Event::DiskStarted { target, bytes });
-    let stored = write::transfer(context, repository, &wanted, &mut overlay, disk)?;
+    let mut stored = 0;
+    // The headers come last: where they belong, the chunks have zeroes.
+    for list in [&differing.chunks, &differing.headers] {
+        stored += replace(context, repository, disk, list, &mut overlay, image_error)?;
+    }
     overlay.flush().map_err(image_error)?;
     drop(overlay);
     server.stop()?;
@@ -439,4 +502,31 @@ fn collect(
         stored,
     });
     Ok(())
+}
+
+/// Puts chunks in the place of what is there. Gives the bytes written.
+fn replace(
+    context: &Context<'_>,
+    repository: &mut Repository,
+    disk: &DiskTarget,
+    list: &[Placed],
+    overlay: &mut Client,
+    error: impl Fn(strongroom_nbd::Error) -> WriteError,
+) -> Result<u64, WriteError> {
+    let opener = repository.opener();
+    let mut zeroes = HashMap::new();
+    let mut wanted = Vec::new();
+    for placed in list {
+        context
+            .cancel
+            .check()
+            .map_err(|_| error(strongroom_nbd::Error::Cancelled))?;
+        // What is not written after this is zero.
+        overlay.zero(extent(placed)?, Zeroing::MayTrim).map_err(&error)?;
+        let (_, chunk) = placed;
+        if chunk.id != zero_id(&mut zeroes, &opener, chunk.size) {
+            wanted.push(*placed);
+        }
+    }
+    write::transfer(context, repository, &wanted, overlay, disk)
 }

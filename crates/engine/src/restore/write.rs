@@ -133,7 +133,8 @@ pub fn disk(
     let bytes_written = match &disk.content {
         DiskContent::Archived => {
             let written = archived(context, repository, point, disk, &mut image)?;
-            written + write_headers(repository, disk, headers, &mut image)?
+            let headers: Vec<Placed> = headers.iter().flat_map(Found::placed).collect();
+            written + transfer(context, repository, &headers, &mut image, disk)?
         }
         DiskContent::Swap(layout) => {
             let writes = layout.write(disk.size)?;
@@ -154,40 +155,6 @@ pub fn disk(
         fresh: matches!(disk.content, DiskContent::Swap(_)),
     });
     Ok(draft)
-}
-
-/// Puts the headers at their places. Gives the bytes written.
-fn write_headers(
-    repository: &mut Repository,
-    disk: &DiskTarget,
-    headers: &[Found],
-    image: &mut Client,
-) -> Result<u64, WriteError> {
-    let mut written = 0;
-    for header in headers {
-        let mut offset = header.offset;
-        let opener = repository.opener();
-        for (chunk, object) in repository.fetch(header.chunks.iter().copied()) {
-            let length = u64::from(chunk.size);
-            let damaged = |source| WriteError::Damaged {
-                offset,
-                length,
-                source,
-            };
-            let bytes = opener.open(&chunk, object.map_err(damaged)?).map_err(damaged)?;
-            if !digest::is_zero(&bytes) {
-                image
-                    .write_at(offset, &bytes)
-                    .map_err(|source| WriteError::Image {
-                        path: disk.path.clone(),
-                        source,
-                    })?;
-                written += length;
-            }
-            offset += length;
-        }
-    }
-    Ok(written)
 }
 
 /// One chunk at its place.
