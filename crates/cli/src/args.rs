@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use strongroom_engine::create::tang;
-use strongroom_engine::verify::{Part, Scope};
+use strongroom_engine::verify::{Scope, Share};
 use strongroom_engine::when::PointName;
 
 /// Back up running KVM/libvirt VMs into ordinary Borg repositories, and bring them back.
@@ -642,9 +642,9 @@ pub struct Status {
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  strongroom verify --all                      signatures, chain, inventory, all chunks present
-  strongroom verify --all --data --part 7/30   and a thirtieth of all bytes read; the 30 parts are everything
-  strongroom verify web01@2026-11-20 --data    one restore point, every byte
+  strongroom verify --all                         signatures, chain, inventory, all chunks present
+  strongroom verify --all --data --part next/30   and a thirtieth of all bytes read, the next one each time
+  strongroom verify web01@2026-11-20 --data       one restore point, every byte
 
 What is not signed by somebody in [signing] allowed_signers, cannot be read, or is not there is a failure: exit
 code 1. Without a record of the newest restore point, here or at a witness, it cannot be told whether the newest
@@ -659,9 +659,9 @@ pub struct Verify {
     /// Read, decrypt and hash every byte.
     #[arg(long)]
     pub data: bool,
-    /// Read only this share of the bytes, the same each time.
+    /// Read only this share of the bytes, the same each time; with `next/N` the one that is due.
     #[arg(long, value_name = "K/N", requires = "data")]
-    pub part: Option<Part>,
+    pub part: Option<Share>,
 }
 
 /// `strongroom seal`.

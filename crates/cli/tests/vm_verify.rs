@@ -7,12 +7,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::Bench;
 use common::checks::request;
 use common::tiny::{MIB, Tiny, noise, with_signing};
+use common::{Bench, Hook};
 use serde_json::Value;
+use strongroom_borg::Access;
+use strongroom_engine::cancel::Cancel;
 use strongroom_engine::config::{Vm, Witness};
+use strongroom_engine::event::Event;
 use strongroom_engine::restore;
+use strongroom_engine::trust::memory::Memory;
+use strongroom_engine::verify::{self, Surroundings};
 use strongroom_testkit::{Lab, run};
 
 /// A VM with signed restore points and a witness.
@@ -318,6 +323,79 @@ fn damage_is_named_and_the_next_backup_heals_it() {
 }
 
 #[test]
+fn a_cycle_goes_on_where_it_was_left() {
+    let world = World::new(1);
+    let part = |report: &Value| report["vms"][0]["part"]["number"].as_u64();
+    let read = |report: &Value| report["vms"][0]["verified_bytes"].as_u64().unwrap();
+    let next = || world.verify(&["--all", "--data", "--part", "next/3"]);
+    let (_, all) = world.verify(&["--all", "--data"]);
+    assert_eq!(part(&all), None);
+    let nights: Vec<Value> = (1..=3)
+        .map(|night| {
+            let (code, report) = next();
+            assert_eq!((code, part(&report)), (0, Some(night)), "{report:#}");
+            report
+        })
+        .collect();
+    assert_eq!(nights.iter().map(read).sum::<u64>(), read(&all));
+
+    // Damage is found once in a cycle, which goes on; then it is on record until it has been looked at again.
+    let segment = world.segment_with_most();
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[1 << 20] ^= 1;
+    fs::write(&segment, &bytes).unwrap();
+    let found: Vec<(i32, Option<u64>)> = (0..3)
+        .map(|_| next())
+        .map(|(code, report)| (code, part(&report)))
+        .collect();
+    assert_eq!(
+        found.iter().map(|(_, part)| part.unwrap()).sum::<u64>(),
+        1 + 2 + 3
+    );
+    assert_eq!(
+        found.iter().filter(|(code, _)| *code == 1).count(),
+        1,
+        "{found:?}"
+    );
+    let damaged = || Memory::open(&world.bench.state, world.vm()).unwrap().damaged();
+    assert_eq!(damaged().len(), 1);
+
+    // A night that is interrupted has read nothing: neither is the cycle further, nor the damage forgotten.
+    let cancel = Cancel::new();
+    let hook = Hook::new(|event| {
+        if matches!(event, Event::DiskStarted { .. }) {
+            cancel.cancel();
+        }
+    });
+    let here = Surroundings {
+        config: &world.bench.config,
+        state: &world.bench.state,
+        repositories: &world.bench.repositories,
+        observer: &hook,
+        cancel: &cancel,
+    };
+    for part in [None, Some("next/3".parse().unwrap())] {
+        let request = verify::Request {
+            what: Vec::new(),
+            all: true,
+            data: true,
+            part,
+        };
+        verify::run(&here, &request).unwrap_err();
+        assert_eq!(damaged().len(), 1);
+    }
+    assert_eq!(part(&next().1), Some(1));
+    // Another length of the cycle begins a new one; and a cycle is of a whole VM.
+    let (_, report) = world.verify(&["--all", "--data", "--part", "next/2"]);
+    assert_eq!(part(&report), Some(1));
+    let newest = format!("{}@latest", world.vm());
+    world
+        .bench
+        .says(&world.lab, &["verify", &newest, "--data", "--part", "next/3"])
+        .expect(2, &["whole VM"]);
+}
+
+#[test]
 fn content_that_is_gone_stays_lost_and_that_is_said() {
     let world = World::new(1);
     let segment = world.segment_with_most();
@@ -349,6 +427,11 @@ fn an_append_only_repository_survives_its_client() {
     assert_eq!(world.verify(&["--all", "--data"]).0, 0);
     world.bench.check(world.vm());
 
+    // Whether its server is told so, or the repository itself.
+    let mut serving = world.bench.repositories.clone();
+    serving.settings.serve_args.push("--append-only".into());
+    let open = serving.open(&repository, Access::Write).unwrap();
+    assert!(open.probe_append_only().unwrap());
     world.borg(&["config", &repository, "append_only", "1"]);
     test(0, &["append-only"]);
     world.backup(1);

@@ -6,6 +6,7 @@
 
 pub mod chain;
 pub mod memory;
+pub mod part;
 mod place;
 pub mod signature;
 pub mod witness;

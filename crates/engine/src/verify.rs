@@ -13,7 +13,6 @@ mod headers;
 mod point;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::num::NonZeroU32;
 use std::str::FromStr;
 
 use jiff::Timestamp;
@@ -30,6 +29,7 @@ use crate::history::{self, HistoryError, Point};
 use crate::state::StateDirectory;
 use crate::trust::chain::{self, Head, Link};
 use crate::trust::memory::Memory;
+pub use crate::trust::part::{Part, Share};
 use crate::trust::witness;
 use crate::when::{PointName, When};
 
@@ -61,7 +61,7 @@ pub struct Request {
     /// Read every byte.
     pub data: bool,
     /// Only this share of the chunks.
-    pub part: Option<Part>,
+    pub part: Option<Share>,
 }
 
 /// A VM, or one of its restore points.
@@ -80,34 +80,6 @@ impl FromStr for Scope {
         let PointName { vm, when } = text.parse()?;
         let when = text.contains('@').then_some(when);
         Ok(Self { vm, when })
-    }
-}
-
-/// A share of all chunks, the same each time: `1/30` to `30/30` together are everything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Part {
-    number: u32,
-    of: NonZeroU32,
-}
-
-impl FromStr for Part {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text.split_once('/').and_then(|(number, of)| {
-            let (number, of): (u32, NonZeroU32) = (number.parse().ok()?, of.parse().ok()?);
-            (1..=of.get()).contains(&number).then_some(Self { number, of })
-        });
-        parts.ok_or_else(|| "expected K/N with K from 1 to N, such as 1/30".to_owned())
-    }
-}
-
-impl Part {
-    /// Whether a chunk belongs to it. Ids are keyed hashes, so all parts are of about one size.
-    pub fn has(self, id: &ChunkId) -> bool {
-        let [a, b, c, d, ..] = id.0;
-        let place = (u64::from(u32::from_be_bytes([a, b, c, d])) * u64::from(self.of.get())) >> 32;
-        place + 1 == u64::from(self.number)
     }
 }
 
@@ -165,6 +137,8 @@ pub struct VmReport {
     pub removed: Vec<(u64, u64)>,
     /// Different chunks that these restore points consist of.
     pub chunks: u64,
+    /// The share of the chunks that was read, if not all.
+    pub part: Option<Part>,
     /// Bytes read and found good, with `data`.
     pub verified_bytes: u64,
     /// Everything that is wrong.
@@ -328,6 +302,7 @@ fn verify_vm(
             points: Vec::new(),
             removed: Vec::new(),
             chunks: 0,
+            part: None,
             verified_bytes: 0,
             problems: Vec::new(),
             more_problems: 0,
@@ -409,11 +384,16 @@ impl Work<'_> {
         self.all_headers(repository, scope.when.is_none())?;
         self.chain(repository, scope, witness);
         if request.data {
-            let part = request.part;
+            let part = request.part.map(|share| self.part(&scope.vm, share));
             self.chunks
                 .retain(|chunk| part.is_none_or(|part| part.has(&chunk.id)));
             let chunks = std::mem::take(&mut self.chunks);
             let damaged = data::read(&self.here, repository, &scope.vm, &chunks)?;
+            // Interrupted: what was not read is neither whole nor damaged.
+            if self.here.cancel.is_cancelled() {
+                return Ok(());
+            }
+            self.report.part = part;
             self.report.verified_bytes = chunks
                 .iter()
                 .filter(|chunk| !damaged.contains_key(&chunk.id))
@@ -519,6 +499,19 @@ impl Work<'_> {
         }
     }
 
+    /// Which part that is. Records that cannot be read are a problem of the chain already; a cycle begins anew then.
+    fn part(&self, vm: &str, share: Share) -> Part {
+        match share {
+            Share::Part(part) => part,
+            Share::Next(of) => {
+                let last = Memory::open(self.here.state, vm)
+                    .ok()
+                    .and_then(|memory| memory.cycle());
+                last.map_or(Part::first(of), |last| last.next(of))
+            }
+        }
+    }
+
     fn chain(&mut self, repository: &Repository, scope: &Scope, witness: Option<&[Head]>) {
         let id = repository.id().to_string();
         let mut known: Vec<Head> = witness
@@ -595,8 +588,9 @@ impl Work<'_> {
 
     /// What this machine knows from now on: the newest restore point, if all is well, and what is damaged.
     fn remember(&mut self, repository: &Repository, request: &Request, scope: &Scope) {
+        let part = self.report.part;
         let looked_at = |id: &ChunkId| {
-            let read = request.data && request.part.is_none_or(|part| part.has(id));
+            let read = request.data && part.is_none_or(|part| part.has(id));
             // A chunk that no restore point uses any more is nobody's damage.
             (read && self.seen.contains(id)) || (scope.when.is_none() && !self.seen.contains(id))
         };
@@ -613,6 +607,9 @@ impl Work<'_> {
         let head = head.filter(|_| self.report.problems.is_empty() && scope.when.is_none());
         let kept = Memory::open(self.here.state, &scope.vm).and_then(|mut memory| {
             memory.looked_at(&self.damaged, looked_at)?;
+            if let (Some(Share::Next(_)), Some(part), None) = (request.part, part, &scope.when) {
+                memory.read(part)?;
+            }
             head.map_or(Ok(()), |head| memory.advance(head))
         });
         if let Err(error) = kept {
@@ -625,26 +622,6 @@ impl Work<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_parts_cover_everything_once() {
-        for of in [1u32, 2, 7, 30, 365] {
-            for first in (0..=u8::MAX).step_by(3) {
-                for second in [0, 1, 127, 255] {
-                    let mut id = [0x5a; 32];
-                    (id[0], id[1], id[3]) = (first, second, second);
-                    let having = (1..=of)
-                        .map(|number| format!("{number}/{of}").parse::<Part>().unwrap())
-                        .filter(|part| part.has(&ChunkId(id)))
-                        .count();
-                    assert_eq!(having, 1, "{of}");
-                }
-            }
-        }
-        for bad in ["", "1", "0/3", "4/3", "1/0", "a/b", "1/2/3", "-1/3"] {
-            bad.parse::<Part>().unwrap_err();
-        }
-    }
 
     #[test]
     fn a_vm_alone_means_all_its_restore_points() {

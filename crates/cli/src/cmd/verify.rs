@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use strongroom_engine::state::StateDirectory;
-use strongroom_engine::verify::{self, Problem, Report, Request, Surroundings, VmReport};
+use strongroom_engine::verify::{self, Problem, Report, Request, Share, Surroundings, VmReport};
 
 use crate::args::Verify;
 use crate::exit::Exit;
@@ -19,6 +19,12 @@ pub fn run(settings: &Settings, args: &Verify) -> Result<Exit, Failure> {
             "verify all VMs: the configuration names none, so there is nothing to begin with",
         )
         .hint("add one [vm.NAME]; the inventory in its newest restore point names the others"));
+    }
+    if matches!(args.part, Some(Share::Next(_))) && args.what.iter().any(|scope| scope.when.is_some()) {
+        return Err(Failure::usage(
+            "verify the next part: a cycle is kept for a whole VM, not for one of its restore points",
+        )
+        .hint("--part K/N"));
     }
     let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
     let here = Surroundings {
@@ -86,7 +92,12 @@ fn line(vm: &VmReport, data: bool) -> String {
     }
     parts.push(format!("{} chunks", vm.chunks));
     if data {
-        parts.push(format!("{} read", bytes(vm.verified_bytes)));
+        let share = vm.part.map(|part| format!(", part {part}"));
+        parts.push(format!(
+            "{} read{}",
+            bytes(vm.verified_bytes),
+            share.unwrap_or_default()
+        ));
     }
     if !vm.removed.is_empty() {
         let ranges = vm.removed.iter().map(|(first, last)| {

@@ -1,6 +1,6 @@
-//! What we remember of a VM's repository between two runs: the newest restore point ever seen there, and chunks that were
-//! found damaged. One file a VM in the state directory, named by the VM, since it is asked for when nothing else of the
-//! VM is left.
+//! What we remember of a VM's repository between two runs: the newest restore point ever seen there, chunks that were
+//! found damaged, and how far a cycle of reading everything has come. One file a VM in the state directory, named by
+//! the VM, since it is asked for when nothing else of the VM is left.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use strongroom_borg::ChunkId;
 
 use super::chain::Head;
+use super::part::Part;
 use crate::state::{StateDirectory, StateError};
 
 /// The version of the file.
@@ -24,6 +25,9 @@ struct Content {
     /// Ids in hexadecimal.
     #[serde(default)]
     damaged: BTreeSet<String>,
+    /// The part of the data that was read last, in a cycle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cycle: Option<Part>,
 }
 
 /// A VM's memory, locked for as long as this lives.
@@ -94,6 +98,17 @@ impl Memory {
     pub fn damaged(&self) -> BTreeSet<ChunkId> {
         let ids = self.content.damaged.iter();
         ids.filter_map(|text| text.parse().ok()).collect()
+    }
+
+    /// The part of the data that was read last, of a cycle through all of it.
+    pub fn cycle(&self) -> Option<Part> {
+        self.content.cycle
+    }
+
+    /// Remembers that this part of the data has been read, all of it.
+    pub fn read(&mut self, part: Part) -> Result<(), StateError> {
+        self.content.cycle = Some(part);
+        self.write()
     }
 
     /// Remembers a head unless a newer one is known.
@@ -169,6 +184,18 @@ mod tests {
         open().advance(head(1)).unwrap();
         assert_eq!(open().head(), Some(&head(2)));
         assert!(Memory::open(&state, "db").unwrap().head().is_none());
+    }
+
+    #[test]
+    fn a_cycle_is_kept_beside_the_rest() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let open = || Memory::open(&state, "web").unwrap();
+        open().advance(head(1)).unwrap();
+        assert_eq!(open().cycle(), None);
+        open().read("7/30".parse().unwrap()).unwrap();
+        assert_eq!(open().cycle(), Some("7/30".parse().unwrap()));
+        assert_eq!(open().head(), Some(&head(1)));
     }
 
     #[test]

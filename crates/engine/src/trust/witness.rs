@@ -205,6 +205,56 @@ mod tests {
         ));
     }
 
+    /// With the configuration that `docs/operations.md` shows.
+    #[test]
+    fn a_git_repository_elsewhere_remembers_what_was_pushed() {
+        let page = include_str!("../../../../docs/operations.md");
+        let (_, rest) = page.split_once("```toml\n[witness]   # in git\n").unwrap();
+        let (table, _) = rest.split_once("```").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name).display().to_string();
+        let git = |arguments: &[&str]| {
+            let made = std::process::Command::new("git")
+                .args(arguments)
+                .status()
+                .unwrap();
+            assert!(made.success(), "{arguments:?}");
+        };
+        git(&["init", "-q", "--bare", &at("origin")]);
+        git(&[
+            "-C",
+            &at("origin"),
+            "config",
+            "receive.denyNonFastForwards",
+            "true",
+        ]);
+        let clone = |name: &str| -> Witness {
+            git(&["clone", "-q", &at("origin"), &at(name)]);
+            git(&["-C", &at(name), "config", "user.name", "lab"]);
+            git(&["-C", &at(name), "config", "user.email", "lab@test"]);
+            toml::from_str(&table.replace("/srv/witness", &at(name))).unwrap()
+        };
+        let cancel = Cancel::new();
+        let here = clone("here");
+        for number in 1..=2 {
+            tell(&here, &head(number), &cancel).unwrap();
+        }
+        // Another machine, with nothing but a clone; it hears of what is told later as well.
+        let elsewhere = clone("elsewhere");
+        assert_eq!(ask(&elsewhere, &cancel).unwrap(), [head(1), head(2)]);
+        tell(&here, &head(3), &cancel).unwrap();
+        assert_eq!(ask(&elsewhere, &cancel).unwrap(), [head(1), head(2), head(3)]);
+        // Out of reach, it is told of and not passed over.
+        std::fs::rename(at("origin"), at("away")).unwrap();
+        tell(&here, &head(4), &cancel).unwrap_err();
+        ask(&elsewhere, &cancel).unwrap_err();
+        // What could not be pushed goes with the next one.
+        std::fs::rename(at("away"), at("origin")).unwrap();
+        tell(&here, &head(5), &cancel).unwrap();
+        let told = ask(&elsewhere, &cancel).unwrap();
+        assert_eq!(told, [1, 2, 3, 4, 5].map(head));
+    }
+
     #[test]
     fn any_command_will_do() {
         let directory = tempfile::tempdir().unwrap();
