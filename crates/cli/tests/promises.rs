@@ -36,7 +36,7 @@ fn has_test(file: &Path, function: &str) -> bool {
     };
     let made = format!("fn {function}(");
     text.find(&made).is_some_and(|at| {
-        let before: Vec<&str> = text[..at].lines().rev().skip(1).take(3).collect();
+        let before: Vec<&str> = text[..at].lines().rev().take(3).collect();
         before.iter().any(|line| line.trim() == "#[test]")
     })
 }
