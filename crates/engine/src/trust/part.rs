@@ -61,13 +61,13 @@ impl Part {
     }
 
     /// The one to read after this one. With another number of parts a cycle begins anew.
+    #[must_use]
     pub fn next(self, of: NonZeroU32) -> Self {
-        match self.of == of && self.number < of.get() {
-            true => Self {
-                number: self.number + 1,
-                of,
-            },
-            false => Self::first(of),
+        if self.of == of && self.number < of.get() {
+            let number = self.number + 1;
+            Self { number, of }
+        } else {
+            Self::first(of)
         }
     }
 
