@@ -91,7 +91,7 @@ fn running(lab: &Lab, disk: &Disk) -> (TestGuest, Bench) {
     let guest = lab
         .guest()
         .root_mib(128)
-        .swap_mib(0)
+        .swap_mib(16)
         .disk(qcow2, (DISK / MIB) as u64)
         .disk(qcow2, (HEADER / MIB) as u64)
         .define();
@@ -103,7 +103,7 @@ fn running(lab: &Lab, disk: &Disk) -> (TestGuest, Bench) {
     (guest, bench)
 }
 
-/// The extra disks' names: a guest without swap has its others from `vdb` on.
+/// The extra disks' names, in the guest as well: it has a root and a swap disk before them.
 const TARGET: &str = "vdc";
 const SPARE: &str = "vdd";
 
