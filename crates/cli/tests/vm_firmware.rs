@@ -4,8 +4,10 @@
 mod common;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use common::Bench;
+use common::tiny::with_signing;
 use strongroom_testkit::{Format, Lab, create_disk, run, virsh};
 
 fn definition(name: &str, disk: &Path, variables: &Path) -> String {
@@ -58,13 +60,18 @@ fn uefi_variables_and_tpm_state_come_back_with_the_vm_and_its_copy() {
     );
     assert!(!before.0.is_empty() && !before.1.is_empty());
 
-    let bench = Bench::new(&lab, &[&name]);
+    let mut bench = Bench::new(&lab, &[&name]);
+    with_signing(&lab, &mut bench);
     let shown = bench.json(&lab, &["backup", &name]);
-    let files = shown["backups"][0]["backup"]["manifest"]["files"]
+    let manifest = &shown["backups"][0]["backup"]["manifest"];
+    let files: Vec<&str> = manifest["files"]
         .as_array()
         .unwrap()
-        .len();
-    assert_eq!(files, 3, "definition, variables, TPM: {shown}");
+        .iter()
+        .map(|file| file["path"].as_str().unwrap())
+        .collect();
+    assert_eq!(files.len(), 3, "definition, variables, TPM: {shown}");
+    bench.says(&lab, &["verify", "--all"]).expect(0, &[]);
 
     // Beside the original: places of its own.
     let copy = lab.name("copy");
@@ -91,6 +98,24 @@ fn uefi_variables_and_tpm_state_come_back_with_the_vm_and_its_copy() {
     );
     run(&mut virsh(["start", &name]));
     run(&mut virsh(["destroy", &name]));
+    // Each has to be there: a restore point without one is not whole.
+    let repository = bench.repository(&name);
+    let archive = format!("{}::{}", repository.display(), bench.archives(&name)[0]);
+    let whole = lab.path("whole");
+    let copy_to = |from: &Path, to: &Path| run(Command::new("cp").arg("-a").args([from, to]));
+    copy_to(&repository, &whole);
+    for file in &files {
+        bench
+            .borg
+            .run(["recreate", "--exclude", &format!("fm:{file}"), &archive]);
+        bench
+            .says(&lab, &["verify", "--all"])
+            .expect(1, &[&format!("{file}: it is missing")]);
+        std::fs::remove_dir_all(&repository).unwrap();
+        copy_to(&whole, &repository);
+        bench.forget_replay();
+    }
+    bench.says(&lab, &["verify", "--all"]).expect(0, &[]);
     // Lab removes domains and files below its directory; this state is libvirt's.
     for name in [&copy, &name] {
         run(&mut virsh(["undefine", "--nvram", "--tpm", name]));
