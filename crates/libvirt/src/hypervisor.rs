@@ -21,8 +21,9 @@ use crate::job::Described;
 use crate::sys::Checkpoint;
 use crate::{capabilities, definition, image, job, retarget, sockets, sys};
 
-/// How long an aborted job may take to go away: QEMU closes its scratch files first.
-const END_DEADLINE: Duration = Duration::from_mins(1);
+/// How long an aborted job may take to go away: QEMU closes its scratch files first, and libvirt hears of its end only after it
+/// has waited half a minute for each time that the guest was reset meanwhile.
+const END_DEADLINE: Duration = Duration::from_mins(4);
 
 /// How long it is watched when the call itself failed: an error may hide a success.
 const DOUBT_DEADLINE: Duration = Duration::from_secs(5);
