@@ -523,18 +523,17 @@ fn newest_headers(
         .find(|info| info.name.as_str() == Some(&record.archive));
     let Some(info) = info else {
         context.warn(format!(
-            "{} is gone, the headers that open the newest restore point: prune headers by a rule of their own              (`--glob-archives '*.headers' --keep-last 1 …`); this backup stores them anew",
+            "{} is gone, the headers that open the newest restore point: prune headers by a rule of their own \
+             (`--glob-archives '*.headers' --keep-last 1 …`); this backup stores them anew",
             record.archive
         ));
         return Ok(None);
     };
     match Headers::read(repository, &info) {
         Ok(headers) if headers.link() == record.sha256 => {
-            let trusted = headers.place(&repository.id().to_string(), vm).is_ok()
-                && context.config.signing.as_ref().is_none_or(|signing| {
-                    signing.allowed_signers.is_none() || headers.signer(signing, context.cancel).is_ok()
-                });
-            Ok(trusted.then_some(headers))
+            let (signing, repository) = (context.config.signing.as_ref(), repository.id().to_string());
+            let trusted = headers.trusted(signing, &repository, vm, context.cancel);
+            Ok(trusted.is_ok().then_some(headers))
         }
         Ok(_) => Ok(None),
         Err(error) if error.concerns_one_archive() => {

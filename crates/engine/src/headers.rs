@@ -233,6 +233,24 @@ impl Headers {
         Ok(())
     }
 
+    /// Whether it is in its place and, where the configuration says who is trusted, signed by one of them; if not, why.
+    pub fn trusted(
+        &self,
+        signing: Option<&Signing>,
+        repository: &str,
+        vm: &str,
+        cancel: &Cancel,
+    ) -> Result<(), String> {
+        self.place(repository, vm)?;
+        match signing.filter(|signing| signing.allowed_signers.is_some()) {
+            Some(signing) => self
+                .signer(signing, cancel)
+                .map(drop)
+                .map_err(|error| error.to_string()),
+            None => Ok(()),
+        }
+    }
+
     /// The chunks of an area, if they are the ones that the statement describes.
     pub fn chunks(&self, area: &Area) -> Option<&[ChunkRef]> {
         let item = self.items.get(&area.path()).filter(|item| item.is_intact())?;

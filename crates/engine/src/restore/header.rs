@@ -180,17 +180,12 @@ impl<'a> Search<'a> {
         let read = Headers::read(repository, info);
         let checked = match read {
             Ok(headers) => {
-                let vm = &self.point.manifest.vm.name;
-                let place = headers.place(&repository.id().to_string(), vm);
-                let signed = match &self.context.config.signing {
-                    Some(signing) if signing.allowed_signers.is_some() && !self.request.unsigned => headers
-                        .signer(signing, self.context.cancel)
-                        .map(drop)
-                        .map_err(|error| error.to_string()),
-                    _ => Ok(()),
-                };
+                let signing = self.context.config.signing.as_ref();
+                let signing = signing.filter(|_| !self.request.unsigned);
+                let (home, vm) = (repository.id().to_string(), &self.point.manifest.vm.name);
+                let trusted = headers.trusted(signing, &home, vm, self.context.cancel);
                 self.context.cancel.check()?;
-                place.and(signed).map(|()| headers)
+                trusted.map(|()| headers)
             }
             Err(error) if error.concerns_one_archive() => Err(format!("failed to {error}")),
             Err(error) => return Err(error.into()),
