@@ -128,11 +128,7 @@ pub fn carved_from(parent: Option<&DiskRecord>) -> RangeSet {
 }
 
 fn carved(luks: &[LuksRecord]) -> RangeSet {
-    let mut carved = RangeSet::new();
-    luks.iter()
-        .filter_map(LuksRecord::area)
-        .for_each(|area| carved.insert(area));
-    carved
+    luks.iter().filter_map(LuksRecord::area).collect()
 }
 
 /// An allocation map in which the carved parts read as zeroes.

@@ -28,7 +28,7 @@ use super::header::Found;
 use super::plan::{self, PlanError};
 use super::write::{self, Placed, WriteError};
 use super::{DiskContent, DiskTarget, ImageFormat, Request, RestoreError, RestoredDisk};
-use crate::backup::areas::with_holes;
+use crate::backup::areas::{carved_from, with_holes};
 use crate::backup::capture::stamp;
 use crate::backup::pace::unhindered;
 use crate::batch::{Batches, join, workers_wanted};
@@ -300,12 +300,6 @@ fn compare(
     };
     let chunks = write::placed(point, disk)?;
     let pieces: Vec<Placed> = headers.iter().flat_map(Found::placed).collect();
-    let carved: RangeSet = pieces
-        .iter()
-        .map(extent)
-        .collect::<Result<Vec<_>, _>>()?
-        .into_iter()
-        .collect();
     let server = QemuNbd::start(&disk.path, &Serve::read_only(format))?;
     let mut image = Client::connect(&server.target(), &Options::default()).map_err(image_error)?;
     if image.size() != disk.size {
@@ -317,19 +311,27 @@ fn compare(
     }
     let allocation = image.allocation().map_err(image_error)?;
     let opener = repository.opener();
-    let target = disk.target.as_str();
-    let without_headers = with_holes(&allocation, &carved);
-    let bytes = data_within(&chunks, &without_headers)? + data_within(&pieces, &allocation)?;
-    context.report(&Event::DiskStarted { target, bytes });
-    let chunks = differing(context, &mut image, &opener, &chunks, &without_headers, disk)?;
-    let mut wrong: RangeSet = chunks
-        .iter()
-        .map(extent)
-        .collect::<Result<Vec<_>, _>>()?
-        .into_iter()
-        .collect();
-    for piece in differing(context, &mut image, &opener, &pieces, &allocation, disk)? {
-        wrong.insert(extent(&piece)?);
+    let carved = carved_from(point.manifest.disk(&disk.target));
+    let mut of_chunks = Look::at(&chunks, &with_holes(&allocation, &carved), &opener)?;
+    let mut of_pieces = Look::at(&pieces, &allocation, &opener)?;
+    context.report(&Event::DiskStarted {
+        target: &disk.target,
+        bytes: of_chunks.bytes() + of_pieces.bytes(),
+    });
+    let mut read = |look: &mut Look, placed| {
+        let requests = std::mem::take(&mut look.requests);
+        let found = read_and_hash(context, &mut image, &opener, placed, requests, &disk.target);
+        look.differing.extend(found.map_err(image_error)?);
+        look.differing.sort_unstable();
+        Ok::<(), WriteError>(())
+    };
+    read(&mut of_chunks, &chunks)?;
+    read(&mut of_pieces, &pieces)?;
+
+    let chunks = of_chunks.differing_of(&chunks);
+    let mut wrong = RangeSet::new();
+    for placed in chunks.iter().chain(&of_pieces.differing_of(&pieces)) {
+        wrong.insert(extent(placed)?);
     }
     let mut headers = Vec::new();
     for piece in pieces {
@@ -340,54 +342,47 @@ fn compare(
     Ok(Differences { chunks, headers })
 }
 
+/// What can be told of chunks before anything is read, and what has to be read to tell the rest.
+struct Look {
+    /// Numbers of those that differ.
+    differing: Vec<usize>,
+    /// Those with data at their places, by number.
+    requests: Vec<(usize, Sparse)>,
+}
+
+impl Look {
+    fn at(placed: &[Placed], allocation: &ExtentMap, opener: &Opener) -> Result<Self, WriteError> {
+        let mut zeroes = HashMap::new();
+        let (mut differing, mut requests) = (Vec::new(), Vec::new());
+        for (number, here) in placed.iter().enumerate() {
+            let extent = extent(here)?;
+            let data = allocation.within(extent).filter(|(_, kind)| *kind == Kind::Data);
+            let parts: Vec<Extent> = data.map(|(part, _)| part).collect();
+            let (_, chunk) = here;
+            if !parts.is_empty() {
+                requests.push((number, Sparse { extent, parts }));
+            } else if chunk.id != zero_id(&mut zeroes, opener, chunk.size) {
+                differing.push(number);
+            }
+        }
+        Ok(Self { differing, requests })
+    }
+
+    /// How much there is to read.
+    fn bytes(&self) -> u64 {
+        self.requests.iter().map(|(_, whole)| whole.extent.length()).sum()
+    }
+
+    fn differing_of(&self, placed: &[Placed]) -> Vec<Placed> {
+        let numbers = self.differing.iter();
+        numbers
+            .filter_map(|number| placed.get(*number).copied())
+            .collect()
+    }
+}
+
 fn extent((offset, chunk): &Placed) -> Result<Extent, WriteError> {
     Extent::new(*offset, chunk.size.into()).map_err(|_| WriteError::List)
-}
-
-/// How much there is to read.
-fn data_within(placed: &[Placed], allocation: &ExtentMap) -> Result<u64, WriteError> {
-    let mut bytes = 0;
-    for chunk in placed {
-        let extent = extent(chunk)?;
-        if allocation.within(extent).any(|(_, kind)| kind == Kind::Data) {
-            bytes += extent.length();
-        }
-    }
-    Ok(bytes)
-}
-
-/// Those chunks whose places in the image hold something else.
-fn differing(
-    context: &Context<'_>,
-    image: &mut Client,
-    opener: &Opener,
-    placed: &[Placed],
-    allocation: &ExtentMap,
-    disk: &DiskTarget,
-) -> Result<Vec<Placed>, WriteError> {
-    let mut zeroes = HashMap::new();
-    let (mut differing, mut requests) = (Vec::new(), Vec::new());
-    for (number, chunk) in placed.iter().enumerate() {
-        let extent = extent(chunk)?;
-        let data = allocation.within(extent).filter(|(_, kind)| *kind == Kind::Data);
-        let parts: Vec<Extent> = data.map(|(part, _)| part).collect();
-        let (_, chunk) = chunk;
-        if !parts.is_empty() {
-            requests.push((number, Sparse { extent, parts }));
-        } else if chunk.id != zero_id(&mut zeroes, opener, chunk.size) {
-            differing.push(number);
-        }
-    }
-    let read = read_and_hash(context, image, opener, placed, requests, &disk.target);
-    differing.extend(read.map_err(|source| WriteError::Image {
-        path: disk.path.clone(),
-        source,
-    })?);
-    differing.sort_unstable();
-    Ok(differing
-        .into_iter()
-        .filter_map(|number| placed.get(number).copied())
-        .collect())
 }
 
 fn zero_id(known: &mut HashMap<u32, ChunkId>, opener: &Opener, length: u32) -> ChunkId {
