@@ -65,6 +65,15 @@ pub fn area_path(disk: &str, offset: u64) -> String {
     format!("headers/{disk}-{offset}.luks")
 }
 
+/// The disk and the offset of an area, by its path in the archive; nothing for other paths.
+pub fn area_of(path: &str) -> Option<(&str, u64)> {
+    let name = path.strip_prefix("headers/")?.strip_suffix(".luks")?;
+    let (disk, text) = name.rsplit_once('-')?;
+    let offset: u64 = text.parse().ok()?;
+    // One path an area.
+    (is_target(disk) && offset.to_string() == text).then_some((disk, offset))
+}
+
 /// What is signed about the header areas of one instant: `headers.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statement {
@@ -293,18 +302,7 @@ pub fn archives(repository: &Repository) -> Vec<ArchiveInfo> {
 
 /// Whether an item of this path can be one that we wrote.
 fn is_ours(path: &str) -> bool {
-    path == STATEMENT_PATH
-        || path == SIGNATURE_PATH
-        || path
-            .strip_prefix("headers/")
-            .and_then(|name| name.strip_suffix(".luks"))
-            .and_then(|name| name.rsplit_once('-'))
-            .is_some_and(|(disk, offset)| {
-                is_target(disk)
-                    && offset
-                        .parse::<u64>()
-                        .is_ok_and(|number| number.to_string() == offset)
-            })
+    path == STATEMENT_PATH || path == SIGNATURE_PATH || area_of(path).is_some()
 }
 
 #[cfg(test)]

@@ -339,10 +339,7 @@ fn is_ours(path: &str) -> bool {
         || path == manifest::SIGNATURE_PATH
         || path == manifest::DOMAIN_PATH
         || firmware::limit(path).is_some()
-        || path
-            .strip_prefix("disks/")
-            .and_then(|name| name.strip_suffix(".raw"))
-            .is_some_and(crate::config::is_target)
+        || manifest::disk_of(path).is_some()
 }
 
 pub(crate) fn read_item(

@@ -10,6 +10,7 @@ use strongroom_disk::luks::LARGEST_AREA;
 use strongroom_disk::{Extent, RangeSet, SwapLayout};
 use uuid::Uuid;
 
+use crate::config::is_target;
 use crate::digest;
 
 /// The newest format that this version reads. What has no header area of its own is written as [`PLAIN_FORMAT`].
@@ -33,6 +34,12 @@ pub const NVRAM_PATH: &str = "nvram.fd";
 /// Path of a disk inside an archive.
 pub fn disk_path(target: &str) -> String {
     format!("disks/{target}.raw")
+}
+
+/// The disk's target device name, by its path inside an archive; nothing for other paths.
+pub fn disk_of(path: &str) -> Option<&str> {
+    let target = path.strip_prefix("disks/")?.strip_suffix(".raw")?;
+    is_target(target).then_some(target)
 }
 
 /// The whole of `manifest.json`.
@@ -326,7 +333,7 @@ impl Manifest {
         let mut seen = std::collections::BTreeSet::new();
         let targets = manifest.disks.iter().map(|disk| &disk.target);
         for target in targets.chain(manifest.excluded.iter().map(|disk| &disk.target)) {
-            if !crate::config::is_target(target) {
+            if !is_target(target) {
                 return Err(ManifestError::Invalid(format!(
                     "{target:?} is not a disk's target name"
                 )));

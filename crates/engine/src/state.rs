@@ -348,7 +348,7 @@ impl VmState {
         let mut next = self.records.clone();
         change(&mut next);
         self.watcher.tell(Write::Due);
-        self.write(&next).map_err(|source| StateError::Io {
+        replace_json(&self.path, &next).map_err(|source| StateError::Io {
             path: self.path.clone(),
             source,
         })?;
@@ -356,16 +356,23 @@ impl VmState {
         self.watcher.tell(Write::Durable);
         Ok(())
     }
+}
 
-    fn write(&self, records: &Records) -> io::Result<()> {
-        let directory = self.path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(directory)?;
-        serde_json::to_writer_pretty(&mut file, records)?;
-        file.write_all(b"\n")?;
-        file.as_file().sync_all()?;
-        file.persist(&self.path).map_err(|error| error.error)?;
-        File::open(directory)?.sync_all()
-    }
+/// Replaces a file in one step: whatever happens, it is the old one or the new one. Only its owner may read it.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    File::open(directory)?.sync_all()
+}
+
+/// The same with JSON that a person can read.
+pub(crate) fn replace_json(path: &Path, content: &impl Serialize) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(content)?;
+    bytes.push(b'\n');
+    replace(path, &bytes)
 }
 
 #[cfg(test)]

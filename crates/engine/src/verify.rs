@@ -26,6 +26,7 @@ use crate::context::Repositories;
 use crate::event::{Event, Observer};
 use crate::headers::Headers;
 use crate::history::{self, HistoryError, Point};
+use crate::manifest;
 use crate::state::StateDirectory;
 use crate::trust::chain::{self, Head, Link};
 use crate::trust::memory::Memory;
@@ -257,21 +258,9 @@ struct Place<'a> {
 impl<'a> Place<'a> {
     /// Of a disk, or of a header area of one; small files are on none.
     fn of(path: &'a str) -> Self {
-        let between = |prefix, suffix| {
-            path.strip_prefix(prefix)
-                .and_then(|name| name.strip_suffix(suffix))
-        };
-        let area = between("headers/", ".luks").and_then(|name: &str| name.rsplit_once('-'));
-        match area.and_then(|(disk, offset)| Some((disk, offset.parse().ok()?))) {
-            Some((disk, start)) => Self {
-                disk: Some(disk),
-                start,
-            },
-            None => Self {
-                disk: between("disks/", ".raw"),
-                start: 0,
-            },
-        }
+        let area = crate::headers::area_of(path).map(|(disk, start)| (Some(disk), start));
+        let (disk, start) = area.unwrap_or((manifest::disk_of(path), 0));
+        Self { disk, start }
     }
 
     /// The problem of a chunk at an offset of the item, with its place on the disk.

@@ -1,12 +1,12 @@
 //! Where a seal is kept: `NAME.json` and `NAME.json.sig` in one directory, and `NAME.used.json` once it is used up.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use super::{MAX_BYTES, SealError, Signed};
-use crate::state::StateDirectory;
+use crate::state::{self, StateDirectory};
 use crate::trust::signature;
 
 /// The place of one seal.
@@ -53,12 +53,9 @@ impl Place {
             (self.signature(), &signed.signature),
             (self.statement(), &signed.bytes),
         ] {
-            let mut file = tempfile::NamedTempFile::new_in(&self.directory).map_err(failed)?;
-            file.write_all(bytes).map_err(failed)?;
-            file.as_file().sync_all().map_err(failed)?;
-            file.persist(path).map_err(|error| failed(error.error))?;
+            state::replace(&path, bytes).map_err(failed)?;
         }
-        self.sync()
+        Ok(())
     }
 
     /// The seal, if there is one.

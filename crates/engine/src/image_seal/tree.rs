@@ -18,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 use strongroom_disk::{Extent, RangeSet};
 
 use super::{NamedFile, SealError, SealedFile};
+use crate::batch::join;
 use crate::cancel::Cancel;
 use crate::digest;
 use crate::event::{Event, Observer};
@@ -164,11 +165,7 @@ fn of(
     thread::scope(|scope| {
         let workers = thread::available_parallelism().map_or(2, usize::from).min(8);
         let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|worker| {
-            worker
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        workers.into_iter().try_for_each(join)
     })?;
     let mut root = Sha256::new();
     root.update(ROOT);

@@ -206,18 +206,16 @@ pub fn build(
             .collect::<Vec<_>>()
             .join(",")
     };
+    let install = |what, word: &str, release: Release| {
+        let (suite, packages) = (release.suite(), packages(release));
+        step(
+            what,
+            &[word.as_ref(), work_path, suite.as_ref(), packages.as_ref(), hook],
+        )
+    };
     let source = match build.source {
         Source::Debian(release) => {
-            step(
-                "install Debian's packages",
-                &[
-                    "bootstrap".as_ref(),
-                    work_path,
-                    release.suite().as_ref(),
-                    packages(release).as_ref(),
-                    hook,
-                ],
-            )?;
+            install("install Debian's packages", "bootstrap", release)?;
             release.name().to_owned()
         }
         Source::Import { file, format } => {
@@ -235,16 +233,7 @@ pub fn build(
                 what: "unpack the system",
                 reason: format!("{} holds neither a Debian 12 nor a Debian 13", file.display()),
             })?;
-            step(
-                "install what it lacks",
-                &[
-                    "complete".as_ref(),
-                    work_path,
-                    release.suite().as_ref(),
-                    packages(release).as_ref(),
-                    hook,
-                ],
-            )?;
+            install("install what it lacks", "complete", release)?;
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             protocol::printable(&name)
         }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use strongroom_borg::ChunkId;
 
 use super::chain::Head;
 use super::part::Part;
-use crate::state::{StateDirectory, StateError};
+use crate::state::{self, StateDirectory, StateError};
 
 /// The version of the file.
 const VERSION: u32 = 1;
@@ -141,16 +141,7 @@ impl Memory {
     }
 
     fn write(&self) -> Result<(), StateError> {
-        let directory = self.path.parent().unwrap_or(Path::new("."));
-        let write = || -> io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(directory)?;
-            serde_json::to_writer_pretty(&mut file, &self.content)?;
-            file.write_all(b"\n")?;
-            file.as_file().sync_all()?;
-            file.persist(&self.path).map_err(|error| error.error)?;
-            File::open(directory)?.sync_all()
-        };
-        write().map_err(|source| StateError::Io {
+        state::replace_json(&self.path, &self.content).map_err(|source| StateError::Io {
             path: self.path.clone(),
             source,
         })

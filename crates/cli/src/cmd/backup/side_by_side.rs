@@ -93,13 +93,13 @@ pub fn run(work: &Work, vms: &[String], jobs: usize, mut tell: impl FnMut(&Done)
             }
             Err(RecvTimeoutError::Timeout) => {
                 let limit = work.config.limits.answer();
-                let (hung, well) = running
-                    .into_iter()
-                    .partition(|one: &Running| given_up(one, limit).is_some());
-                running = well;
-                for one in hung {
-                    let result = Err(given_up(&one, limit).unwrap_or_else(|| Failure::failed("wait")));
+                for one in std::mem::take(&mut running) {
+                    let Some(why) = given_up(&one, limit) else {
+                        running.push(one);
+                        continue;
+                    };
                     let (place, vm, warnings) = (one.place, one.vm, one.observer.said());
+                    let result = Err(why);
                     finish(&mut done, place, Done { vm, result, warnings });
                 }
             }
