@@ -223,8 +223,9 @@ impl World {
         directory
     }
 
-    /// Writes an archive anew from a directory, with any time, cut as we cut: what somebody with the key can do.
-    fn create(&self, archive: &str, time: Timestamp, directory: &Path, items: &[&str]) {
+    /// Puts an archive from a directory in the place of one, with any time, cut as we cut: what somebody with the key can do.
+    fn replace(&self, archive: &str, time: Timestamp, directory: &Path, items: &[&str]) {
+        self.borg(&["delete", &self.at(archive)]);
         let location = self.repository().display().to_string();
         let repository = self.bench.repositories.open(&location, Access::Write).unwrap();
         let mut options = ArchiveOptions::new(archive);
@@ -248,6 +249,17 @@ impl World {
             writer.add_item(&Item::regular(item, chunks)).unwrap();
         }
         writer.commit().unwrap().0.close().unwrap();
+    }
+
+    /// Signs a file in the place of whoever has, with a key that nobody trusts: `thief` in the lab.
+    fn sign_as_thief(&self, file: &Path, namespace: &str) {
+        let key = self.lab.path("thief");
+        ssh_keygen(&key, "thief");
+        fs::remove_file(file.with_extension("json.sig")).unwrap();
+        run(Command::new("ssh-keygen")
+            .args(["-Y", "sign", "-q", "-n", namespace, "-f"])
+            .arg(key)
+            .arg(file));
     }
 
     /// When an archive was begun.
@@ -369,8 +381,7 @@ fn whoever_has_the_repository_key_cannot_pass_anything_off_as_ours() {
     // Written anew, unchanged: that is no damage, and shows that what follows is noticed for what is changed.
     world.reset(&whole);
     let extracted = world.extract(last);
-    world.borg(&["delete", &world.at(last)]);
-    world.create(last, time, &extracted, &all);
+    world.replace(last, time, &extracted, &all);
     assert_eq!(
         world.judge("archive written anew, unchanged", last),
         Found::Harmless
@@ -387,8 +398,7 @@ fn whoever_has_the_repository_key_cannot_pass_anything_off_as_ours() {
         };
         bytes[at] ^= 1;
         fs::write(extracted.join(item), bytes).unwrap();
-        world.borg(&["delete", &world.at(last)]);
-        world.create(last, time, &extracted, &all);
+        world.replace(last, time, &extracted, &all);
         assert_eq!(world.judge("item altered", item), Found::Verify);
     }
     // Something added; another time; the content of another restore point under this name.
@@ -398,18 +408,15 @@ fn whoever_has_the_repository_key_cannot_pass_anything_off_as_ours() {
     fs::write(extracted.join("more"), b"more").unwrap();
     for extra in ["disks/vdc.raw", "more"] {
         world.reset(&whole);
-        world.borg(&["delete", &world.at(last)]);
-        world.create(last, time, &extracted, &[all.as_slice(), &[extra]].concat());
+        world.replace(last, time, &extracted, &[all.as_slice(), &[extra]].concat());
         assert_eq!(world.judge("item added", extra), Found::Verify);
     }
     world.reset(&whole);
-    world.borg(&["delete", &world.at(last)]);
-    world.create(last, time + SignedDuration::from_secs(1), &extracted, &all);
+    world.replace(last, time + SignedDuration::from_secs(1), &extracted, &all);
     assert_eq!(world.judge("archive's time changed", last), Found::Verify);
     world.reset(&whole);
     let other = world.extract(first);
-    world.borg(&["delete", &world.at(last)]);
-    world.create(last, time, &other, &all);
+    world.replace(last, time, &other, &all);
     assert_eq!(
         world.judge("another restore point under this name", ""),
         Found::Verify
@@ -418,15 +425,8 @@ fn whoever_has_the_repository_key_cannot_pass_anything_off_as_ours() {
     // Consistent in itself, and signed, but by somebody else.
     world.reset(&whole);
     let extracted = world.extract(last);
-    ssh_keygen(&world.lab.path("thief"), "thief");
-    fs::remove_file(extracted.join("manifest.json.sig")).unwrap();
-    let sign = ["-Y", "sign", "-q", "-n", "strongroom-manifest@v1", "-f"];
-    run(Command::new("ssh-keygen")
-        .args(sign)
-        .arg(world.lab.path("thief"))
-        .arg(extracted.join("manifest.json")));
-    world.borg(&["delete", &world.at(last)]);
-    world.create(last, time, &extracted, &all);
+    world.sign_as_thief(&extracted.join("manifest.json"), "strongroom-manifest@v1");
+    world.replace(last, time, &extracted, &all);
     assert_eq!(world.judge("signed by somebody else", ""), Found::Verify);
 
     // All is as it was, but the key is trusted no more.
@@ -495,8 +495,7 @@ fn archives_of_headers_are_watched_over_like_restore_points() {
     }
     world.reset(&whole);
     let extracted = world.extract(last);
-    world.borg(&["delete", &world.at(last)]);
-    world.create(last, time, &extracted, &all);
+    world.replace(last, time, &extracted, &all);
     assert_eq!(
         world.judge("headers written anew, unchanged", last),
         Found::Harmless
@@ -508,16 +507,14 @@ fn archives_of_headers_are_watched_over_like_restore_points() {
         let at = bytes.len() / 2;
         bytes[at] ^= 1;
         fs::write(extracted.join(item), bytes).unwrap();
-        world.borg(&["delete", &world.at(last)]);
-        world.create(last, time, &extracted, &all);
+        world.replace(last, time, &extracted, &all);
         assert_eq!(world.judge("item of headers altered", item), Found::Verify);
     }
     world.reset(&whole);
     let extracted = world.extract(last);
     fs::write(extracted.join("headers/vda-0.luks"), b"more").unwrap();
     world.reset(&whole);
-    world.borg(&["delete", &world.at(last)]);
-    world.create(
+    world.replace(
         last,
         time,
         &extracted,
@@ -525,25 +522,17 @@ fn archives_of_headers_are_watched_over_like_restore_points() {
     );
     assert_eq!(world.judge("item of headers added", ""), Found::Verify);
     world.reset(&whole);
-    world.borg(&["delete", &world.at(last)]);
-    world.create(last, time + SignedDuration::from_secs(1), &extracted, &all);
+    world.replace(last, time + SignedDuration::from_secs(1), &extracted, &all);
     assert_eq!(world.judge("headers' time changed", last), Found::Verify);
     // Those of another instant, and those of a thief.
     world.reset(&whole);
     let other = world.extract(first);
-    world.borg(&["delete", &world.at(last)]);
-    world.create(last, time, &other, &all);
+    world.replace(last, time, &other, &all);
     assert_eq!(world.judge("headers of another instant", ""), Found::Verify);
     world.reset(&whole);
     let extracted = world.extract(last);
-    ssh_keygen(&world.lab.path("thief"), "thief");
-    fs::remove_file(extracted.join("headers.json.sig")).unwrap();
-    run(Command::new("ssh-keygen")
-        .args(["-Y", "sign", "-q", "-n", "strongroom-headers@v1", "-f"])
-        .arg(world.lab.path("thief"))
-        .arg(extracted.join("headers.json")));
-    world.borg(&["delete", &world.at(last)]);
-    world.create(last, time, &extracted, &all);
+    world.sign_as_thief(&extracted.join("headers.json"), "strongroom-headers@v1");
+    world.replace(last, time, &extracted, &all);
     assert_eq!(world.judge("headers signed by somebody else", ""), Found::Verify);
     // They are not used either: a restore takes those that are signed.
     world.is_harmless().unwrap();

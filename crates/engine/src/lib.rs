@@ -28,6 +28,8 @@ pub mod restore;
 pub mod state;
 pub mod storage;
 pub mod template;
+#[cfg(test)]
+mod testing;
 pub mod trust;
 pub mod verify;
 pub mod vm;

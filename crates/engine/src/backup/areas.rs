@@ -178,16 +178,9 @@ fn warn_inside(context: &Context<'_>, disk: &DiskPlan, luks: &Luks, why: NoArea)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::ranges;
     use proptest::prelude::*;
     use strongroom_disk::Extent;
-
-    fn ranges(list: &[(u64, u64)]) -> RangeSet {
-        let mut set = RangeSet::new();
-        for &(offset, length) in list {
-            set.insert(Extent::new(offset, length).unwrap());
-        }
-        set
-    }
 
     #[test]
     fn a_change_of_the_header_alone_changes_nothing_of_the_disk() {

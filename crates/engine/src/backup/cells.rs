@@ -256,6 +256,7 @@ pub fn bytes_to_seal(cells: &[Cell]) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::ranges;
     use proptest::prelude::*;
     use strongroom_borg::ChunkId;
 
@@ -272,14 +273,6 @@ mod tests {
             Cell::Keep(chunk) => u64::from(chunk.size),
             Cell::Read { extent, .. } => extent.length(),
         }
-    }
-
-    fn ranges(list: &[(u64, u64)]) -> RangeSet {
-        let mut set = RangeSet::new();
-        for &(offset, length) in list {
-            set.insert(Extent::new(offset, length).unwrap());
-        }
-        set
     }
 
     #[test]

@@ -1,9 +1,11 @@
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use super::vm::Machine;
 use super::*;
+use crate::testing::{run, ssh_key};
 use crate::vm::{Bitmaps, Disk, DiskSource};
 
 /// A key, a second one, and two files.
@@ -16,11 +18,7 @@ impl Lab {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         for name in ["key", "thief"] {
-            let made = std::process::Command::new("ssh-keygen")
-                .args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"])
-                .arg(directory.path().join(name))
-                .status();
-            assert!(made.unwrap().success());
+            ssh_key(&directory.path().join(name));
         }
         let public = fs::read_to_string(directory.path().join("key.pub")).unwrap();
         let allowed = directory.path().join("allowed");
@@ -197,16 +195,7 @@ fn a_seal_is_verified_by_hand_with_ssh_keygen() {
         "ssh-keygen -Y verify -f {0}/allowed -I me@host -n {NAMESPACE} -s {0}/seal.json.sig < {0}/seal.json",
         lab.directory.path().display()
     );
-    let by_hand = std::process::Command::new("sh")
-        .arg("-c")
-        .arg(line)
-        .output()
-        .unwrap();
-    assert!(
-        by_hand.status.success(),
-        "{}",
-        String::from_utf8_lossy(&by_hand.stderr)
-    );
+    run(Command::new("sh").arg("-c").arg(line));
 }
 
 #[test]
@@ -263,17 +252,9 @@ fn disk(target: &str, path: &Path, format: &str) -> Disk {
 }
 
 fn qemu_img(directory: &Path, arguments: &str) {
-    let mut tool = std::process::Command::new("qemu-img");
-    let status = tool
+    run(Command::new("qemu-img")
         .args(arguments.split(' '))
-        .current_dir(directory)
-        .output()
-        .unwrap();
-    assert!(
-        status.status.success(),
-        "{}",
-        String::from_utf8_lossy(&status.stderr)
-    );
+        .current_dir(directory));
 }
 
 #[test]

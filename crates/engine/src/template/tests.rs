@@ -1,8 +1,7 @@
 //! A template is what was signed, or it is refused.
 
-use std::process::Command;
-
 use super::*;
+use crate::testing::ssh_key;
 
 struct Lab {
     directory: tempfile::TempDir,
@@ -14,12 +13,7 @@ impl Lab {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let key = directory.path().join("key");
-        let made = Command::new("ssh-keygen")
-            .args(["-q", "-t", "ed25519", "-N", "", "-C", "me", "-f"])
-            .arg(&key)
-            .status()
-            .unwrap();
-        assert!(made.success());
+        ssh_key(&key);
         let public = fs::read_to_string(key.with_extension("pub")).unwrap();
         let signers = directory.path().join("allowed_signers");
         fs::write(&signers, format!("me {public}")).unwrap();

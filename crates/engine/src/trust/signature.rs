@@ -217,6 +217,7 @@ fn ssh_keygen(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::ssh_key;
 
     const CONTENT: &[u8] = b"{\"format\":1}\n";
 
@@ -230,11 +231,7 @@ mod tests {
         fn new() -> Self {
             let directory = tempfile::tempdir().unwrap();
             for name in ["one", "two"] {
-                let made = std::process::Command::new("ssh-keygen")
-                    .args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"])
-                    .arg(directory.path().join(name))
-                    .status();
-                assert!(made.unwrap().success());
+                ssh_key(&directory.path().join(name));
             }
             let mut keys = Self {
                 signing: Signing {
