@@ -89,6 +89,8 @@ pub enum Command {
     Repo(Repo),
     /// Undo what an interrupted backup left, without making a new one.
     Recover(Recover),
+    /// Print what an account on a hypervisor has to be allowed for backups from another machine, and no more.
+    HypervisorRights(HypervisorRights),
     /// Watch over a guest that is about to be frozen (started by `backup`).
     #[command(hide = true)]
     ThawWatchdog(ThawWatchdog),
@@ -521,6 +523,34 @@ pub enum Release {
     /// Trixie.
     #[value(name = "debian-13")]
     Debian13,
+}
+
+/// `strongroom hypervisor-rights`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example, on the machine that makes the backups:
+  strongroom hypervisor-rights --key ~/.ssh/id_ed25519.pub web01 db01 > rights.sh
+Read it, and run it as root on the hypervisor. Then, with hypervisor = \"qemu+ssh://strongroom@HOST/system\":
+  strongroom backup web01
+
+It makes the account, a polkit rule that libvirt asks about each call, and the key's line in authorized_keys.
+Nothing is installed there but these files. See backup-vm.md for each right and what it is for.")]
+pub struct HypervisorRights {
+    /// VMs that may be backed up; all VMs of the configuration if none is named.
+    #[arg(value_name = "VM")]
+    pub vms: Vec<String>,
+    /// The public key that is let in.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub key: PathBuf,
+    /// The account that the key is for.
+    #[arg(long, value_name = "NAME", default_value = "strongroom")]
+    pub account: String,
+    /// The group of QEMU's sockets there (`qemu` on Fedora and its like).
+    #[arg(long, value_name = "GROUP", default_value = "libvirt-qemu")]
+    pub group: String,
+    /// A storage pool whose files may be read: one for the directory with the UEFI variables.
+    #[arg(long, value_name = "POOL")]
+    pub pool: Option<String>,
 }
 
 /// `strongroom thaw-watchdog`.

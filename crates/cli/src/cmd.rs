@@ -5,6 +5,7 @@ pub mod attest;
 pub mod audit;
 pub mod backup;
 pub mod create;
+pub mod hypervisor_rights;
 pub mod init;
 pub mod list;
 pub mod recover;

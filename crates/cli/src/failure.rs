@@ -89,6 +89,10 @@ impl From<BackupError> for Failure {
                  the backup again",
             ),
             BackupError::Plan(error @ Unplanned::Away(_)) => Self::failed(error),
+            BackupError::Plaintext { ref vm, .. } => {
+                let hint = format!("encrypt it; or write `plaintext = true` into [vm.{vm}] of the configuration");
+                Self::failed(error).hint(hint)
+            }
             BackupError::Plan(error) => Self::usage(error),
             other => Self::failed(other),
         }

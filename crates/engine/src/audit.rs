@@ -22,6 +22,7 @@ use crate::state::StateError;
 use crate::trust::memory::Memory;
 use crate::vm::{Domain, HypervisorError, RunState};
 
+pub use self::judge::clear_text;
 pub use self::look::DiskLook;
 
 /// How much a finding matters.

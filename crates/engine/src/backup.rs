@@ -13,6 +13,7 @@ pub mod audit;
 pub mod capture;
 pub mod cells;
 pub mod disk;
+pub mod guard;
 pub mod pace;
 pub mod plan;
 pub mod scratch;
@@ -103,6 +104,24 @@ pub enum BackupError {
         /// Target device name.
         disk: String,
         /// The reason, with the offset.
+        source: strongroom_disk::ReadError,
+    },
+    /// A disk is not ciphertext, and nobody has said that it may be read all the same.
+    #[error("back up {vm}: disk {disk} is not ciphertext: {parts}; nothing of it was stored")]
+    Plaintext {
+        /// The VM.
+        vm: String,
+        /// Target device name.
+        disk: String,
+        /// What is not.
+        parts: String,
+    },
+    /// Whether a disk is ciphertext cannot be told.
+    #[error("find out whether disk {disk} is encrypted: {source}")]
+    Unchecked {
+        /// Target device name.
+        disk: String,
+        /// Why not.
         source: strongroom_disk::ReadError,
     },
     /// The guest was not brought to rest as it has to be.

@@ -67,6 +67,10 @@ pub struct Config {
     /// How many VMs are backed up at the same time.
     #[serde(default = "default_jobs")]
     pub jobs: usize,
+    /// Disks that are not ciphertext are not read unless the VM's own `plaintext` allows it. On another machine they never
+    /// are.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub ciphertext_only: bool,
     /// How a running guest's disks are read.
     #[serde(default)]
     pub reader: Reader,
@@ -291,6 +295,9 @@ pub struct Vm {
     /// This VM's repository, where the pattern does not fit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
+    /// Its disks may be read although they, or parts of them, are not encrypted.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub plaintext: bool,
     /// How the disks of the running VM are held still.
     #[serde(default, skip_serializing_if = "is_default")]
     pub method: CaptureMethod,
@@ -456,6 +463,7 @@ impl Config {
             state: None,
             templates: None,
             compression: default_compression(),
+            ciphertext_only: false,
             reader: Reader::default(),
             jobs: default_jobs(),
             limits: Limits::default(),

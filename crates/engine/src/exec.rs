@@ -4,7 +4,7 @@
 //! limit, or soon after the program has ended: whatever it leaves behind holds nothing up and fills no disk. The terminal
 //! stays as it is, so that a program can ask for a passphrase.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Seek as _, Write as _};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -99,6 +99,16 @@ impl Output {
             _ => self.status.to_string(),
         }
     }
+}
+
+/// The ssh to call: `STRONGROOM_SSH`, or the system's.
+pub fn ssh_program() -> OsString {
+    std::env::var_os("STRONGROOM_SSH").unwrap_or_else(|| "ssh".into())
+}
+
+/// As one word for a shell, whatever it holds.
+pub fn shell_word(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// Runs a program to its end.

@@ -37,7 +37,7 @@ pub fn collect(context: &Context<'_>, domain: &Domain) -> (Vec<FirmwareFile>, Ve
         context.warn(warning);
     };
     if let Some(path) = &domain.nvram {
-        match local(context).and_then(|()| read(path, MAX_NVRAM)) {
+        match read_from(context, path, MAX_NVRAM) {
             Ok(bytes) => files.push(FirmwareFile {
                 path: NVRAM_PATH.to_owned(),
                 bytes,
@@ -103,6 +103,15 @@ fn local(context: &Context<'_>) -> io::Result<()> {
     } else {
         Err(io::Error::other("it lies on another machine"))
     }
+}
+
+/// A file on the hypervisor, whichever machine that is.
+fn read_from(context: &Context<'_>, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    if context.hypervisor.is_local() {
+        return read(path, limit);
+    }
+    let fetched = context.hypervisor.fetch(path, limit);
+    fetched.map_err(io::Error::other)
 }
 
 fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {

@@ -25,6 +25,7 @@ pub mod quiesce;
 pub mod reconcile;
 pub mod recover;
 pub mod restore;
+pub mod rights;
 pub mod state;
 pub mod storage;
 pub mod template;

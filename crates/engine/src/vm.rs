@@ -13,9 +13,10 @@ mod new;
 mod timed;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use strongroom_nbd::Target;
 use uuid::Uuid;
 
 use crate::config::Vm;
@@ -113,7 +114,7 @@ pub enum DiskSource {
 
 impl DiskSource {
     /// The path on the hypervisor, where there is one.
-    pub fn path(&self) -> Option<&std::path::Path> {
+    pub fn path(&self) -> Option<&Path> {
         match self {
             Self::File(path) | Self::Block(path) => Some(path),
             Self::Other(_) | Self::None => None,
@@ -363,6 +364,15 @@ pub trait Hypervisor: Agent + Chains + Creation + Send + Sync {
 
     /// A directory on the hypervisor in which QEMU may make the sockets of this (running) domain.
     fn socket_directory(&self, domain: Uuid) -> Result<PathBuf, HypervisorError>;
+
+    /// How a client on this machine reaches an export at a socket on the hypervisor.
+    fn export(&self, socket: &Path, export: &str) -> Result<Target, HypervisorError>;
+
+    /// The content of a small file on another machine's storage, at most `limit` bytes.
+    fn fetch(&self, path: &Path, limit: u64) -> Result<Vec<u8>, HypervisorError>;
+
+    /// Whether a domain is paused because of an I/O error (its storage was full).
+    fn stopped_by_io_error(&self, domain: Uuid) -> Result<bool, HypervisorError>;
 
     /// The directory on the hypervisor in which the emulated TPM of a domain with this UUID keeps its state.
     fn tpm_directory(&self, domain: Uuid) -> PathBuf;

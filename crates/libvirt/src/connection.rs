@@ -1,6 +1,7 @@
 //! A connection to a libvirt daemon: opened, kept alive, opened again.
 
 use std::fmt;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -9,10 +10,15 @@ use virt::connect::Connect;
 use virt::error::Error;
 
 use crate::events::Events;
+use crate::ssh;
 use crate::sys::Subscription;
+use crate::uri::Uri;
 
 /// Seconds between keep-alive messages to a remote daemon, and how many may go unanswered: half a minute.
 const KEEP_ALIVE: (i32, u32) = (5, 6);
+
+/// How long another machine may take to answer.
+const CONNECT: Duration = Duration::from_secs(30);
 
 /// libvirt, over one connection.
 pub struct Libvirt {
@@ -78,10 +84,7 @@ impl Libvirt {
         Ok(link.connection.clone())
     }
 
-    /// Whether the paths in definitions are paths on this machine.
-    ///
-    /// Any host name counts as another machine, even `localhost`: a tunnel may begin there. So does a command
-    /// (`+ext`), which may lead anywhere.
+    /// Whether the paths in definitions are paths on this machine: see [`Uri::is_local`].
     pub(crate) fn local(&self) -> bool {
         is_local(&self.reported)
     }
@@ -118,13 +121,34 @@ fn open(uri: &str) -> Result<Connect, HypervisorError> {
         });
     }
     start_events().map_err(|error| connect_error(uri, &error))?;
-    let connection = Connect::open(Some(uri)).map_err(|error| connect_error(uri, &error))?;
+    let connection = within_deadline(uri)?;
     let remote = connection.uri().is_ok_and(|uri| !is_local(&uri));
     if remote {
         // A daemon that cannot keep alive says so with an error; the connection works all the same.
         let _ = connection.set_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1);
     }
     Ok(connection)
+}
+
+/// Connects; to another machine within a deadline. libvirt waits for ssh, which waits for TCP, as long as it takes: a thread
+/// does that, and is left behind if need be.
+fn within_deadline(uri: &str) -> Result<Connect, HypervisorError> {
+    let target = ssh::with_program(uri);
+    if is_local(uri) || uri.is_empty() {
+        return Connect::open(Some(&target)).map_err(|error| connect_error(uri, &error));
+    }
+    let (sender, opened) = channel();
+    std::thread::spawn(move || {
+        // Nobody may be waiting any longer: then the connection is closed at once.
+        let _ = sender.send(Connect::open(Some(&target)));
+    });
+    match opened.recv_timeout(CONNECT) {
+        Ok(opened) => opened.map_err(|error| connect_error(uri, &error)),
+        Err(_) => Err(HypervisorError::Connect {
+            uri: uri.to_owned(),
+            message: format!("no answer within {} s", CONNECT.as_secs()),
+        }),
+    }
 }
 
 fn connect_error(uri: &str, error: &Error) -> HypervisorError {
@@ -168,39 +192,5 @@ fn start_events() -> Result<(), Error> {
 }
 
 fn is_local(uri: &str) -> bool {
-    let Some((scheme, rest)) = uri.split_once("://") else {
-        return false;
-    };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let host = authority.rsplit('@').next().unwrap_or_default();
-    host.is_empty() && !scheme.ends_with("+ext")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_local;
-
-    #[test]
-    fn locality_is_read_from_the_uri() {
-        for uri in [
-            "qemu:///system",
-            "qemu:///session",
-            "qemu+unix:///system?socket=/run/x",
-            "test:///default",
-        ] {
-            assert!(is_local(uri), "{uri}");
-        }
-        for uri in [
-            "qemu+ssh://root@host/system",
-            "qemu+ssh://host:2222/system?keyfile=/k",
-            "qemu+tls://[::1]/system",
-            "qemu+tcp://localhost/system",
-            "qemu://host/system",
-            "qemu+ext:///system?command=/bin/proxy",
-            "",
-            "host",
-        ] {
-            assert!(!is_local(uri), "{uri}");
-        }
-    }
+    Uri::parse(uri).is_some_and(|uri| uri.is_local())
 }

@@ -1,12 +1,16 @@
 //! The port, put together.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use strongroom_engine::cancel::Cancel;
+use strongroom_engine::exec::{self, Call};
 use strongroom_engine::vm::{
     BackupJob, BadBitmap, Disk, DiskSource, Domain, Hypervisor, HypervisorError, Requests, Retarget,
     RunState, RunningJob,
 };
+use strongroom_nbd::Target;
 use uuid::Uuid;
 use virt::connect::Connect;
 use virt::domain::{
@@ -19,7 +23,8 @@ use virt::sys::{VIR_DOMAIN_XML_INACTIVE, VIR_DOMAIN_XML_SECURE};
 use crate::connection::{Libvirt, words};
 use crate::job::Described;
 use crate::sys::Checkpoint;
-use crate::{capabilities, definition, image, job, retarget, sockets, sys};
+use crate::uri::Uri;
+use crate::{capabilities, definition, image, job, retarget, sockets, ssh, storage, sys};
 
 /// How long an aborted job may take to go away: QEMU closes its scratch files first, and libvirt hears of its end only after it
 /// has waited half a minute for each time that the guest was reset meanwhile.
@@ -196,7 +201,17 @@ impl Hypervisor for Libvirt {
         let Some(job) = self.described(&handle)? else {
             return Ok(());
         };
-        let aborted = sys::abort_job(&handle);
+        let aborted = match sys::abort_job(&handle) {
+            Err(error) if is(&error, ErrorNumber::AccessDenied) => {
+                self.abort_over_ssh(&handle)
+                    .map_err(|message| HypervisorError::Failed {
+                        what: format!("end the backup job of domain {domain}"),
+                        message: format!("{}; {message}", words(&error)),
+                    })
+            }
+            Err(error) => Err(self.failed(format!("end the backup job of domain {domain}"), &error)),
+            Ok(()) => Ok(()),
+        };
         let deadline = Instant::now()
             + if aborted.is_ok() {
                 END_DEADLINE
@@ -208,12 +223,11 @@ impl Hypervisor for Libvirt {
                 std::thread::sleep(POLL);
                 continue;
             }
-            let what = format!("end the backup job of domain {domain}");
-            let Err(error) = aborted else {
-                let message = format!("it is still there after {} seconds", END_DEADLINE.as_secs());
-                return Err(HypervisorError::Failed { what, message });
-            };
-            return Err(self.failed(what, &error));
+            aborted?;
+            return Err(HypervisorError::Failed {
+                what: format!("end the backup job of domain {domain}"),
+                message: format!("it is still there after {} seconds", END_DEADLINE.as_secs()),
+            });
         }
         Ok(())
     }
@@ -234,14 +248,11 @@ impl Hypervisor for Libvirt {
     }
 
     fn resume_after_io_error(&self, domain: Uuid) -> Result<bool, HypervisorError> {
-        let handle = self.handle(domain)?;
-        let failed = |error: Error| self.failed(format!("resume domain {domain}"), &error);
-        let reason = handle.state().map_err(failed)?.1;
-        let stopped = DomainStateReason::Paused(Enum::Known(DomainPausedReason::IOError));
-        if reason != Enum::Known(stopped) {
+        if !self.stopped_by_io_error(domain)? {
             return Ok(false);
         }
-        handle.resume().map_err(failed)?;
+        let resumed = self.handle(domain)?.resume();
+        resumed.map_err(|error| self.failed(format!("resume domain {domain}"), &error))?;
         Ok(true)
     }
 
@@ -257,6 +268,40 @@ impl Hypervisor for Libvirt {
             .id()
             .ok_or_else(|| fail("the domain does not run".into()))?;
         sockets::directory(&self.reported, self.local(), id, &name).map_err(fail)
+    }
+
+    fn export(&self, socket: &Path, export: &str) -> Result<Target, HypervisorError> {
+        let export = export.to_owned();
+        if self.local() {
+            let path = socket.to_owned();
+            return Ok(Target::Unix { path, export });
+        }
+        let uri = Uri::parse(&self.reported).unwrap_or_default();
+        let command = ssh::to_socket(&uri, socket).map_err(|message| HypervisorError::Failed {
+            what: "reach a disk's export".into(),
+            message,
+        })?;
+        Ok(Target::Command {
+            command,
+            place: format!("{} on {}", socket.display(), uri.host),
+            export,
+        })
+    }
+
+    fn fetch(&self, path: &Path, limit: u64) -> Result<Vec<u8>, HypervisorError> {
+        storage::fetch(&self.connection()?, path, limit).map_err(|message| HypervisorError::Failed {
+            what: format!("fetch {} from {}", path.display(), self.uri),
+            message,
+        })
+    }
+
+    fn stopped_by_io_error(&self, domain: Uuid) -> Result<bool, HypervisorError> {
+        let state = self.handle(domain)?.state();
+        let reason = state
+            .map_err(|error| self.failed(format!("read the state of domain {domain}"), &error))?
+            .1;
+        let stopped = DomainStateReason::Paused(Enum::Known(DomainPausedReason::IOError));
+        Ok(reason == Enum::Known(stopped))
     }
 
     fn tpm_directory(&self, domain: Uuid) -> PathBuf {
@@ -327,6 +372,27 @@ impl Hypervisor for Libvirt {
 }
 
 impl Libvirt {
+    /// Ends a domain's job by the one command that an account with few rights may run for it.
+    fn abort_over_ssh(&self, handle: &Handle) -> Result<(), String> {
+        let name = handle.name().map_err(|error| words(&error))?;
+        let uri = Uri::parse(&self.reported).unwrap_or_default();
+        let command = ssh::to_abort(&uri, &name)?;
+        let (program, arguments) = command.split_first().ok_or("no command")?;
+        let call = Call {
+            program,
+            arguments: arguments.iter().map(OsString::as_os_str).collect(),
+            input: &[],
+            time: END_DEADLINE,
+            limit: 64 << 10,
+        };
+        let output = exec::run(&call, &Cancel::new()).map_err(|error| error.to_string())?;
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(output.words())
+        }
+    }
+
     fn no_such_domain(&self, name: &str) -> HypervisorError {
         HypervisorError::NoSuchDomain(name.to_owned(), self.uri.clone())
     }
@@ -376,9 +442,12 @@ impl Libvirt {
             Enum::Known(DomainState::Running | DomainState::Blocked) => RunState::Running,
             _ => RunState::Paused,
         };
-        let xml = handle
-            .xml_desc(VIR_DOMAIN_XML_INACTIVE | VIR_DOMAIN_XML_SECURE)
-            .map_err(failed)?;
+        let xml = match handle.xml_desc(VIR_DOMAIN_XML_INACTIVE | VIR_DOMAIN_XML_SECURE) {
+            // Who may not see the passwords in a definition restores it without them.
+            Err(error) if is(&error, ErrorNumber::AccessDenied) => handle.xml_desc(VIR_DOMAIN_XML_INACTIVE),
+            xml => xml,
+        };
+        let xml = xml.map_err(failed)?;
         let definition = definition::read(&xml).map_err(bad)?;
         let mut disks = if state.is_active() {
             self.live_disks(handle)?

@@ -4,7 +4,8 @@
 //! restarted. Everything goes through libvirt's public API: nothing of its state files is read or written, but for the one
 //! repair that has to be asked for by name (`repair`).
 //!
-//! * `connection` opens a connection, keeps it alive and says where it leads;
+//! * `connection` opens a connection, keeps it alive and says where it leads; `uri` takes such an address apart, `ssh`
+//!   reaches other sockets there, `storage` small files;
 //! * `sys` wraps the calls that the `virt` crate lacks, the only unsafe code here; `events` counts what it hears;
 //! * `definition` reads domain XML, `retarget` rewrites it, `job` speaks backup and checkpoint XML, all over the
 //!   guards of `xml` and the tree of `tree`;
@@ -37,8 +38,11 @@ mod qemu;
 mod repair;
 mod retarget;
 mod sockets;
+mod ssh;
+mod storage;
 mod sys;
 mod tree;
+mod uri;
 mod xml;
 
 #[doc(hidden)]

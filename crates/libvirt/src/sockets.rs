@@ -6,6 +6,8 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use crate::uri::Uri;
+
 /// Longest path of a unix socket in bytes (`sun_path`, less its final NUL).
 pub const MAX_SOCKET: usize = 107;
 
@@ -39,10 +41,7 @@ pub fn directory(uri: &str, local: bool, id: u32, name: &str) -> Result<PathBuf,
 /// Only the system's QEMU driver has a place that can be told from here: in session mode it depends on the
 /// daemon's own environment, and on whether it runs as root.
 fn base(uri: &str) -> Result<PathBuf, String> {
-    let (scheme, rest) = uri.split_once("://").unwrap_or_default();
-    let path = rest.split(['?', '#']).next().unwrap_or_default();
-    let path = path.find('/').map_or("", |at| &path[at..]);
-    if scheme.split('+').next() == Some("qemu") && path == "/system" {
+    if Uri::parse(uri).is_some_and(|uri| uri.driver == "qemu" && uri.path == "/system") {
         return Ok(PathBuf::from("/var/lib/libvirt/qemu"));
     }
     Err(format!(

@@ -14,6 +14,7 @@ use crate::{
     pipeline::WriteOptions,
     sys::{Buffer, Cookie, Failure, Handle},
     target::{Options, Parts, Target, c_string},
+    tunnel::Tunnel,
 };
 
 /// The longest wait after which flags and deadlines are looked at.
@@ -57,6 +58,8 @@ pub struct Client {
     multi_conn: bool,
     /// The contexts which were asked for and granted.
     contexts: Vec<String>,
+    /// After the handle, so that it ends when the connection is closed.
+    _tunnel: Option<Tunnel>,
 }
 
 impl fmt::Debug for Client {
@@ -85,7 +88,24 @@ impl Client {
         Self::negotiate(target.parts()?, &target.to_string(), options)
     }
 
-    pub(crate) fn negotiate(parts: Parts, name: &str, options: &Options) -> Result<Self, Error> {
+    pub(crate) fn negotiate(mut parts: Parts, name: &str, options: &Options) -> Result<Self, Error> {
+        let mut tunnel = parts.tunnel.take();
+        match Self::shake_hands(parts, name, options) {
+            Ok(client) => Ok(Self {
+                _tunnel: tunnel,
+                ..client
+            }),
+            // A command that failed has said why; all that is left of it here is a closed connection.
+            Err(Error::Connect { target, reason }) => {
+                let said = tunnel.as_mut().and_then(Tunnel::words);
+                let reason = said.map_or(reason.clone(), |said| format!("{reason}: {said}"));
+                Err(Error::Connect { target, reason })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn shake_hands(parts: Parts, name: &str, options: &Options) -> Result<Self, Error> {
         let failed = |reason: String| Error::Connect {
             target: name.to_owned(),
             reason,
@@ -141,6 +161,7 @@ impl Client {
             contexts,
             timeout,
             handle,
+            _tunnel: None,
         })
     }
 

@@ -3,6 +3,7 @@
 //! * [`Client`] talks to any NBD server: QEMU's backup export, `qemu-nbd`, `nbdkit`. It reads allocation and dirty
 //!   bitmaps, reads with a bounded number of requests in flight, and writes for a restore. Underneath is libnbd,
 //!   the C library by the authors of the protocol; all `unsafe` code is in the private module `sys`.
+//! * A server on another machine is reached through a command, such as ssh ([`Target::Command`]).
 //! * [`QemuNbd`] serves an image file through a child process that does not outlive its user.
 //! * [`create_qcow2`] and [`image_info`] make and describe image files without ever guessing their format;
 //!   [`commit_overlay`] and its like do the same for overlays that no QEMU has open.
@@ -20,6 +21,7 @@ mod spare;
 mod status;
 mod sys;
 mod target;
+mod tunnel;
 
 pub use client::{BlockSizes, Client, Zeroing};
 pub use error::Error;

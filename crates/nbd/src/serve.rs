@@ -253,6 +253,7 @@ impl QemuNbd {
             place: Place::Socket(stream.into()),
             export: Some(export),
             tls: Tls::Off,
+            tunnel: None,
         };
         let options = Options {
             allocation: false,

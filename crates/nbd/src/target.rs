@@ -1,7 +1,7 @@
 //! Where a server is and what to ask it for.
 
 use std::{
-    ffi::CString,
+    ffi::{CString, OsString},
     fmt,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
@@ -11,6 +11,7 @@ use std::{
 use crate::{
     error::Error,
     sys::{Place, Tls},
+    tunnel::Tunnel,
 };
 
 /// The longest path of a socket: `sun_path` has 108 bytes, the last of which is NUL (unix(7)).
@@ -36,6 +37,15 @@ pub enum Target {
         export: String,
         /// Demand TLS; without it, everything is in the clear.
         tls: Option<TlsSettings>,
+    },
+    /// A server behind a command, which connects its standard input and output to it (`ssh HOST nc -U SOCKET`).
+    Command {
+        /// Program and arguments.
+        command: Vec<OsString>,
+        /// Where that leads, for messages.
+        place: String,
+        /// The name of the export.
+        export: String,
     },
     /// `nbd://`, `nbds://`, `nbd+unix://`, …, as the NBD project's URI specification has it. The form with `nbds`
     /// demands TLS; local files named in a URI are not used.
@@ -90,6 +100,7 @@ impl fmt::Display for Target {
             Self::Tcp {
                 host, port, export, ..
             } => write!(f, "export {export:?} at {host}:{port}"),
+            Self::Command { place, export, .. } => write!(f, "export {export:?} at {place}"),
             Self::Uri(uri) => f.write_str(uri),
         }
     }
@@ -100,15 +111,31 @@ pub(crate) struct Parts {
     pub(crate) place: Place,
     pub(crate) export: Option<CString>,
     pub(crate) tls: Tls,
+    /// What has to live as long as the connection.
+    pub(crate) tunnel: Option<Tunnel>,
 }
 
 impl Target {
     pub(crate) fn parts(&self) -> Result<Parts, Error> {
         Ok(match self {
+            Self::Command { command, export, .. } => {
+                let export = Some(c_string("export name", export)?);
+                let (tunnel, socket) = Tunnel::start(command).map_err(|error| Error::Connect {
+                    target: self.to_string(),
+                    reason: error.to_string(),
+                })?;
+                Parts {
+                    place: Place::Socket(socket),
+                    export,
+                    tls: Tls::Off,
+                    tunnel: Some(tunnel),
+                }
+            }
             Self::Unix { path, export } => Parts {
                 place: Place::Unix(socket_path(path)?),
                 export: Some(c_string("export name", export)?),
                 tls: Tls::Off,
+                tunnel: None,
             },
             Self::Tcp {
                 host,
@@ -128,11 +155,13 @@ impl Target {
                         verify: *verify,
                     },
                 },
+                tunnel: None,
             },
             Self::Uri(uri) => Parts {
                 place: Place::Uri(c_string("URI", uri)?),
                 export: None,
                 tls: Tls::ByUri,
+                tunnel: None,
             },
         })
     }

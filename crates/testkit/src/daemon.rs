@@ -131,7 +131,8 @@ pub(crate) fn prepare(directory: &Path) {
     fs::set_permissions(&temporary, fs::Permissions::from_mode(0o1777)).expect("open it");
 }
 
-pub(crate) fn wait(what: &str, mut done: impl FnMut() -> bool) {
+/// Waits for something to become true.
+pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !done() {
         assert!(begin.elapsed() < LIMIT, "{what}");

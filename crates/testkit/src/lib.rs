@@ -25,6 +25,7 @@ mod disk;
 mod guest;
 mod lab;
 mod other;
+pub mod polkit;
 mod probe;
 mod run;
 mod sshd;

@@ -2,16 +2,18 @@
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::run::{run, ssh_keygen};
+use crate::run::{output_of, run, ssh_keygen};
 
-/// An `sshd` that lets in whoever runs the test, by a key made for it. Killed on drop.
+/// An `sshd` that lets in whoever runs the test, by a key made for it, and others as they have it in their home
+/// directories. Killed on drop.
 pub struct Sshd {
     dir: TempDir,
     port: u16,
@@ -44,9 +46,11 @@ impl Sshd {
         let server = format!(
             "ListenAddress 127.0.0.1\nPort {port}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\n\
              StrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
-             PermitRootLogin prohibit-password\nUseDNS no\nMaxStartups 100\n",
+             PermitRootLogin prohibit-password\nUseDNS no\nMaxStartups 100\n\
+             Match User *,!{}\n  AuthorizedKeysFile .ssh/authorized_keys\n",
             file("host"),
             file("user.pub"),
+            user(),
         );
         fs::write(file("sshd_config"), server).expect("write sshd_config");
         let client = format!(
@@ -56,6 +60,13 @@ impl Sshd {
             file("known_hosts"),
         );
         fs::write(file("ssh_config"), client).expect("write ssh_config");
+        let program = format!(
+            "#!/bin/sh\nprintf '%s\\n' \"$*\" >>{}\nexec ssh -F {} \"$@\"\n",
+            file("calls"),
+            file("ssh_config")
+        );
+        fs::write(file("ssh"), program).expect("write the ssh program");
+        fs::set_permissions(file("ssh"), fs::Permissions::from_mode(0o755)).expect("make it a program");
 
         let mut process = Command::new("/usr/sbin/sshd")
             .args(["-D", "-e", "-f", &file("sshd_config")])
@@ -86,6 +97,36 @@ impl Sshd {
         format!("ssh -F {}", self.dir.path().join("ssh_config").display())
     }
 
+    /// A program with ssh's arguments that reaches the daemon, for `STRONGROOM_SSH`.
+    pub fn program(&self) -> PathBuf {
+        self.dir.path().join("ssh")
+    }
+
+    /// The arguments that [`Sshd::program`] was called with, a line each.
+    pub fn calls(&self) -> Vec<String> {
+        let calls = fs::read_to_string(self.dir.path().join("calls")).unwrap_or_default();
+        calls.lines().map(str::to_owned).collect()
+    }
+
+    /// The private key that it lets in.
+    pub fn key(&self) -> PathBuf {
+        self.dir.path().join("user")
+    }
+
+    /// The URI of the system's libvirtd by way of the daemon, as if it were another machine's.
+    pub fn libvirt(&self) -> String {
+        self.libvirt_as(&user())
+    }
+
+    /// The same for another account, which has to let in the test's key.
+    pub fn libvirt_as(&self, account: &str) -> String {
+        format!(
+            "qemu+ssh://{account}@127.0.0.1:{}/system?command={}",
+            self.port,
+            self.program().display()
+        )
+    }
+
     /// `ssh://USER@127.0.0.1:PORT` followed by an absolute path.
     pub fn url(&self, path: &Path) -> String {
         format!("ssh://{}@127.0.0.1:{}{}", user(), self.port, path.display())
@@ -94,6 +135,14 @@ impl Sshd {
     /// The scp-like form of the same, `USER@127.0.0.1:PATH`; the port is in the ssh configuration.
     pub fn scp_url(&self, path: &Path) -> String {
         format!("{}@127.0.0.1:{}", user(), path.display())
+    }
+
+    /// Cuts all connections, as a network does that breaks down. New ones can be made.
+    pub fn cut(&self) {
+        for session in children(self.process.id()) {
+            // It may be over already.
+            let _ = output_of(Command::new("kill").args(["-KILL", &session.to_string()]));
+        }
     }
 
     /// The port that the daemon listens on.
@@ -112,6 +161,12 @@ impl Drop for Sshd {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+fn children(process: u32) -> Vec<u32> {
+    let list = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
+    let own = list.split_whitespace().filter_map(|id| id.parse().ok());
+    own.flat_map(|id| children(id).into_iter().chain([id])).collect()
 }
 
 fn user() -> String {

@@ -51,19 +51,39 @@ pub fn disk(disk: &DiskLook) -> Vec<Finding> {
         let text = "it holds nothing but swap and is backed up: name it in `swap` of the configuration";
         findings.push(finding("swap-not-named", Level::Warning, at, text));
     }
-    let encrypted = survey.volumes().next().is_some();
-    for part in &survey.parts {
-        match &part.content {
-            Content::Luks(luks) => findings.extend(volume(at, part, luks)),
-            Content::Swap(_) => findings.extend(swap(at, part)),
-            Content::Other => findings.extend(unknown(at, part, encrypted)),
-        }
-    }
-    if encrypted && !disk.discard {
+    findings.extend(parts(at, survey));
+    if survey.volumes().next().is_some() && !disk.discard {
         let text = "the disk's driver ignores discards: deleted data stays in the image and in backups (discard='unmap')";
         findings.push(finding("no-discard", Level::Warning, at, text));
     }
     findings
+}
+
+fn parts(at: Option<&str>, survey: &Survey) -> Vec<Finding> {
+    let encrypted = survey.volumes().next().is_some();
+    let judged = survey.parts.iter().flat_map(|part| match &part.content {
+        Content::Luks(luks) => volume(at, part, luks),
+        Content::Swap(_) => swap(at, part).into_iter().collect(),
+        Content::Other => unknown(at, part, encrypted).into_iter().collect(),
+    });
+    judged.collect()
+}
+
+/// What lies on a disk for everybody to read, in words; nothing if all of it, apart from what starts the machine, is
+/// ciphertext as far as samples tell.
+pub fn clear_text(survey: &Survey) -> Vec<String> {
+    const CODES: [&str; 5] = [
+        "swap-clear",
+        "clear-partition",
+        "not-encrypted",
+        "clear-segment",
+        "clear-text",
+    ];
+    let found = parts(None, survey).into_iter();
+    found
+        .filter(|finding| CODES.contains(&finding.code))
+        .map(|finding| finding.text)
+        .collect()
 }
 
 /// Whether a disk holds swap and nothing else.

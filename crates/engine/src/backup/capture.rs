@@ -57,10 +57,13 @@ pub fn intent(
     started: Timestamp,
 ) -> Result<Run, BackupError> {
     let socket = match plan.method {
-        Method::Checkpoint => context
-            .hypervisor
-            .socket_directory(plan.uuid)?
-            .join(socket_name(plan)),
+        Method::Checkpoint => {
+            let directory = context.hypervisor.socket_directory(plan.uuid)?;
+            let socket = directory.join(socket_name(plan));
+            // One that cannot be reached from here is a reason not to begin.
+            context.hypervisor.export(&socket, "")?;
+            socket
+        }
         Method::Snapshot | Method::Offline => PathBuf::new(),
     };
     let scratch = match plan.method {

@@ -10,7 +10,7 @@ use super::capture::Capture;
 use super::cells;
 use super::pace::Pace;
 use super::plan::DiskPlan;
-use super::{audit, stream};
+use super::{audit, guard, stream};
 use crate::config::LuksHeaders;
 use crate::context::Context;
 use crate::headers::Area;
@@ -72,6 +72,7 @@ pub fn read(
             expected,
         });
     }
+    guard::check(context, capture.plan(), &disk.target, &mut client)?;
     let apart = context
         .config
         .vm

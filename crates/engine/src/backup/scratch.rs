@@ -3,7 +3,7 @@
 //! While disks are read, a thread looks at the storage that holds these files. If there is less free space than
 //! the configured floor, or a file has grown beyond its limit, it ends the backup job at once: the files are gone, the
 //! guest goes on, and the reading fails. In a backup by snapshot it makes the reading fail, and the overlays are merged
-//! early. Only for storage on this machine.
+//! early. Of storage on another machine only that it is full can be told, by the guest that was stopped.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -106,14 +106,29 @@ fn watch(
 
 /// What there is too little of, if anything.
 fn shortage(context: &Context<'_>, plan: &Plan, run: &Run) -> Option<String> {
-    if plan.method == Method::Offline || !context.hypervisor.is_local() {
+    if plan.method == Method::Offline {
         return None;
+    }
+    if !context.hypervisor.is_local() {
+        return stopped(context, plan, run);
     }
     let overlays = run.overlays.iter().map(|entry| &entry.overlay);
     run.scratch
         .iter()
         .chain(overlays)
         .find_map(|file| shortage_at(file, &context.config.limits))
+}
+
+/// Of another machine's storage there is no news before it is full: then QEMU has stopped the guest, and it runs on as soon
+/// as the job has ended.
+fn stopped(context: &Context<'_>, plan: &Plan, run: &Run) -> Option<String> {
+    let stopped = run.running && context.hypervisor.stopped_by_io_error(plan.uuid).ok()?;
+    stopped.then(|| {
+        format!(
+            "the storage of {} is full, and its guest was stopped",
+            context.hypervisor.uri()
+        )
+    })
 }
 
 fn shortage_at(scratch: &Path, limits: &Limits) -> Option<String> {

@@ -221,14 +221,18 @@ fn excluded(context: &Context<'_>, domain: &Domain, plan: &Plan) -> Vec<Excluded
 
 /// The partition table and labels by which a guest finds its swap: sectors that hold no swapped-out page.
 fn swap_layout(context: &Context<'_>, disk: &crate::vm::Disk) -> Option<SwapLayout> {
+    if !context.hypervisor.is_local() {
+        context.note(format!(
+            "swap disk {} lies on another machine: its layout cannot be told, it will come back blank",
+            disk.target
+        ));
+        return None;
+    }
     let read = || -> Result<SwapLayout, String> {
         let path = disk
             .source
             .path()
             .ok_or("it is neither a file nor a block device")?;
-        if !context.hypervisor.is_local() {
-            return Err("it lies on another machine".into());
-        }
         let format = if disk.format == "qcow2" {
             Format::Qcow2
         } else {

@@ -3,7 +3,6 @@
 //! Over ssh nothing is ours but the command: destination, keys, jump hosts and host keys are as `~/.ssh/config` has
 //! them. It never asks for anything (`BatchMode`). `STRONGROOM_SSH` names another program with ssh's arguments.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::io::Read;
 use std::os::unix::process::CommandExt as _;
@@ -16,6 +15,7 @@ use uuid::Uuid;
 
 use crate::cancel::Cancel;
 use crate::config::Quiesce;
+use crate::exec::{shell_word, ssh_program};
 use crate::vm::Agent;
 
 /// What is kept of a script's output, in bytes: its end.
@@ -124,14 +124,9 @@ impl Script<'_> {
 
     /// The script with what it may want to know.
     fn command(&self, script: &str) -> String {
-        let (vm, run, phase) = (quoted(self.vm), quoted(self.run), self.phase.name());
+        let (vm, run, phase) = (shell_word(self.vm), shell_word(self.run), self.phase.name());
         format!("export STRONGROOM_VM={vm} STRONGROOM_RUN={run} STRONGROOM_PHASE={phase}; {script}")
     }
-}
-
-/// As one word for a shell, whatever it holds.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// Runs a command at a destination as ssh knows it. Gives how ssh ended, and the end of what was said.
@@ -141,11 +136,11 @@ fn over_ssh(
     limit: Duration,
     cancel: Option<&Cancel>,
 ) -> (Result<ExitStatus, String>, String) {
-    let program = std::env::var_os("STRONGROOM_SSH").unwrap_or_else(|| OsString::from("ssh"));
+    let program = ssh_program();
     let child = Command::new(&program)
         .args(["-o", "BatchMode=yes", "--", destination])
         // The login shell there may be any; what it is given is one plain command with one word.
-        .arg(format!("/bin/sh -c {}", quoted(command)))
+        .arg(format!("/bin/sh -c {}", shell_word(command)))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -254,7 +249,7 @@ mod tests {
         };
         let command = script.command("printf '%s' \"$STRONGROOM_VM/$STRONGROOM_RUN/$STRONGROOM_PHASE\"");
         // Twice through a shell, as over ssh.
-        let remote = format!("/bin/sh -c {}", quoted(&command));
+        let remote = format!("/bin/sh -c {}", shell_word(&command));
         let output = Command::new("sh").args(["-c", &remote]).output().unwrap();
         assert_eq!(
             String::from_utf8(output.stdout).unwrap(),

@@ -2,7 +2,6 @@
 
 use std::io::copy;
 use std::net::Shutdown;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -11,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use strongroom_engine::vm::{Bitmaps, Hypervisor, HypervisorError};
 use strongroom_libvirt::Libvirt;
+use strongroom_nbd::Target;
 use strongroom_testkit::Sshd;
 
 use crate::fixture::{Guest, URI};
@@ -101,14 +101,10 @@ fn a_lost_connection_is_found_again() {
 fn another_machine() {
     let guest = Guest::start("");
     let sshd = Sshd::start();
-    let dir = tempfile::tempdir().unwrap();
-    let ssh = dir.path().join("ssh");
-    std::fs::write(&ssh, format!("#!/bin/sh\nexec {} \"$@\"\n", sshd.rsh())).unwrap();
-    std::fs::set_permissions(&ssh, std::fs::Permissions::from_mode(0o755)).unwrap();
     let uri = format!(
-        "qemu+ssh://127.0.0.1:{}/system?command={}",
-        sshd.port(),
-        ssh.display()
+        "{}&no_verify=1&no_tty=1&keyfile={}",
+        sshd.libvirt(),
+        sshd.key().display()
     );
     let remote = Libvirt::connect(&uri).unwrap();
     assert_eq!((remote.uri(), remote.is_local()), (uri.as_str(), false));
@@ -126,6 +122,18 @@ fn another_machine() {
         directory(&guest.libvirt),
         "rule and directory agree"
     );
+    // Sockets beside libvirt's own are reached by the same command.
+    let target = remote.export(Path::new("/run/x.sock"), "vda").unwrap();
+    let Target::Command { command, .. } = target else {
+        panic!("{target:?}")
+    };
+    let ours: Vec<&str> = command.iter().map(|word| word.to_str().unwrap()).collect();
+    let (host, calls) = (ours.len() - 2, sshd.calls());
+    assert!(
+        calls[0].starts_with(&format!("{} 127.0.0.1 ", ours[1..host].join(" "))),
+        "libvirt: {calls:?}, we: {ours:?}"
+    );
+    assert_eq!(ours[host..], ["127.0.0.1", "nc -U '/run/x.sock'"]);
     let job = guest.job(Some("cp"), vec![guest.disk("vda", None, true)]);
     remote.begin_backup(guest.uuid, &job).unwrap();
     remote.end_backup(guest.uuid).unwrap();

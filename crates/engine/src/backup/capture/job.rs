@@ -4,7 +4,6 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use strongroom_nbd::Target;
 use uuid::Uuid;
 
 use super::super::BackupError;
@@ -33,14 +32,11 @@ pub fn begin(
         let job = job(plan, &run.socket);
         let error = match rest.around(|| context.hypervisor.begin_backup(plan.uuid, &job))? {
             Ok(call) => {
-                let export = |disk: &DiskPlan| OpenExport {
-                    target: disk.target.clone(),
-                    at: Target::Unix {
-                        path: run.socket.clone(),
-                        export: disk.target.clone(),
-                    },
-                };
-                return Ok((call, plan.disks.iter().map(export).collect(), Vec::new()));
+                let exports = exports(context, plan, &run.socket);
+                if exports.is_err() {
+                    take_down(context, plan, run)?;
+                }
+                return Ok((call, exports?, Vec::new()));
             }
             Err(error) => error,
         };
@@ -61,6 +57,17 @@ pub fn begin(
         what.insert_str(0, "start the backup: ");
     }
     Err(failure.into())
+}
+
+/// Where the disks of the job are read.
+fn exports(context: &Context<'_>, plan: &Plan, socket: &Path) -> Result<Vec<OpenExport>, HypervisorError> {
+    let export = |disk: &DiskPlan| {
+        Ok(OpenExport {
+            target: disk.target.clone(),
+            at: context.hypervisor.export(socket, &disk.target)?,
+        })
+    };
+    plan.disks.iter().map(export).collect()
 }
 
 /// Makes the plan ask for less than what just failed; false if there is nothing less. Only the disks that are to blame

@@ -1,0 +1,45 @@
+//! `strongroom hypervisor-rights`.
+
+use serde_json::json;
+use strongroom_engine::rights::Rights;
+
+use crate::args::HypervisorRights;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::settings::Settings;
+use crate::ui::Ui;
+
+/// Prints a script for the hypervisor's administrator.
+pub fn run(settings: &Settings, args: &HypervisorRights) -> Result<Exit, Failure> {
+    let vms = if args.vms.is_empty() {
+        Settings::chosen(&settings.config()?, &[])?
+    } else {
+        args.vms.clone()
+    };
+    let key = std::fs::read_to_string(&args.key)
+        .map_err(|error| Failure::usage(format!("read the key {}: {error}", args.key.display())))?;
+    let rights = Rights {
+        account: args.account.clone(),
+        group: args.group.clone(),
+        vms,
+        key,
+        pool: args.pool.clone(),
+    };
+    rights
+        .check()
+        .map_err(|error| Failure::usage(format!("make rules: {error}")))?;
+    if settings.ui.json() {
+        Ui::document(&json!({
+            "polkit": rights.polkit(),
+            "authorized_keys": rights.authorized_key(),
+            "commands": rights.commands(),
+        }));
+        return Ok(Exit::Done);
+    }
+    let script = format!(
+        "#!/bin/sh\n# For root on the hypervisor.\nset -e\n{}",
+        rights.commands().join("\n")
+    );
+    script.lines().for_each(Ui::out);
+    Ok(Exit::Done)
+}

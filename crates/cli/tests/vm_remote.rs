@@ -1,0 +1,143 @@
+//! VMs of another machine: everything over ssh, with nothing of ours on the other side.
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+mod common;
+
+use std::net::TcpListener;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::{Bench, Hook, sha256_of_export};
+use strongroom_engine::backup::Report;
+use strongroom_engine::event::Event;
+use strongroom_engine::manifest::Mode;
+use strongroom_engine::vm::Hypervisor as _;
+use strongroom_libvirt::Libvirt;
+use strongroom_nbd::Target;
+use strongroom_testkit::{Format, Lab, Sshd, sha256_of_raw};
+
+/// A bench whose hypervisor is another machine, as far as it can tell.
+fn remote(lab: &Lab, vms: &[&str], sshd: &Sshd) -> Bench {
+    let mut bench = Bench::new(lab, vms);
+    bench.config.hypervisor = sshd.libvirt();
+    bench.hypervisor = Libvirt::connect(&bench.config.hypervisor).unwrap();
+    bench
+}
+
+/// Backs up over ssh, and takes the SHA-256 of `vda` on the other side.
+fn backup(bench: &Bench, vm: &str) -> (Report, String) {
+    let local = Libvirt::connect(common::URI).unwrap();
+    let hash = Mutex::new(String::new());
+    let hook = Hook::new(|event| {
+        if let Event::Captured { exports, .. } = event {
+            assert!(matches!(exports[0].at, Target::Command { .. }), "{exports:?}");
+            let run = bench.run_of(vm).unwrap();
+            *hash.lock().unwrap() = sha256_of_export(&local.export(&run.socket, "vda").unwrap());
+        }
+    });
+    let report = bench.backup(vm, &hook).unwrap();
+    (report, hash.into_inner().unwrap())
+}
+
+#[test]
+fn a_vm_of_another_machine_is_backed_up_verified_and_restored_over_ssh() {
+    let lab = Lab::new();
+    let sshd = Sshd::start();
+    let guest = lab.guest().root_mib(256).boot();
+    let vm = guest.name();
+    let mut bench = remote(&lab, &[vm], &sshd);
+    guest.probe("pattern start 5");
+
+    // Nobody has said that what is on its disk may be seen elsewhere.
+    let refused = bench.says(&lab, &["backup", vm]);
+    refused.expect(1, &["disk vda is not ciphertext: the disk has no LUKS header", "plaintext = true"]);
+    bench.guest_at_rest(&lab, vm);
+    assert_eq!(bench.archives(vm), Vec::<String>::new());
+    bench.config.vm.get_mut(vm).unwrap().plaintext = true;
+
+    let mut points = Vec::new();
+    for mode in [Mode::Full, Mode::Incremental, Mode::Incremental] {
+        let (report, hash) = backup(&bench, vm);
+        let disk = &report.manifest.disks[0];
+        assert_eq!(disk.mode, mode, "{}", disk.reason);
+        points.push((report.archive, hash));
+        guest.probe("write 1");
+    }
+    assert_ne!(points[0].1, points[1].1, "the guest wrote nothing");
+
+    // The connection breaks while a disk is read: the backup fails, and the guest keeps nothing of it.
+    let broken = AtomicBool::new(false);
+    let hook = Hook::new(|event| {
+        if matches!(event, Event::DiskStarted { .. }) && !broken.swap(true, Ordering::SeqCst) {
+            sshd.cut();
+        }
+    });
+    let error = bench.backup(vm, &hook).unwrap_err().to_string();
+    assert!(broken.load(Ordering::SeqCst) && error.contains("vda"), "{error}");
+    bench.guest_at_rest(&lab, vm);
+    let (report, hash) = backup(&bench, vm);
+    points.push((report.archive, hash));
+
+    // Everything else as on the machine itself, by the program.
+    for command in [
+        &["backup", "--dry-run", vm][..],
+        &["recover", vm],
+        &["status"],
+        &["list", vm],
+    ] {
+        let said = bench.says(&lab, command);
+        assert!(matches!(said.code, Some(0 | 3)), "{command:?}: {}", said.err);
+    }
+    let said = bench.says(&lab, &["verify", vm, "--data"]);
+    assert!(
+        said.out.contains("found good") || said.err.contains("found good"),
+        "{said:?}"
+    );
+    let file = lab.path("restored.qcow2");
+    for (archive, hash) in &points {
+        let point = format!("{vm}@{archive}");
+        let to = ["restore", &point, "--disk", "vda", "--to", file.to_str().unwrap()];
+        bench.says(&lab, &to).expect(0, &[]);
+        assert_eq!(sha256_of_raw(&file, Format::Qcow2), *hash, "{archive}");
+        std::fs::remove_file(&file).unwrap();
+    }
+    guest.probe("pattern stop");
+    guest.probe("verify");
+
+    // What this machine cannot do for another one is refused, with what to do instead.
+    bench
+        .says(&lab, &["restore", vm, "--as", "copy"])
+        .expect(1, &["another machine", "--disk"]);
+    guest.shutdown();
+    bench
+        .says(&lab, &["backup", vm])
+        .expect(1, &["shut off", "start it first"]);
+
+    // Ciphertext can be demanded of this machine's VMs, too.
+    let mut here = bench.elsewhere(&lab.path("here"));
+    here.config.vm.get_mut(vm).unwrap().plaintext = false;
+    here.config.ciphertext_only = true;
+    let error = here.backup(vm, &()).unwrap_err().to_string();
+    assert!(error.contains("disk vda is not ciphertext"), "{error}");
+    here.config.ciphertext_only = false;
+    here.backup(vm, &()).unwrap();
+}
+
+#[test]
+fn a_hypervisor_that_cannot_be_reached_is_named() {
+    let lab = Lab::new();
+    let sshd = Sshd::start();
+    let mut bench = Bench::new(&lab, &["vm"]);
+    bench.config.hypervisor = sshd.libvirt();
+    drop(sshd);
+    bench
+        .says(&lab, &["backup", "vm"])
+        .expect(1, &["connect to the hypervisor at qemu+ssh://"]);
+    // One that takes connections and never says a word is given up.
+    let dead = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = dead.local_addr().unwrap().port();
+    bench.config.hypervisor = format!("qemu+ssh://127.0.0.1:{port}/system?no_tty=1");
+    bench
+        .says(&lab, &["backup", "vm"])
+        .expect(1, &["no answer within 30 s"]);
+}

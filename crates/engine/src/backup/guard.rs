@@ -1,0 +1,38 @@
+//! Nothing that anybody could read is copied by accident: a disk that is not ciphertext is read only if the configuration
+//! says so for its VM, by name.
+//!
+//! On by itself for VMs of other machines, where whoever runs the backup is not meant to see what is on the disks;
+//! everywhere with `ciphertext_only`. It is the audit's look at a disk: headers, and samples of the data.
+
+use strongroom_disk::Survey;
+use strongroom_nbd::Client;
+
+use super::BackupError;
+use super::plan::Plan;
+use crate::audit::clear_text;
+use crate::context::Context;
+
+/// Refuses a disk with parts that are not ciphertext.
+pub fn check(context: &Context<'_>, plan: &Plan, disk: &str, client: &mut Client) -> Result<(), BackupError> {
+    let allowed = context.config.vm.get(&plan.vm).is_some_and(|vm| vm.plaintext);
+    if allowed || (context.hypervisor.is_local() && !context.config.ciphertext_only) {
+        return Ok(());
+    }
+    let allocated = client.allocation().map_err(|source| BackupError::Read {
+        disk: disk.to_owned(),
+        source,
+    })?;
+    let survey = Survey::take(client, &allocated).map_err(|source| BackupError::Unchecked {
+        disk: disk.to_owned(),
+        source,
+    })?;
+    let parts = clear_text(&survey);
+    if parts.is_empty() {
+        return Ok(());
+    }
+    Err(BackupError::Plaintext {
+        vm: plan.vm.clone(),
+        disk: disk.to_owned(),
+        parts: parts.join("; "),
+    })
+}
