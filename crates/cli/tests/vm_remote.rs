@@ -50,7 +50,13 @@ fn a_vm_of_another_machine_is_backed_up_verified_and_restored_over_ssh() {
 
     // Nobody has said that what is on its disk may be seen elsewhere.
     let refused = bench.says(&lab, &["backup", vm]);
-    refused.expect(1, &["disk vda is not ciphertext: the disk has no LUKS header", "plaintext = true"]);
+    refused.expect(
+        1,
+        &[
+            "disk vda is not ciphertext: the disk has no LUKS header",
+            "plaintext = true",
+        ],
+    );
     bench.guest_at_rest(&lab, vm);
     assert_eq!(bench.archives(vm), Vec::<String>::new());
     bench.config.vm.get_mut(vm).unwrap().plaintext = true;
