@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use strongroom_nbd::Target;
 use uuid::Uuid;
 
 use super::{
@@ -105,12 +106,15 @@ pass! { Hypervisor
         fn requests(&self, domain: Uuid, targets: &[&str]) -> Told<Vec<Requests>>;
         fn resume_after_io_error(&self, domain: Uuid) -> Told<bool>;
         fn socket_directory(&self, domain: Uuid) -> Told<PathBuf>;
+        fn fetch(&self, path: &Path, limit: u64) -> Told<Vec<u8>>;
+        fn stopped_by_io_error(&self, domain: Uuid) -> Told<bool>;
         fn check_definable(&self, xml: &str, replace: bool) -> Told<()>;
         fn define(&self, xml: &str, replace: bool) -> Told<Uuid>;
     }
     untimed {
         fn uri(&self) -> &str;
         fn is_local(&self) -> bool;
+        fn export(&self, socket: &Path, export: &str) -> Told<Target>;
         fn tpm_directory(&self, domain: Uuid) -> PathBuf;
         fn retarget(&self, xml: &str, change: &Retarget) -> Told<String>;
     }
