@@ -551,6 +551,9 @@ pub struct HypervisorRights {
     /// A storage pool whose files may be read: one for the directory with the UEFI variables.
     #[arg(long, value_name = "POOL")]
     pub pool: Option<String>,
+    /// The VM on that hypervisor which makes the backups: disks of the others may be attached to it, read-only.
+    #[arg(long, value_name = "VM")]
+    pub own_domain: Option<String>,
 }
 
 /// `strongroom thaw-watchdog`.

@@ -7,6 +7,7 @@ mod common;
 use std::process::Command;
 use std::sync::Mutex;
 
+use common::account::{ACCOUNT, Account};
 use common::{Bench, Hook, sha256_of_export};
 use strongroom_engine::event::Event;
 use strongroom_engine::manifest::Mode;
@@ -14,61 +15,6 @@ use strongroom_engine::vm::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 use strongroom_nbd::{Client, Options, Target};
 use strongroom_testkit::{Lab, OwnLibvirtd, Sshd, output_of, polkit, run, virsh};
-
-const ACCOUNT: &str = "strongroom";
-
-/// The hypervisor as the account sees it.
-struct Account {
-    sshd: Sshd,
-    uri: String,
-}
-
-impl Account {
-    /// Does what the program says that the administrator has to do.
-    fn make(own: &OwnLibvirtd, lab: &Lab, bench: &Bench, vm: &str) -> Self {
-        let sshd = Sshd::start();
-        let key = sshd.key().with_extension("pub").display().to_string();
-        let said = bench.json(lab, &["hypervisor-rights", "--key", &key, vm]);
-        for command in said["commands"].as_array().unwrap() {
-            let command = command.as_str().unwrap();
-            if command.starts_with("systemctl") {
-                own.end("TERM");
-                own.start();
-            } else {
-                run(Command::new("sh").args(["-ec", command]));
-            }
-        }
-        let uri = sshd.libvirt_as(ACCOUNT);
-        Self { sshd, uri }
-    }
-
-    /// `virsh` may not do this.
-    #[track_caller]
-    fn refused(&self, arguments: &[&str]) {
-        let said = output_of(
-            Command::new("virsh")
-                .args(["-q", "-c", &self.uri])
-                .args(arguments),
-        );
-        let error = said.expect_err(&format!("{arguments:?} is allowed"));
-        let words = ["access denied", "authentication", "not found", "failed to get"];
-        assert!(
-            words.iter().any(|word| error.to_lowercase().contains(word)),
-            "{arguments:?}: {error}"
-        );
-    }
-
-    /// `ssh`, with these words.
-    fn ssh(&self, arguments: &[&str]) -> (Option<i32>, String) {
-        let output = Command::new(self.sshd.program())
-            .args(["-l", ACCOUNT])
-            .args(arguments)
-            .output()
-            .unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
-    }
-}
 
 #[test]
 fn an_account_can_back_up_the_vms_it_is_for_and_nothing_else() {
@@ -83,7 +29,9 @@ fn an_account_can_back_up_the_vms_it_is_for_and_nothing_else() {
     let vm = guest.name();
     let mut bench = Bench::new(&lab, &[vm]);
     bench.config.vm.get_mut(vm).unwrap().plaintext = true;
-    let account = Account::make(&own, &lab, &bench, vm);
+    let sshd = Sshd::start();
+    let key = sshd.key();
+    let account = Account::make(&own, &lab, &bench, sshd, &key, &[vm]);
     bench.config.hypervisor.clone_from(&account.uri);
     bench.hypervisor = Libvirt::connect(&account.uri).unwrap();
     assert_eq!(

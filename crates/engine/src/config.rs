@@ -11,6 +11,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use strongroom_borg::{Compression, Location};
 
+use crate::rights;
+
 /// What is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -50,6 +52,10 @@ pub struct Config {
     /// libvirt URI of the hypervisor.
     #[serde(default = "default_hypervisor")]
     pub hypervisor: String,
+    /// The domain on the hypervisor in which this program runs. Disks are then attached to it, read-only, and read there
+    /// instead of over ssh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_domain: Option<String>,
     /// Where a VM's repository is, as Borg writes locations; `{vm}` stands for the VM's name.
     pub repository: String,
     /// Where restored disks go on the hypervisor.
@@ -458,6 +464,7 @@ impl Config {
     pub fn new(repository: impl Into<String>) -> Self {
         Self {
             hypervisor: default_hypervisor(),
+            own_domain: None,
             repository: repository.into(),
             images: default_images(),
             state: None,
@@ -532,6 +539,16 @@ impl Config {
         self.audit.check()?;
         self.signing.as_ref().map_or(Ok(()), Signing::check)?;
         self.witness.as_ref().map_or(Ok(()), Witness::check)?;
+        if let Some(own) = &self.own_domain {
+            if !rights::is_plain(own) {
+                return Err("own_domain: letters, digits and ._+- only".into());
+            }
+            if self.vm.contains_key(own) {
+                return Err(format!(
+                    "own_domain: {own} cannot back itself up; another machine has to"
+                ));
+            }
+        }
         let mut owners: BTreeMap<String, &str> = BTreeMap::new();
         for name in self.vm.keys() {
             let location = self.repository_of(name);

@@ -5,6 +5,7 @@
 //! | with the guest at rest | a thaw and the `post` script owing | both are made up for ([`quiesce::settle`]); the watchdog has thawed long before |
 //! | before its job began | a journal entry | the entry is closed |
 //! | with its job running | job, scratch files, new checkpoint | the job is ended (the hypervisor removes the scratch files), the checkpoint becomes stale |
+//! | with views as disks of this machine | those disks, read-only | they are detached |
 //! | after the VM went down | socket, perhaps scratch files | both are removed |
 //! | with overlays | overlays in use, perhaps half merged | they are merged, the guest is switched back, the files are removed: see [`crate::overlay`] |
 //! | after Borg's commit, before the records | two checkpoints | the new one becomes stale: the older one and its archive still belong together |
@@ -14,7 +15,7 @@
 
 use std::path::Path;
 
-use crate::backup::capture::end_job;
+use crate::backup::capture::{end_job, take_back};
 use crate::context::Context;
 use crate::overlay::{HomeError, Homecoming, bring_home};
 use crate::quiesce;
@@ -60,6 +61,7 @@ pub fn reconcile(context: &Context<'_>, domain: &Domain, state: &mut VmState) ->
         domain.name,
         run.started.strftime("%Y-%m-%d %H:%M:%S UTC")
     ));
+    take_back(context, &run);
     // The guest's own images come first.
     if let Homecoming::Stuck(disks) = bring_home(context, domain.uuid, state)? {
         let vm = domain.name.clone();

@@ -14,11 +14,12 @@
 //! | `virDomainBackupBegin` | `domain.block-write` | the frozen view |
 //! | `virDomainAbortJob` | `domain.write`, for `virsh domjobabort VM` alone | the end of the frozen view |
 //! | `virDomainResume` | `domain.suspend` | a guest that was stopped because its storage was full runs on |
+//! | `virDomainAttachDeviceFlags`, `virDomainDetachDeviceFlags` | `domain.write` on the VM that makes the backups, for two commands of `virsh` alone | exports as its disks, read-only |
 //! | `virStorageVolDownload` and look-ups | `storage-pool.getattr`, `storage-vol.getattr`, `storage-vol.data-read` | UEFI variables, if a pool for them is named |
 //!
 //! Deliberately not among them: `domain.read-secure`, which is the passwords in a definition, and `domain.write`, which is
-//! also QEMU's monitor and the guest agent. libvirt wants the latter to end a job, too. So polkit looks at the process that asks:
-//! only the command line that the forced command runs for it has the right, and that one does nothing else.
+//! also QEMU's monitor and the guest agent. libvirt wants the latter to end a job and to attach a disk, too. So polkit looks at
+//! the process that asks: only the command lines that the forced command runs for it have the right, and those do nothing else.
 
 use std::fmt::Write as _;
 
@@ -37,6 +38,8 @@ pub struct Rights {
     pub key: String,
     /// A storage pool whose files may be read: the one with the UEFI variables.
     pub pool: Option<String>,
+    /// The VM that makes the backups, if it is one of this hypervisor's: exports may be attached to it, read-only.
+    pub own: Option<String>,
 }
 
 /// libvirt cuts a domain's name to so many characters in the name of its directory.
@@ -47,6 +50,78 @@ pub fn abort_command(vm: &str) -> String {
     format!("virsh -q -c qemu:///system domjobabort {}", shell_word(vm))
 }
 
+/// What the targets are called under which exports are attached: this, and one of [`LENT_TARGETS`].
+pub const LENT_PREFIX: &str = "vds";
+/// So many can be attached at the same time.
+pub const LENT_TARGETS: [char; 16] = [
+    'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i', 'j', 'k', 'l', 'm', 'n', 'o', 'p',
+];
+
+/// What the key may run to have an export attached to the VM that makes the backups, as a disk that nobody can write to.
+pub fn lend_command(own: &str, export: &str, target: &str, socket: &str, serial: &str) -> String {
+    lend_words(
+        &word(own),
+        &word(export),
+        &word(target),
+        &word(socket),
+        &word(serial),
+    )
+}
+
+/// The command, or a pattern for it.
+fn lend_words(own: &str, export: &str, target: &str, socket: &str, serial: &str) -> String {
+    format!(
+        "virsh -q -c qemu:///system attach-disk {own} {export} {target} --live --sourcetype network --source-protocol nbd \
+         --source-host-transport unix --source-host-socket {socket} --targetbus virtio --driver qemu --subdriver raw \
+         --cache none --mode readonly --serial {serial}"
+    )
+}
+
+/// What the key may run to have such a disk detached.
+pub fn take_back_command(own: &str, target: &str) -> String {
+    take_back_words(&word(own), &word(target))
+}
+
+fn take_back_words(own: &str, target: &str) -> String {
+    format!("virsh -q -c qemu:///system detach-disk {own} {target} --live")
+}
+
+/// A word for a shell, as it is where that can be.
+fn word(text: &str) -> String {
+    if !text.is_empty() && text.chars().all(|c| is_plain_char(c) || c == '/') {
+        text.to_owned()
+    } else {
+        shell_word(text)
+    }
+}
+
+/// Whether a name can be written into rules and patterns as it is.
+pub fn is_plain(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with(['-', '.']) && name.chars().all(is_plain_char)
+}
+
+fn is_plain_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "._+-".contains(c)
+}
+
+/// How the directories begin in which QEMU makes its sockets.
+const SOCKETS: &str = "/var/lib/libvirt/qemu/domain-";
+
+/// A domain's name as it is in the name of its directory.
+fn short(vm: &str) -> String {
+    vm.chars().take(SHORT_NAME).collect()
+}
+
+/// A name that stands for itself in a regular expression.
+fn expression(name: &str) -> String {
+    name.replace('.', "\\.").replace('+', "\\+")
+}
+
+/// A regular expression between slashes.
+fn slashed(expression: &str) -> String {
+    expression.replace('/', "\\/")
+}
+
 /// Rights on the connection.
 const CONNECT: &[&str] = &["getattr", "search-domains"];
 /// Rights on each of the VMs.
@@ -55,13 +130,6 @@ const DOMAIN: &[&str] = &["getattr", "read", "checkpoint", "block-write", "suspe
 impl Rights {
     /// Whether the names can be written into rules and patterns as they are, and the key is one.
     pub fn check(&self) -> Result<(), String> {
-        let plain = |name: &str| {
-            !name.is_empty()
-                && !name.starts_with(['-', '.'])
-                && name
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || "._+-".contains(c))
-        };
         if self.vms.is_empty() {
             return Err("name the VMs that may be backed up".into());
         }
@@ -69,8 +137,9 @@ impl Rights {
             .vms
             .iter()
             .chain([&self.account, &self.group])
-            .chain(&self.pool);
-        if let Some(odd) = names.into_iter().find(|name| !plain(name)) {
+            .chain(&self.pool)
+            .chain(&self.own);
+        if let Some(odd) = names.into_iter().find(|name| !is_plain(name)) {
             return Err(format!(
                 "{odd:?}: only letters, digits and ._+- can be in a name that rules are made for"
             ));
@@ -133,6 +202,22 @@ polkit.addRule(function(action, subject) {{
 "#,
             vms = list(&vms),
         );
+        if let Some(own) = &self.own {
+            let _ = write!(
+                rule,
+                r#"    // {own} makes the backups: exports of the others may be attached to it as disks, and detached, by two commands.
+    if (object == "domain" && ["getattr", "read"].indexOf(right) >= 0 && action.lookup("domain_name") == "{own}")
+        return polkit.Result.YES;
+    if (object == "domain" && right == "write" && action.lookup("domain_name") == "{own}") {{
+        var words = polkit.spawn(["/usr/bin/xargs", "-0", "-a", "/proc/" + subject.pid + "/cmdline", "/bin/echo"]);
+        if (/^{lend}\n$/.test(words) || /^{take_back}\n$/.test(words))
+            return polkit.Result.YES;
+    }}
+"#,
+                lend = self.lend_expression(own),
+                take_back = slashed(&take_back_words(&expression(own), "vds[a-p]")),
+            );
+        }
         if let Some(pool) = &self.pool {
             let _ = write!(
                 rule,
@@ -146,30 +231,60 @@ polkit.addRule(function(action, subject) {{
         rule
     }
 
-    /// The line of `authorized_keys`. Whatever the client asks for, one of three commands is run, or none:
-    /// libvirt's own helper, netcat on an export of a listed VM, the end of a listed VM's job.
+    /// What polkit compares the command with that has an export attached.
+    fn lend_expression(&self, own: &str) -> String {
+        let short: Vec<String> = self.vms.iter().map(|vm| expression(&short(vm))).collect();
+        let socket = format!("{SOCKETS}[0-9]+-({})/sr-[0-9a-f]{{8}}\\.sock", short.join("|"));
+        slashed(&lend_words(
+            &expression(own),
+            "[a-z0-9]+",
+            "vds[a-p]",
+            &socket,
+            "sr-[0-9a-f]{8}-[a-z0-9]+",
+        ))
+    }
+
+    /// The line of `authorized_keys`. Whatever the client asks for, one of these commands is run, or none: libvirt's own
+    /// helper, netcat on an export of a listed VM, the end of a listed VM's job, and such an export as a disk of the VM that makes
+    /// the backups.
     pub fn authorized_key(&self) -> String {
-        let base = "/var/lib/libvirt/qemu/domain-";
         let hex = "[0-9a-f]".repeat(8);
-        let mut arms = String::new();
-        let mut aborts = String::new();
+        let (mut commands, mut sockets) = (String::new(), String::new());
+        // Writing to a String cannot fail.
         for vm in &self.vms {
-            let _ = write!(aborts, "\\\"{0}\\\") exec {0};; ", abort_command(vm));
-            let short: String = vm.chars().take(SHORT_NAME).collect();
+            let _ = write!(commands, "\"{0}\") exec {0};; ", abort_command(vm));
             // The number in front of the name has to be one: else it is another VM's directory.
             let _ = write!(
-                arms,
-                "{base}*-{short}/sr-{hex}.sock) i=${{s#{base}}}; i=${{i%-{short}/*}}; \
-                 case $i in ''|*[!0-9]*) ;; *) exec nc -U $s;; esac;; "
+                sockets,
+                "{SOCKETS}*-{short}/sr-{hex}.sock) i=${{s#{SOCKETS}}}; i=${{i%-{short}/*}}; \
+                 case $i in ''|*[!0-9]*) ;; *) exec $x;; esac;; ",
+                short = short(vm),
+            );
+        }
+        if let Some(own) = &self.own {
+            let serial = format!("\"sr-{hex}-[a-z]*\"");
+            let pattern = lend_words(own, "\"[a-z]*\"", "vds\"[a-p]\"", "\"*\"", &serial);
+            // As many words as there are in the pattern: then each star is one.
+            let example = lend_words("o", "e", "t", "SOCKET", "s");
+            let words = example.split(' ').count();
+            let socket = example.split(' ').take_while(|word| *word != "SOCKET").count() + 1;
+            let _ = write!(
+                commands,
+                "\"{pattern}\") set -f; set -- $c; [ $# = {words} ] && x=$c && s=${{{socket}}};; \"{}\") exec $c;; ",
+                take_back_words(own, "vds\"[a-p]\"")
             );
         }
         let command = format!(
-            "case $SSH_ORIGINAL_COMMAND in *virt-ssh-helper*) exec virt-ssh-helper qemu:///system;; {aborts}esac; \
-             s=${{SSH_ORIGINAL_COMMAND#nc -U ?}}; s=${{s%?}}; \
-             case $s in *[!A-Za-z0-9._+/-]*|*..*) ;; {arms}esac; \
+            "c=$SSH_ORIGINAL_COMMAND; s=; x=; case $c in *virt-ssh-helper*) exec virt-ssh-helper qemu:///system;; {commands}\
+             \"nc -U '\"*\"'\") s=${{c#nc -U ?}}; s=${{s%?}}; x=\"nc -U $s\";; esac; \
+             case $s in *[!A-Za-z0-9._+/-]*|*..*) ;; {sockets}esac; \
              echo strongroom: refused >&2; exit 126"
         );
-        format!("restrict,command=\"{command}\" {}\n", self.key.trim())
+        format!(
+            "restrict,command=\"{}\" {}\n",
+            command.replace('"', "\\\""),
+            self.key.trim()
+        )
     }
 
     /// What the hypervisor's administrator does, as root, one command after the other.
@@ -209,6 +324,7 @@ mod tests {
             vms: vms.iter().map(|vm| (*vm).to_owned()).collect(),
             key: format!("ssh-ed25519 {} me@here\n", "A".repeat(68)),
             pool: None,
+            own: None,
         }
     }
 
@@ -274,9 +390,65 @@ mod tests {
         ] {
             assert_eq!(forced(&rights, bad), (String::new(), Some(126)), "{bad}");
         }
+        // No VM that disks may be attached to.
+        let lend = |own: &str, vm: &str| {
+            let serial = "sr-0123abcd-vda";
+            lend_command(own, "vda", "vdsa", &socket(vm), serial)
+        };
+        assert_eq!(forced(&rights, &lend("backup1", "3-web01")).1, Some(126));
+        assert_eq!(
+            forced(&rights, &take_back_command("backup1", "vdsa")).1,
+            Some(126)
+        );
         // However it is asked for, libvirt's helper gets no words of the client's.
         let (said, _) = forced(&rights, "virt-ssh-helper test:///default; id");
         assert_eq!(said, "virt-ssh-helper qemu:///system");
+    }
+
+    #[test]
+    fn exports_of_listed_vms_can_be_attached_to_one_vm_and_nothing_else_can() {
+        let mut rights = rights(&["web01", "db.1"]);
+        rights.own = Some("backup1".into());
+        rights.check().unwrap();
+        let socket = |vm: &str| format!("/var/lib/libvirt/qemu/domain-{vm}/sr-0123abcd.sock");
+        let lend = |own: &str, vm: &str| lend_command(own, "vda", "vdsb", &socket(vm), "sr-0123abcd-vda");
+        let back = |target: &str| take_back_command("backup1", target);
+        for good in [
+            lend("backup1", "3-web01"),
+            lend("backup1", "12-db.1"),
+            back("vdsp"),
+        ] {
+            assert_eq!(forced(&rights, &good), (good.clone(), Some(0)));
+        }
+        let good = lend("backup1", "3-web01");
+        for bad in [
+            lend("web01", "3-web01"),
+            lend("backup1", "3-web02"),
+            lend("backup1", "3-x-web01"),
+            lend("backup1", "3-dbx1"),
+            good.replace("--mode readonly ", ""),
+            good.replace("readonly", "shareable"),
+            good.replace(" vda ", " vda --config "),
+            good.replace(" vda ", " /dev/sda "),
+            good.replace("vdsb", "vda"),
+            good.replace("--sourcetype network", "--sourcetype block"),
+            good.replace("sr-0123abcd.sock", "monitor.sock"),
+            good.replace("/sr-", "/../domain-4-db/sr-"),
+            format!("{good} --config"),
+            format!("{good}; id"),
+            good.replace(" --live ", " --live\n"),
+            back("vda"),
+            back("vdsb --config"),
+            take_back_command("web01", "vdsb"),
+        ] {
+            assert_eq!(forced(&rights, &bad), (String::new(), Some(126)), "{bad}");
+        }
+        // polkit's expression says the same; it is tried for real in vm_rights.
+        assert!(
+            rights
+                .polkit()
+                .contains(r"\/domain-[0-9]+-(web01|db\.1)\/sr-[0-9a-f]{8}\.sock")
+        );
     }
 
     #[test]

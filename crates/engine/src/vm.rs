@@ -9,6 +9,7 @@
 
 mod agent;
 mod chains;
+mod lending;
 mod new;
 mod timed;
 
@@ -23,6 +24,7 @@ use crate::config::Vm;
 
 pub use self::agent::{Agent, FreezeStatus, GuestExit};
 pub use self::chains::{BlockJob, BlockJobState, Chain, Chains, SnapshotDisk};
+pub use self::lending::{Lending, Lent, MAX_SERIAL};
 pub use self::new::{
     Accelerator, Boot, Channel, Console, Creation, Extras, Firmware, Host, ImageFormat, LaunchSecurity,
     Network, NewDisk, NewDomain, Support,
@@ -312,7 +314,7 @@ pub struct BadBitmap {
 }
 
 /// The hypervisor. Implementations are shared between threads.
-pub trait Hypervisor: Agent + Chains + Creation + Send + Sync {
+pub trait Hypervisor: Agent + Chains + Creation + Lending + Send + Sync {
     /// The URI as configured, for messages.
     fn uri(&self) -> &str;
 

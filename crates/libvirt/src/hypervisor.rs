@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use strongroom_engine::cancel::Cancel;
 use strongroom_engine::exec::{self, Call};
+use strongroom_engine::rights;
 use strongroom_engine::vm::{
     BackupJob, BadBitmap, Disk, DiskSource, Domain, Hypervisor, HypervisorError, Requests, Retarget,
     RunState, RunningJob,
@@ -202,13 +203,14 @@ impl Hypervisor for Libvirt {
             return Ok(());
         };
         let aborted = match sys::abort_job(&handle) {
-            Err(error) if is(&error, ErrorNumber::AccessDenied) => {
-                self.abort_over_ssh(&handle)
-                    .map_err(|message| HypervisorError::Failed {
-                        what: format!("end the backup job of domain {domain}"),
-                        message: format!("{}; {message}", words(&error)),
-                    })
-            }
+            Err(error) if is(&error, ErrorNumber::AccessDenied) => handle
+                .name()
+                .map_err(|error| words(&error))
+                .and_then(|name| self.run_there(&rights::abort_command(&name)))
+                .map_err(|message| HypervisorError::Failed {
+                    what: format!("end the backup job of domain {domain}"),
+                    message: format!("{}; {message}", words(&error)),
+                }),
             Err(error) => Err(self.failed(format!("end the backup job of domain {domain}"), &error)),
             Ok(()) => Ok(()),
         };
@@ -372,11 +374,11 @@ impl Hypervisor for Libvirt {
 }
 
 impl Libvirt {
-    /// Ends a domain's job by the one command that an account with few rights may run for it.
-    fn abort_over_ssh(&self, handle: &Handle) -> Result<(), String> {
-        let name = handle.name().map_err(|error| words(&error))?;
+    /// Runs a command on the hypervisor, for an account whose rights are those of `strongroom hypervisor-rights`: libvirt
+    /// itself may refuse it a call that takes the right to much more, while its key may run exactly this.
+    pub(crate) fn run_there(&self, command: &str) -> Result<(), String> {
         let uri = Uri::parse(&self.reported).unwrap_or_default();
-        let command = ssh::to_abort(&uri, &name)?;
+        let command = ssh::on(&uri, command)?;
         let (program, arguments) = command.split_first().ok_or("no command")?;
         let call = Call {
             program,
@@ -490,6 +492,12 @@ impl Libvirt {
             extras: definition.extras,
             name,
         })
+    }
+
+    /// The same, of a domain of this name.
+    pub(crate) fn live_disks_of(&self, name: &str) -> Result<Vec<Disk>, HypervisorError> {
+        let handle = self.by_name(&self.connection()?, name)?;
+        self.live_disks(&handle.ok_or_else(|| self.no_such_domain(name))?)
     }
 
     /// The disks as QEMU has them, which may differ from the definition for the next start.

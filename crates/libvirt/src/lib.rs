@@ -33,6 +33,7 @@ mod host;
 mod hypervisor;
 mod image;
 mod job;
+mod lending;
 mod machine;
 mod qemu;
 mod repair;

@@ -15,7 +15,6 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use strongroom_engine::exec::{shell_word, ssh_program};
-use strongroom_engine::rights;
 
 use crate::uri::{Uri, encoded};
 
@@ -28,15 +27,8 @@ pub fn to_socket(uri: &Uri, socket: &Path) -> Result<Vec<OsString>, String> {
     on(uri, &format!("{netcat} -U {}", shell_word(socket)))
 }
 
-/// The command that ends whatever job holds a domain, for an account whose rights are those of `strongroom
-/// hypervisor-rights`: libvirt itself may refuse it `virDomainAbortJob`, which takes the right to much more, while its key may
-/// run exactly this.
-pub fn to_abort(uri: &Uri, domain: &str) -> Result<Vec<OsString>, String> {
-    on(uri, &rights::abort_command(domain))
-}
-
 /// The command that runs another one on the machine that the URI names.
-fn on(uri: &Uri, remote: &str) -> Result<Vec<OsString>, String> {
+pub fn on(uri: &Uri, remote: &str) -> Result<Vec<OsString>, String> {
     // libssh and libssh2 are other implementations of the same, with the same keys and servers.
     if !matches!(uri.transport.as_str(), "ssh" | "libssh" | "libssh2") {
         return Err(format!(

@@ -84,6 +84,14 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Bytes and nothing else.
+    pub fn plain() -> Self {
+        Self {
+            allocation: false,
+            ..Self::default()
+        }
+    }
+
     /// The default and one dirty bitmap.
     pub fn with_bitmap(name: impl Into<String>) -> Self {
         Self {

@@ -1,7 +1,7 @@
 //! A real virtual machine, small enough to boot in seconds without hardware virtualisation.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,6 +30,8 @@ pub struct GuestBuilder<'a> {
     memory_mib: u64,
     agent: bool,
     extra: Vec<(Format, u64)>,
+    files: Option<PathBuf>,
+    network: bool,
 }
 
 impl<'a> GuestBuilder<'a> {
@@ -43,6 +45,8 @@ impl<'a> GuestBuilder<'a> {
             memory_mib: 256,
             agent: true,
             extra: Vec::new(),
+            files: None,
+            network: false,
         }
     }
 
@@ -88,6 +92,18 @@ impl<'a> GuestBuilder<'a> {
         self
     }
 
+    /// A file system as one more disk, with the serial number `files`, raw.
+    pub fn files(mut self, image: &Path) -> Self {
+        self.files = Some(image.to_owned());
+        self
+    }
+
+    /// QEMU's own network, in which the host's loopback is 10.0.2.2, and room for disks that are attached while it runs.
+    pub fn networked(mut self) -> Self {
+        self.network = true;
+        self
+    }
+
     /// Makes the disks and defines the domain, without starting it.
     pub fn define(self) -> TestGuest {
         let dir = self.lab.dir();
@@ -121,6 +137,14 @@ impl<'a> GuestBuilder<'a> {
             let target = format!("vd{letter}");
             disk::create_disk(&add(&target, *format, &target), *format, *mib);
         }
+        if let Some(image) = &self.files {
+            disks.push(Disk {
+                target: "vdz".to_owned(),
+                file: image.display().to_string(),
+                format: Format::Raw,
+                serial: "files".to_owned(),
+            });
+        }
         let xml = Domain {
             name: &name,
             dir,
@@ -132,6 +156,7 @@ impl<'a> GuestBuilder<'a> {
                 "writeback"
             },
             agent: self.agent,
+            network: self.network,
         }
         .xml();
         let guest = TestGuest {

@@ -44,12 +44,13 @@ impl Sshd {
         let known = fs::read_to_string(host_key).expect("read the host key");
         fs::write(file("known_hosts"), format!("[127.0.0.1]:{port} {known}")).expect("write known_hosts");
         let server = format!(
-            "ListenAddress 127.0.0.1\nPort {port}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\n\
+            "ListenAddress 127.0.0.1\nPort {port}\nHostKey {}\nAuthorizedKeysFile {} {}\nPidFile none\n\
              StrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
              PermitRootLogin prohibit-password\nUseDNS no\nMaxStartups 100\n\
              Match User *,!{}\n  AuthorizedKeysFile .ssh/authorized_keys\n",
             file("host"),
             file("user.pub"),
+            file("authorized"),
             user(),
         );
         fs::write(file("sshd_config"), server).expect("write sshd_config");
@@ -106,6 +107,19 @@ impl Sshd {
     pub fn calls(&self) -> Vec<String> {
         let calls = fs::read_to_string(self.dir.path().join("calls")).unwrap_or_default();
         calls.lines().map(str::to_owned).collect()
+    }
+
+    /// Lets in another key as well, for whoever runs the test, as this line of `authorized_keys` says.
+    pub fn let_in(&self, line: &str) {
+        let path = self.dir.path().join("authorized");
+        let before = fs::read_to_string(&path).unwrap_or_default();
+        fs::write(path, format!("{before}{line}\n")).expect("write authorized_keys");
+    }
+
+    /// What a client has to know of its host key that reaches it at this address.
+    pub fn known_hosts(&self, address: &str) -> String {
+        let known = fs::read_to_string(self.dir.path().join("known_hosts")).expect("read known_hosts");
+        known.replace("127.0.0.1", address)
     }
 
     /// The private key that it lets in.

@@ -5,6 +5,9 @@ use std::path::Path;
 
 use crate::disk::Format;
 
+/// More PCI Express ports than its devices need: what is attached later takes one each.
+const SPARE_PORTS: usize = 12;
+
 /// One disk of a guest.
 pub struct Disk {
     pub target: String,
@@ -21,6 +24,7 @@ pub struct Domain<'a> {
     pub disks: &'a [Disk],
     pub cache: &'a str,
     pub agent: bool,
+    pub network: bool,
 }
 
 /// The path of the log of a domain's serial port.
@@ -56,6 +60,15 @@ impl Domain<'_> {
         } else {
             ""
         };
+        let network = if self.network {
+            format!(
+                "<interface type='user'><model type='virtio'/></interface>\
+                 <controller type='pci' index='0' model='pcie-root'/>{}",
+                "<controller type='pci' model='pcie-root-port'/>".repeat(SPARE_PORTS)
+            )
+        } else {
+            String::new()
+        };
         format!(
             "<domain type='qemu'>
   <name>{name}</name>
@@ -73,7 +86,7 @@ impl Domain<'_> {
   <on_reboot>restart</on_reboot>
   <on_crash>destroy</on_crash>
   <devices>{disks}
-    {agent}
+    {agent}{network}
     <channel type='unix'><target type='virtio' name='org.strongroom.probe'/></channel>
     <serial type='file'><source path='{serial}'/></serial>
     <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>

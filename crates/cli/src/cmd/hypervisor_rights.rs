@@ -24,6 +24,7 @@ pub fn run(settings: &Settings, args: &HypervisorRights) -> Result<Exit, Failure
         vms,
         key,
         pool: args.pool.clone(),
+        own: args.own_domain.clone(),
     };
     rights
         .check()

@@ -1,6 +1,7 @@
 //! What the tests with virtual machines share: a configured engine over real libvirt, real Borg, real QEMU.
 #![allow(dead_code, clippy::unwrap_used)] // Each test binary uses its own part of it, and fails by panicking.
 
+pub mod account;
 pub mod checks;
 pub mod deaths;
 pub mod luks;

@@ -6,6 +6,7 @@
 //! and closes what reads images; overlays are brought home by [`crate::overlay`] afterwards.
 
 mod job;
+mod lent;
 mod offline;
 mod snapshot;
 
@@ -16,6 +17,8 @@ use jiff::Timestamp;
 use strongroom_nbd::{QemuNbd, Target};
 
 pub use self::job::end_job;
+use self::lent::Lent;
+pub use self::lent::take_back;
 pub use self::offline::stamp;
 use super::BackupError;
 use super::plan::{DiskPlan, Plan};
@@ -37,6 +40,8 @@ pub struct Capture<'a> {
     /// The views, in the order of the plan's disks.
     pub exports: Vec<OpenExport>,
     servers: Vec<Server>,
+    /// Views that are read as disks of this machine.
+    lent: Vec<Lent>,
     /// What the journal says of this run: how its job is told from others'.
     run: &'a Run,
     ended: bool,
@@ -88,8 +93,12 @@ pub fn intent(
 
 /// Short: a unix socket's path has 107 bytes at most, and libvirt's directories are long already.
 fn socket_name(plan: &Plan) -> String {
-    let unique = plan.run.rsplit('-').next().unwrap_or(&plan.run);
-    format!("sr-{unique}.sock")
+    format!("sr-{}.sock", short_id(&plan.run))
+}
+
+/// What tells a run from others where there is little room: the end of its id.
+fn short_id(run: &str) -> &str {
+    run.rsplit('-').next().unwrap_or(run)
 }
 
 impl<'a> Capture<'a> {
@@ -106,6 +115,10 @@ impl<'a> Capture<'a> {
             Method::Snapshot => snapshot::begin(context, plan, run, rest)?,
             Method::Offline => offline::begin(context, plan)?,
         };
+        let lent = match plan.method {
+            Method::Checkpoint => lent::borrow(context, plan, run),
+            Method::Snapshot | Method::Offline => Vec::new(),
+        };
         Ok(Self {
             context,
             plan,
@@ -113,6 +126,7 @@ impl<'a> Capture<'a> {
             call,
             exports,
             servers,
+            lent,
             run,
             ended: false,
         })
@@ -140,6 +154,20 @@ impl<'a> Capture<'a> {
             Method::Checkpoint | Method::Offline => Some(BackupJob::dirty_bitmap(&disk.target)),
         };
         Some((export.at.clone(), dirty))
+    }
+
+    /// Where the bytes of a disk are read, where that is another place than the one that has the maps.
+    pub fn data(&self, disk: &DiskPlan) -> Option<Target> {
+        let lent = self.lent.iter().find(|lent| lent.target == disk.target)?;
+        Some(lent.at())
+    }
+
+    /// Gives back what was lent: QEMU could not read from it once the job has ended.
+    fn give_back(&mut self) {
+        if !self.lent.is_empty() {
+            self.lent.clear();
+            take_back(self.context, self.run);
+        }
     }
 
     /// Whether what was read is one state of the disks. Nothing else can touch a backup job's views; a shut-off VM
@@ -172,6 +200,7 @@ impl<'a> Capture<'a> {
 
     /// Ends the views.
     pub fn end(mut self) -> Result<(), BackupError> {
+        self.give_back();
         if self.plan.method == Method::Checkpoint {
             end_job(self.context, self.plan.uuid, self.run)?;
         }
@@ -182,6 +211,7 @@ impl<'a> Capture<'a> {
 
 impl Drop for Capture<'_> {
     fn drop(&mut self) {
+        self.give_back();
         if !self.ended
             && self.plan.method == Method::Checkpoint
             && let Err(error) = end_job(self.context, self.plan.uuid, self.run)

@@ -64,15 +64,24 @@ pub fn read(
         ..Options::default()
     };
     let mut client = Client::connect(&target, &options).map_err(read_error)?;
-    if client.size() != disk.size {
-        let (disk, expected) = (disk.target.clone(), disk.size);
-        return Err(BackupError::Size {
-            disk,
+    let size = |client: &Client| {
+        if client.size() == disk.size {
+            return Ok(());
+        }
+        Err(BackupError::Size {
+            disk: disk.target.clone(),
             export: client.size(),
-            expected,
-        });
+            expected: disk.size,
+        })
+    };
+    size(&client)?;
+    let mut maps = None;
+    if let Some(lent) = capture.data(disk) {
+        let data = Client::connect(&lent, &Options::plain()).map_err(read_error)?;
+        size(&data)?;
+        maps = Some(std::mem::replace(&mut client, data));
     }
-    guard::check(context, capture.plan(), &disk.target, &mut client)?;
+    guard::check(context, capture.plan(), &disk.target, &mut client, maps.as_mut())?;
     let apart = context
         .config
         .vm
@@ -96,7 +105,11 @@ pub fn read(
     };
     let full = |allocation: &ExtentMap| cells::cut(&[], &RangeSet::all(disk.size), allocation);
     let cells = if let (Some(bitmap), Some(parent)) = (&dirty, &disk.parent) {
-        let (allocation, changed) = client.block_status_all(bitmap).map_err(read_error)?;
+        let (allocation, changed) = maps
+            .as_mut()
+            .unwrap_or(&mut client)
+            .block_status_all(bitmap)
+            .map_err(read_error)?;
         let allocation = areas::with_holes(&allocation, &carved);
         let point = points
             .iter()
@@ -145,7 +158,11 @@ pub fn read(
             }
         }
     } else {
-        let allocation = client.allocation().map_err(read_error)?;
+        let allocation = maps
+            .as_mut()
+            .unwrap_or(&mut client)
+            .allocation()
+            .map_err(read_error)?;
         full(&areas::with_holes(&allocation, &carved))
     };
     let streamed = stream::stream(context, &disk.target, &mut client, &cells, writer, pace)?;

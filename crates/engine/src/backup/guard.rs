@@ -12,16 +12,25 @@ use super::plan::Plan;
 use crate::audit::clear_text;
 use crate::context::Context;
 
-/// Refuses a disk with parts that are not ciphertext.
-pub fn check(context: &Context<'_>, plan: &Plan, disk: &str, client: &mut Client) -> Result<(), BackupError> {
+/// Refuses a disk with parts that are not ciphertext. Its map may come from another place than its bytes.
+pub fn check(
+    context: &Context<'_>,
+    plan: &Plan,
+    disk: &str,
+    client: &mut Client,
+    maps: Option<&mut Client>,
+) -> Result<(), BackupError> {
     let allowed = context.config.vm.get(&plan.vm).is_some_and(|vm| vm.plaintext);
     if allowed || (context.hypervisor.is_local() && !context.config.ciphertext_only) {
         return Ok(());
     }
-    let allocated = client.allocation().map_err(|source| BackupError::Read {
-        disk: disk.to_owned(),
-        source,
-    })?;
+    let allocated = maps
+        .unwrap_or(&mut *client)
+        .allocation()
+        .map_err(|source| BackupError::Read {
+            disk: disk.to_owned(),
+            source,
+        })?;
     let survey = Survey::take(client, &allocated).map_err(|source| BackupError::Unchecked {
         disk: disk.to_owned(),
         source,

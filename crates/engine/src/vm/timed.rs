@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{
     Agent, BackupJob, BadBitmap, Chain, Chains, Creation, Domain, FreezeStatus, GuestExit, Host, Hypervisor,
-    HypervisorError, NewDomain, Requests, Retarget, RunningJob, SnapshotDisk,
+    HypervisorError, Lending, Lent, NewDomain, Requests, Retarget, RunningJob, SnapshotDisk,
 };
 use crate::state::Overlay;
 
@@ -164,6 +164,14 @@ pass! { Creation
     untimed {
         fn compose(&self, new: &NewDomain) -> Told<String>;
     }
+}
+
+pass! { Lending
+    timed {
+        fn lend(&self, to: &str, lent: &Lent<'_>) -> Told<()>;
+        fn take_back(&self, from: &str, serials: &str) -> Told<usize>;
+    }
+    untimed {}
 }
 
 #[cfg(test)]
