@@ -13,6 +13,8 @@ from .vm import Vm
 ROOT = Path(__file__).resolve().parents[2]
 STRONGROOM = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "strongroom"
 GIB = 1 << 30
+# Who has stored more than this by an incremental backup forgets the older ones after it, unmeasured: disks are finite.
+MUCH = GIB
 
 
 class Lab:
@@ -153,7 +155,11 @@ class Borg:
         before = measure.size_of(self.repository)
         measured, _ = measure.run(["borg", "create", "--sparse", "--compression", "none", "--chunker-params", "fixed,4194304",
                                    f"{self.repository}::{self.count}", self.image])
-        return measured, {"stored": measure.size_of(self.repository) - before}
+        stored = measure.size_of(self.repository) - before
+        if self.count > 1 and stored > MUCH:
+            measure.out("borg", "prune", "--keep-last", "1", self.repository)
+            measure.out("borg", "compact", self.repository)
+        return measured, {"stored": stored}
 
 
 def extract(archive, directory):
@@ -175,7 +181,10 @@ class Restic:
         os.utime(self.image)
         before = measure.size_of(self.repository)
         measured, _ = measure.run(["restic", "-q", "-r", self.repository, "backup", self.image])
-        return measured, {"stored": measure.size_of(self.repository) - before}
+        stored = measure.size_of(self.repository) - before
+        if before > MUCH and stored > MUCH:
+            measure.out("restic", "-q", "-r", self.repository, "forget", "--keep-last", "1", "--prune")
+        return measured, {"stored": stored}
 
     def restore(self, directory):
         measured, _ = measure.run(["restic", "-q", "-r", self.repository, "restore", "latest", "--target", fresh(directory)])
