@@ -208,7 +208,7 @@ appliance() {
 }
 
 image() {
-    local work=$1 size
+    local work=$1 size said made=
     size=$(du -sm "$work/root" | cut -f 1)
     # As small as it gets: every block of it is copied into each new machine. resize2fs takes off more when there is less
     # to take off, so it is made tight at once; many small files need more room.
@@ -216,10 +216,15 @@ image() {
         rm -f "$work/root.ext4"
         truncate -s "${size}M" "$work/root.ext4"
         # The inode ratio is that of large file systems: it stays when this one grows.
-        ! mke2fs -q -F -t ext4 -b 4096 -i 16384 -L root -O metadata_csum_seed -J size=16 -E lazy_itable_init=0 \
-            -d "$work/root" "$work/root.ext4" 2>"$work/mke2fs.log" || break
+        # What it says is kept in memory: it may be that the disk is full.
+        if said=$(mke2fs -q -F -t ext4 -b 4096 -i 16384 -L root -O metadata_csum_seed -J size=16 -E lazy_itable_init=0 \
+            -d "$work/root" "$work/root.ext4" 2>&1); then
+            made=yes
+            break
+        fi
     done
-    e2fsck -fy "$work/root.ext4" >/dev/null 2>&1 || [ $? = 1 ] || die "mke2fs: $(tail -n 1 "$work/mke2fs.log")"
+    [ "$made" ] || die "mke2fs: ${said##*$'\n'} (free in $work: $(df -h --output=avail "$work" | tail -n 1))"
+    said=$(e2fsck -fy "$work/root.ext4" 2>&1) || [ $? = 1 ] || die "e2fsck: ${said##*$'\n'}"
     resize2fs -M "$work/root.ext4" >/dev/null 2>&1
     qemu-img convert -f raw -O qcow2 -c -o compression_type=zstd "$work/root.ext4" "$work/root.qcow2"
     stat -c %s "$work/root.ext4"
