@@ -16,7 +16,7 @@ use crate::security::SecurityDir;
 use crate::settings::EventCallback;
 use crate::{
     ArchiveOptions, ArchiveWriter, ChunkId, ChunkRef, Error, Location, Name, PassphraseRequest,
-    PassphraseSource, Result, Settings, keyfile,
+    PassphraseSource, Result, Settings, Spare, keyfile,
 };
 
 /// A repository's id, which never changes.
@@ -198,6 +198,16 @@ impl Repository {
     /// Verifies and decrypts fetched objects, in any thread.
     pub fn opener(&self) -> Opener {
         Opener::new(Arc::clone(&self.keys))
+    }
+
+    /// Requests sent to the server so far.
+    pub fn requests(&self) -> u64 {
+        self.rpc.requests()
+    }
+
+    /// Takes back the memory of objects that are done with: the next ones come in it.
+    pub fn spare(&self) -> Spare {
+        self.rpc.spare()
     }
 
     /// Reads, verifies and decrypts chunks one after the other.

@@ -74,6 +74,13 @@ impl Ui {
         }
     }
 
+    /// Says something that matters to those who want to know all.
+    pub fn detail(&self, line: impl AsRef<str>) {
+        if self.verbose > 0 {
+            self.info(line);
+        }
+    }
+
     /// Warns: at the end the exit code says so too.
     pub fn warn(&self, text: &str) {
         self.warnings.fetch_add(1, Ordering::SeqCst);

@@ -407,7 +407,7 @@ fn wedged(patient: &Patient<'_>) {
     patient.expect_alive();
     let next = patient.bench.says(patient.lab, &["backup", patient.vm()]);
     assert_eq!(next.code, Some(1), "{}", next.err);
-    assert!(next.err.contains("power cycle"), "{}", next.err);
+    assert!(next.err.contains("shut off and started again"), "{}", next.err);
     patient.expect_on_base();
     patient.expect_alive();
     patient.guest.destroy();

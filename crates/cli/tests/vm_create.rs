@@ -154,6 +154,8 @@ fn a_machine_opens_its_disk_by_tang_and_without_it_by_the_recovery_secret() {
         operator.to_str().unwrap(),
         "--network",
         "user",
+        "--firmware",
+        "secure-boot",
         "--virt-type",
         "qemu",
     ]);
@@ -205,7 +207,7 @@ fn a_machine_opens_its_disk_by_tang_and_without_it_by_the_recovery_secret() {
         "{audit}"
     );
 
-    // It boots while both Tang servers answer, and nobody is there.
+    // It boots while both Tang servers answer, and nobody is there: by the signed boot loaders, under Secure Boot.
     let name = bench.name("web");
     run(&mut virsh(["start", &name]));
     bench.wait_for_agent("web", PATIENCE);
@@ -217,6 +219,9 @@ fn a_machine_opens_its_disk_by_tang_and_without_it_by_the_recovery_secret() {
         facts.contains("/dev/dm-") && facts.contains("ssh-ed25519"),
         "{facts}"
     );
+    let secure_boot =
+        "od -An -tu1 -j4 /sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+    assert_eq!(bench.inside("web", secure_boot).trim(), "1");
     let key_line = bench.inside("web", "cat /etc/ssh/ssh_host_ed25519_key.pub");
     assert!(
         key_line.starts_with(made["ssh_host_key"].as_str().unwrap()),
@@ -225,8 +230,18 @@ fn a_machine_opens_its_disk_by_tang_and_without_it_by_the_recovery_secret() {
     discards_make_images_and_backups_smaller(&bench);
     run(&mut virsh(["destroy", &name]));
 
-    // With one of them it waits for somebody.
+    // With one of them it waits for somebody. By BIOS, for a change.
     two.stop();
+    let xml = run(&mut virsh(["dumpxml", "--inactive", &name]));
+    let (before, rest) = xml.split_once("<os ").unwrap();
+    let (_, after) = rest.split_once("</os>").unwrap();
+    let bios = bench.lab.path("bios.xml");
+    fs::write(
+        &bios,
+        format!("{before}<os><type arch='x86_64' machine='q35'>hvm</type></os>{after}"),
+    )
+    .unwrap();
+    run(virsh(["define"]).arg(&bios));
     run(&mut virsh(["start", "--paused", &name]));
     let mut console = Console::open(&name);
     run(&mut virsh(["resume", &name]));

@@ -1,5 +1,6 @@
 //! The kill matrix, its short part: a run dies by SIGKILL before and after each write of its records, and while the
-//! frozen view stands, in each way of backing up. The guest is never harmed, and the next run makes a good backup. (`long_kill.rs` is the long part.)
+//! frozen view stands, by backup job and by snapshot. The guest is never harmed, and the next run makes a good backup.
+//! `long_kill.rs` is the long part.
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // A test fails by panicking, and says how far it came.
 
 mod common;
@@ -11,7 +12,8 @@ use strongroom_testkit::Lab;
 fn a_run_may_die_at_each_step_of_its_journal() {
     let lab = Lab::new();
     let mut patient = Patient::new(&lab, 96);
-    for mode in MODES {
+    // The other ways have no steps but some of those.
+    for mode in MODES.iter().filter(|mode| mode.name.ends_with("quiesced")) {
         patient.set_mode(*mode);
         // The first one has no checkpoint before it; those that die shall have one.
         patient.recovers();

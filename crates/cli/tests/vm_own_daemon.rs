@@ -9,6 +9,7 @@ use std::io::{BufRead as _, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Once;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -366,4 +367,45 @@ fn pass_on(mut from: UnixStream, mut to: UnixStream, changed: bool) {
         }
     }
     let _ = to.shutdown(std::net::Shutdown::Both);
+}
+
+#[test]
+fn libvirtd_may_end_or_be_killed_under_a_backup() {
+    let Some(daemon) = OwnLibvirtd::enter("libvirtd_may_end_or_be_killed_under_a_backup") else {
+        return;
+    };
+    let lab = Lab::new();
+    let (mut bench, tiny) = scene(&lab, CaptureMethod::Checkpoint);
+    let vm = &tiny.name;
+    for method in [CaptureMethod::Checkpoint, CaptureMethod::Snapshot] {
+        for settings in bench.config.vm.values_mut() {
+            settings.method = method;
+        }
+        for signal in ["TERM", "KILL"] {
+            let once = Once::new();
+            let hook = Hook::new(|event| {
+                if let Event::Captured { .. } = event {
+                    once.call_once(|| {
+                        daemon.end(signal);
+                        daemon.start();
+                    });
+                }
+            });
+            // It may outlive that, or fail; what it says is true.
+            let archives = bench.backup(vm, &hook).map(|report| report.archive);
+            assert!(
+                once.is_completed(),
+                "{method:?}, {signal}: it did not come so far"
+            );
+            assert_eq!(run(&mut virsh(["domstate", vm])).trim(), "running");
+            if let Ok(archive) = &archives {
+                assert!(bench.archives(vm).contains(archive), "{method:?}, {signal}");
+            }
+            let (report, hash) = bench.backup_with_hash(vm);
+            expect_home(&lab, vm);
+            bench.at_rest(&lab, vm);
+            let restored = bench.sha256_of_restored(&lab, vm, &report.archive, "vda");
+            assert_eq!(restored, hash, "{method:?}, {signal}: {archives:?}");
+        }
+    }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use common::tmpfs::Tmpfs;
 use common::{Bench, Hook, names};
 use strongroom_engine::backup::BackupError;
+use strongroom_engine::config::CaptureMethod;
 use strongroom_engine::event::Event;
 use strongroom_testkit::{Format, Lab, create_disk, output_of, run, virsh};
 
@@ -136,6 +137,46 @@ fn a_backup_gives_way_before_the_storage_is_full_and_resumes_a_guest_that_was_st
         "--verify-data",
         &bench.repository(&vm).display().to_string(),
     ]);
+}
+
+#[test]
+fn a_snapshot_gives_way_although_the_repository_has_all_that_is_read() {
+    let lab = Lab::new();
+    let guest = lab.guest().root_mib(512).swap_mib(0).boot();
+    let vm = guest.name().to_owned();
+    let mut bench = Bench::new(&lab, &[&vm]);
+    bench.config.vm.entry(vm.clone()).or_default().method = CaptureMethod::Snapshot;
+    guest.probe("load start 100");
+    sleep(Duration::from_secs(3));
+    guest.probe("load stop");
+    guest.probe("pattern start 20");
+    bench.backup(&vm, &()).unwrap();
+
+    // Without records all of it is read again, which would take minutes, and stored already.
+    let mut again = bench.elsewhere(&lab.path("other-state"));
+    again.config.reader.limit_mib = 1;
+    again.config.limits.scratch_mib = 16;
+    let begin = Instant::now();
+    let loaded = Hook::new(|event| {
+        if let Event::Captured { .. } = event {
+            guest.probe("load start 20");
+        }
+    });
+    let error = again.backup(&vm, &loaded).unwrap_err();
+    assert!(matches!(error, BackupError::Scratch { .. }), "{error}");
+    assert!(error.to_string().contains("has grown beyond 16 MiB"), "{error}");
+    assert!(
+        begin.elapsed() < Duration::from_mins(1),
+        "the reading went on for {:.0?}",
+        begin.elapsed()
+    );
+    assert!(state(&vm).starts_with("running"));
+    assert_eq!(again.run_of(&vm), None);
+    bench.guest_at_rest(&lab, &vm);
+    guest.probe("load stop");
+    guest.probe("pattern stop");
+    guest.probe("verify");
+    bench.backup(&vm, &()).unwrap();
 }
 
 #[test]

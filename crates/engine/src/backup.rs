@@ -241,6 +241,17 @@ pub struct Report {
     pub manifest: Manifest,
     /// Bytes that the repository received, metadata included.
     pub bytes_stored: u64,
+    /// What was asked of the servers.
+    pub requests: Requests,
+}
+
+/// How often servers were asked for something: what a backup costs, as repeatable as seconds are not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Requests {
+    /// Requests to NBD servers, for data and for extents.
+    pub nbd: u64,
+    /// Calls of the repository's server.
+    pub repository: u64,
 }
 
 /// What came of a call of [`run`].
@@ -288,6 +299,11 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
     context.report(&Event::Step(Step::Plan));
     let access = if dry_run { Access::Read } else { Access::Write };
     let mut repository = context.repositories.open(&location, access)?;
+    context.note(format!(
+        "{}: {}",
+        domain.name,
+        repository.encryption().instructions().join(", ")
+    ));
     // Opening it may have taken its time: a passphrase, a lock. The VM is what it is now.
     let mut domain = context.hypervisor.domain(&domain.uuid.to_string())?;
     if dry_run && interrupted {
@@ -375,6 +391,7 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
         manifest,
         bytes_stored,
         healed,
+        nbd,
     } = match done {
         Ok(done) => done,
         Err(error) => {
@@ -386,6 +403,10 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
 
     // The archive is committed: from here on nothing can make it undone. The old checkpoint goes last.
     context.report(&Event::Step(Step::Release));
+    let requests = Requests {
+        nbd,
+        repository: repository.requests(),
+    };
     trust::remember(context, &repository, &manifest, &damaged, &healed);
     let committed = manifest.checkpoint.clone().map(|checkpoint| Committed {
         run: plan.run.clone(),
@@ -410,6 +431,7 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
         seconds: clock.elapsed().as_secs_f64(),
         manifest,
         bytes_stored,
+        requests,
     })))
 }
 
@@ -420,6 +442,8 @@ struct Sealed {
     bytes_stored: u64,
     /// Damaged chunks that have been stored anew.
     healed: BTreeSet<ChunkId>,
+    /// Requests to NBD servers.
+    nbd: u64,
 }
 
 /// The middle of the story: bring the guest to rest for an instant, read, end the job, commit.
@@ -440,7 +464,7 @@ fn capture_and_commit(
     let plan = capture.plan();
     context.report(&Event::Step(Step::Stream));
     let repository = writer.canceller();
-    let disks = scratch::guarded(context, plan, run, &repository, || {
+    let disks = scratch::guarded(context, plan, run, &repository, |context| {
         let read = |disk| {
             context.cancel.check()?;
             disk::read(context, &capture, disk, points, pace, &mut writer)
@@ -479,12 +503,14 @@ fn capture_and_commit(
         .filter(|chunk| damaged.contains(&chunk.id))
         .map(|chunk| chunk.id)
         .collect();
+    let nbd = disks.iter().map(|disk| disk.requests).sum();
     let (repository, summary, manifest) = seal::seal(context, domain, plan, instant, disks, newest, writer)?;
     Ok(Sealed {
         repository,
         manifest,
         bytes_stored: summary.data_stored + summary.metadata_stored,
         healed,
+        nbd,
     })
 }
 

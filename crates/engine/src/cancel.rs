@@ -66,33 +66,32 @@ impl Cancel {
         &self.flag
     }
 
-    /// A flag for a part of the work: set with this one, or once the part takes longer than its limit. Setting it does not
-    /// concern this one.
+    /// A flag for a part of the work: set with this one, or once the part takes longer than its limit, if it has one. Setting
+    /// it does not concern this one.
     pub fn within(&self, limit: Option<Duration>) -> Part {
-        let Some(limit) = limit else {
-            return Part {
-                cancel: self.clone(),
-                _over: None,
-            };
-        };
         let part = Self::new();
         let (over, is_over) = channel::<()>();
         let (above, below, begin) = (self.clone(), part.clone(), Instant::now());
         thread::spawn(move || {
             while is_over.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
-                let late = begin.elapsed() >= limit;
-                if late && !above.is_cancelled() {
+                let late = limit.filter(|limit| begin.elapsed() >= *limit);
+                let why = if above.is_cancelled() {
+                    above.limit.get().copied()
+                } else {
+                    late
+                };
+                if let Some(limit) = why {
                     // Before the flag, whose readers ask for the reason.
                     let _ = below.limit.set(limit);
                 }
-                if late || above.is_cancelled() {
+                if late.is_some() || above.is_cancelled() {
                     return below.cancel();
                 }
             }
         });
         Part {
             cancel: part,
-            _over: Some(over),
+            _over: over,
         }
     }
 }
@@ -102,7 +101,7 @@ impl Cancel {
 pub struct Part {
     /// The flag.
     pub cancel: Cancel,
-    _over: Option<Sender<()>>,
+    _over: Sender<()>,
 }
 
 #[cfg(test)]
@@ -124,7 +123,7 @@ mod tests {
     #[test]
     fn a_part_ends_with_the_whole_and_not_the_other_way_round() {
         let whole = Cancel::new();
-        let [part, other] = [600, 600].map(|seconds| whole.within(Some(Duration::from_secs(seconds))));
+        let [part, other] = [None, Some(Duration::from_mins(10))].map(|limit| whole.within(limit));
         part.cancel.cancel();
         assert_eq!(whole.check(), Ok(()));
         assert_eq!(other.cancel.check(), Ok(()));
@@ -139,6 +138,9 @@ mod tests {
         let limit = Duration::from_secs(1);
         let part = whole.within(Some(limit));
         assert_eq!(set(&part.cancel), Cancelled::TimeLimit(limit));
+        // Also a part of the part.
+        let inner = part.cancel.within(None);
+        assert_eq!(set(&inner.cancel), Cancelled::TimeLimit(limit));
         assert_eq!(whole.check(), Ok(()));
     }
 }

@@ -59,6 +59,20 @@ impl Context<'_> {
         })
     }
 
+    /// A guest that QEMU has stopped because the storage of its scratch file or overlay was full runs on. To be asked for
+    /// whenever those are gone, however that came: the one who removed them may have died before this.
+    pub fn resume_stopped(&self, domain: Uuid) {
+        match self.hypervisor.resume_after_io_error(domain) {
+            Ok(false) => {}
+            Ok(true) => {
+                self.warn("the guest was stopped because its storage was full; what had filled it is gone, it runs on");
+            }
+            Err(error) => self.warn(format!(
+                "the guest may be stopped because its storage was full: failed to {error}"
+            )),
+        }
+    }
+
     /// Reports that something is not as it should be.
     pub fn warn(&self, text: impl Into<String>) {
         self.report(&Event::Warning(text.into()));

@@ -27,6 +27,7 @@ use self::input::InputError;
 use self::machine::{Limits, Machine, MachineError, Typed};
 use crate::cancel::Cancelled;
 use crate::context::Context;
+use crate::define::define;
 use crate::event::Event;
 use crate::restore::draft::{Draft, Published};
 use crate::template::Template;
@@ -243,7 +244,7 @@ pub fn run(
         kept.push(draft.publish(false).map_err(at(&path))?);
         recovery = Some(path);
     }
-    let uuid = context.hypervisor.define(&xml, false)?;
+    let (uuid, kept) = define(context, &xml, kept)?;
     keep(context, kept);
     Ok(Created {
         name: name.clone(),

@@ -12,6 +12,7 @@ pub mod cancel;
 pub mod config;
 pub mod context;
 pub mod create;
+mod define;
 pub mod digest;
 pub mod event;
 pub mod exec;

@@ -31,6 +31,14 @@ pub enum ReconcileError {
     /// Our records' reason.
     #[error(transparent)]
     State(#[from] StateError),
+    /// Somebody else is at work on it. The journal stays open.
+    #[error("undo what an interrupted backup of {vm} left: {what}; run it again when that is over")]
+    Busy {
+        /// The VM.
+        vm: String,
+        /// What it is busy with.
+        what: String,
+    },
     /// Disks are not on their own images, and it takes a person to say how to go on. The journal stays open.
     #[error("undo what an interrupted backup of {vm} left: {}", .disks.join("; "))]
     NotHome {
@@ -67,8 +75,19 @@ pub fn reconcile(context: &Context<'_>, domain: &Domain, state: &mut VmState) ->
         let vm = domain.name.clone();
         return Err(ReconcileError::NotHome { vm, disks });
     }
+    // As it is now: the way home may have taken long.
+    let domain = &context.hypervisor.domain(&domain.uuid.to_string())?;
     if domain.state.is_active() {
         end_job(context, domain.uuid, &run)?;
+        // While others are at work on it, a call that the dead run has made may still be waiting for its turn: what that
+        // call begins has to find the journal open.
+        let domain = context.hypervisor.domain(&domain.uuid.to_string())?;
+        if let Some(what) = domain.busy {
+            return Err(ReconcileError::Busy {
+                vm: domain.name,
+                what,
+            });
+        }
     }
     // Scratch files of a job that still runs, somebody else's, have other names.
     if context.hypervisor.is_local() {

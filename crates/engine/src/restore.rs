@@ -7,6 +7,7 @@ pub mod draft;
 pub mod header;
 pub mod onto;
 pub mod plan;
+mod sink;
 pub mod write;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub use self::plan::{DiskContent, DiskTarget, RestorePlan};
 use self::write::WriteError;
 use crate::cancel::Cancelled;
 use crate::context::Context;
+use crate::define::define;
 use crate::digest;
 use crate::event::{Event, Step};
 use crate::firmware;
@@ -248,10 +250,15 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
 
     // All is there. What held hours ago may not hold any more; only then take the places, and tell the hypervisor.
     plan::check(context, request, &plan, definition.as_deref())?;
-    let published = publish(drafts, request)?;
+    let mut published = publish(drafts, request)?;
     let mut uuid = None;
     if let Some(definition) = definition.filter(|_| failures.is_empty()) {
-        let defined = context.hypervisor.define(&definition, request.overwrite)?;
+        let defined;
+        if request.overwrite {
+            defined = context.hypervisor.define(&definition, true)?;
+        } else {
+            (defined, published) = define(context, &definition, published)?;
+        }
         uuid = Some(defined);
         // Checkpoints that the old disks had mean nothing for the new ones.
         let retired = context

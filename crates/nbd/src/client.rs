@@ -175,6 +175,11 @@ impl Client {
         self.extent
     }
 
+    /// Requests sent so far, of all kinds but those of the negotiation.
+    pub fn requests(&self) -> u64 {
+        self.handle.started()
+    }
+
     /// True if the server takes no writes.
     pub fn read_only(&self) -> bool {
         self.read_only

@@ -17,7 +17,6 @@ mod overlay;
 mod pipeline;
 mod rate;
 mod serve;
-mod spare;
 mod status;
 mod sys;
 mod target;
@@ -29,5 +28,4 @@ pub use image::{BitmapInfo, Format, ImageError, ImageInfo, SnapshotInfo, create_
 pub use overlay::{apply_overlay, commit_overlay, holds_data, reads_the_same};
 pub use pipeline::{DEFAULT_REQUEST_SIZE, ReadOptions, Sparse, WriteOptions};
 pub use serve::{Backing, Cache, QemuNbd, Serve, ServeError};
-pub use spare::Spare;
 pub use target::{Options, Target, TlsSettings};

@@ -23,7 +23,6 @@ use crate::{
     client::{Client, TICK, reclaim},
     error::{Error, Subject},
     rate::Bucket,
-    spare::Spare,
     sys::{Buffer, Cookie, Failure},
 };
 
@@ -187,18 +186,18 @@ impl Client {
         each: impl FnMut(u64, Vec<u8>) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, Error> {
         let requests = requests.into_iter().map(Sparse::from);
-        self.read_sparse(requests, options, &Spare::default(), 0, each)
+        self.read_sparse(requests, options, |length| vec![0; length], 0, each)
     }
 
     /// The same for ranges of which only parts are read; the rest of their bytes is zero. Ranges without parts are passed
     /// over.
     ///
-    /// Buffers come from `spare`, and each begins with `headroom` bytes of any value before those of the range.
+    /// Buffers come from `take`, which is told their length in bytes, and each begins with `headroom` bytes of any value before those of the range.
     pub fn read_sparse(
         &mut self,
         requests: impl IntoIterator<Item = Sparse>,
         options: &ReadOptions<'_>,
-        spare: &Spare,
+        take: impl Fn(usize) -> Vec<u8>,
         headroom: usize,
         mut each: impl FnMut(u64, Vec<u8>) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, Error> {
@@ -217,7 +216,7 @@ impl Client {
         let jobs = requests.into_iter().filter(Sparse::has_parts).map(|whole| {
             // Looked at before memory is taken.
             whole.check(Direction::Read, size, block)?;
-            let mut buffer = spare.take(headroom + whole.extent.length() as usize);
+            let mut buffer = take(headroom + whole.extent.length() as usize);
             whole.zero_rest(buffer.get_mut(headroom..).unwrap_or_default());
             Ok(Job::new(whole, Buffer::new(buffer), headroom))
         });
@@ -242,25 +241,25 @@ impl Client {
             let extent = Extent::new(offset, subject.length).map_err(|error| subject.range(error))?;
             Ok((extent.into(), data, 0))
         });
-        self.write_all(writes, options, &Spare::default())
+        self.write_all(writes, options, drop)
     }
 
     /// The same for parts of ranges: each with a buffer, and where in it the bytes of the range begin. What is written is
-    /// not copied, and its buffer goes to `spare`.
+    /// not copied, and its buffer goes to `give`, also if there is nothing to write of it.
     pub fn write_sparse(
         &mut self,
         writes: impl IntoIterator<Item = (Sparse, Vec<u8>, usize)>,
         options: &WriteOptions<'_>,
-        spare: &Spare,
+        give: impl Fn(Vec<u8>),
     ) -> Result<(), Error> {
-        self.write_all(writes.into_iter().map(Ok), options, spare)
+        self.write_all(writes.into_iter().map(Ok), options, give)
     }
 
     fn write_all(
         &mut self,
         writes: impl Iterator<Item = Result<(Sparse, Vec<u8>, usize), Error>>,
         options: &WriteOptions<'_>,
-        spare: &Spare,
+        give: impl Fn(Vec<u8>),
     ) -> Result<(), Error> {
         let flow = Flow {
             direction: Direction::Write,
@@ -272,16 +271,19 @@ impl Client {
             cancel: options.cancel,
         };
         let (size, block) = (self.size(), self.block_sizes().minimum);
-        let has_parts = |write: &Result<(Sparse, _, _), _>| {
-            write.as_ref().map_or(true, |(whole, _, _)| whole.has_parts())
-        };
-        let jobs = writes.filter(has_parts).map(|write| {
-            let (whole, data, start) = write?;
-            whole.check(Direction::Write, size, block)?;
-            Ok(Job::new(whole, Buffer::new(data), start))
+        let jobs = writes.filter_map(|write| match write {
+            Ok((whole, data, _)) if !whole.has_parts() => {
+                give(data);
+                None
+            }
+            Ok((whole, data, start)) => {
+                let checked = whole.check(Direction::Write, size, block);
+                Some(checked.map(|()| Job::new(whole, Buffer::new(data), start)))
+            }
+            Err(error) => Some(Err(error)),
         });
         let done = |subject, buffer| {
-            spare.give(reclaim(buffer, subject)?);
+            give(reclaim(buffer, subject)?);
             Ok(ControlFlow::Continue(()))
         };
         self.run(flow, jobs, done).map(drop)

@@ -1,6 +1,7 @@
 //! Borg 1.x keys: object ids, message authentication, encryption, and the authentication of metadata (TAM).
 
 mod blob;
+mod cpu;
 mod envelope;
 mod hash;
 mod tam;

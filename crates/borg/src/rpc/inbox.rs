@@ -6,6 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::wire::{self, MAX_MESSAGE, Reply};
+use crate::Spare;
 use crate::msgpack::DecodeError;
 
 /// Bytes of replies that may wait for the caller. The reading thread pauses beyond.
@@ -37,6 +38,8 @@ struct State {
 pub(super) struct Inbox {
     state: Mutex<State>,
     changed: Condvar,
+    /// Long replies come in memory that was used before.
+    pub spare: Spare,
 }
 
 impl Inbox {
@@ -120,7 +123,7 @@ impl Inbox {
                     }
                     buffer.drain(..start);
                     start = 0;
-                    if !fill(&mut stream, &mut buffer, missing) {
+                    if !fill(&mut stream, &mut buffer, missing, &self.spare) {
                         return Ok(());
                     }
                 }
@@ -137,12 +140,16 @@ impl Inbox {
 }
 
 /// Reads what is missing; a little more if that is little. False at the end of the stream.
-fn fill(stream: &mut impl Read, buffer: &mut Vec<u8>, missing: usize) -> bool {
+fn fill(stream: &mut impl Read, buffer: &mut Vec<u8>, missing: usize, spare: &Spare) -> bool {
     const READ_AHEAD: usize = 16 * 1024;
     let before = buffer.len();
     if missing > READ_AHEAD {
-        buffer.reserve_exact(missing);
-        return stream.take(missing as u64).read_to_end(buffer).is_ok() && buffer.len() == before + missing;
+        let mut whole = spare.take(before + missing);
+        let (there, rest) = whole.split_at_mut(before);
+        there.copy_from_slice(buffer);
+        let read = stream.read_exact(rest).is_ok();
+        spare.give(std::mem::replace(buffer, whole));
+        return read;
     }
     buffer.resize(before + READ_AHEAD, 0);
     let read = loop {

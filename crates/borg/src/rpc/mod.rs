@@ -20,7 +20,7 @@ pub use wire::Object;
 
 use crate::msgpack::Value;
 use crate::settings::EventCallback;
-use crate::{ChunkId, Error, Result};
+use crate::{ChunkId, Error, Result, Spare};
 
 /// Requests below this size are joined with their head into one write.
 const SMALL: usize = 64 * 1024;
@@ -107,6 +107,16 @@ impl Rpc {
 
     pub fn process(&self) -> &Arc<ServerProcess> {
         &self.process
+    }
+
+    /// Requests sent so far.
+    pub fn requests(&self) -> u64 {
+        self.next_id - 1
+    }
+
+    /// The memory of replies.
+    pub fn spare(&self) -> Spare {
+        self.inbox.spare.clone()
     }
 
     /// Requests that are not answered yet.

@@ -100,4 +100,8 @@ fn summary(settings: &Settings, report: &Report) {
         bytes(read),
         bytes(report.bytes_stored),
     ));
+    settings.ui.detail(format!(
+        "{}: {} NBD requests, {} calls of the repository's server",
+        report.vm, report.requests.nbd, report.requests.repository
+    ));
 }

@@ -51,6 +51,17 @@ pub const MODES: &[Mode] = &[
             vm.quiesce = quiesced();
         },
     },
+    Mode {
+        name: "snapshot",
+        apply: |vm| vm.method = CaptureMethod::Snapshot,
+    },
+    Mode {
+        name: "snapshot, quiesced",
+        apply: |vm| {
+            vm.method = CaptureMethod::Snapshot;
+            vm.quiesce = quiesced();
+        },
+    },
 ];
 
 /// An application that is stopped, and file systems that are frozen, by the guest's agent.

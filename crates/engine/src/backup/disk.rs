@@ -24,6 +24,8 @@ pub struct DiskResult {
     pub chunks: Vec<ChunkRef>,
     /// Bytes read from the hypervisor.
     pub read: u64,
+    /// Requests that this took.
+    pub requests: u64,
     /// Bytes that the repository had to store.
     pub stored: u64,
     /// How it was read: as planned, unless the audit found the map of changes to be wrong.
@@ -94,6 +96,7 @@ pub fn read(
     let mut result = DiskResult {
         chunks: Vec::new(),
         read: 0,
+        requests: 0,
         stored: 0,
         mode: disk.mode,
         reason: disk.reason.clone(),
@@ -169,6 +172,7 @@ pub fn read(
     Ok(DiskResult {
         chunks: streamed.chunks,
         read: streamed.read + areas.read,
+        requests: client.requests(),
         stored: streamed.stored + areas.stored_bytes,
         ..result
     })

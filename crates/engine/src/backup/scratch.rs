@@ -2,7 +2,7 @@
 //!
 //! While disks are read, a thread looks at the storage that holds these files. If there is less free space than
 //! the configured floor, or a file has grown beyond its limit, it ends the backup job at once: the files are gone, the
-//! guest goes on, and the reading fails. In a backup by snapshot it makes the reading fail, and the overlays are merged
+//! guest goes on, and the reading fails. In a backup by snapshot it breaks the reading off, and the overlays are merged
 //! early. Of storage on another machine only that it is full can be told, by the guest that was stopped.
 
 use std::os::unix::fs::MetadataExt as _;
@@ -35,20 +35,28 @@ pub fn check(context: &Context<'_>, plan: &Plan, run: &Run) -> Result<(), Backup
     }
 }
 
-/// Does the work, with the backup job ended as soon as there is no room any more, and the repository let go of: the
-/// work may be waiting for it.
+/// Does the work, which is broken off as soon as there is no room any more: the backup job is ended, the context that the work
+/// has is cancelled, and the repository let go of, as the work may be waiting for it.
 pub fn guarded<T>(
     context: &Context<'_>,
     plan: &Plan,
     run: &Run,
     repository: &Canceller,
-    work: impl FnOnce() -> Result<T, BackupError>,
+    work: impl FnOnce(&Context<'_>) -> Result<T, BackupError>,
 ) -> Result<T, BackupError> {
     let done = AtomicBool::new(false);
+    let part = context.cancel.within(None);
+    let break_off = || {
+        part.cancel.cancel();
+        repository.cancel();
+    };
     thread::scope(|scope| {
-        let watch = scope.spawn(|| watch(context, plan, run, repository, &done));
+        let watch = scope.spawn(|| watch(context, plan, run, break_off, &done));
         let ended = Done(&done);
-        let result = work();
+        let result = work(&Context {
+            cancel: &part.cancel,
+            ..context.clone()
+        });
         drop(ended);
         match watch.join() {
             // Why the reading failed; and if it was over already, the repository that it went to is let go of.
@@ -74,7 +82,7 @@ fn watch(
     context: &Context<'_>,
     plan: &Plan,
     run: &Run,
-    repository: &Canceller,
+    break_off: impl Fn(),
     done: &AtomicBool,
 ) -> Option<String> {
     let mut reason = None;
@@ -82,13 +90,13 @@ fn watch(
         reason = reason.or_else(|| shortage(context, plan, run));
         if let Some(reason) = &reason {
             if plan.method == Method::Snapshot {
-                // What reads the images has to end before the overlays can be merged: the reading fails, and that follows.
-                repository.cancel();
+                // What reads the images has to end before the overlays can be merged: that follows.
+                break_off();
                 break;
             }
             match end_job(context, plan.uuid, run) {
                 Ok(()) => {
-                    repository.cancel();
+                    break_off();
                     break;
                 }
                 Err(error) => {

@@ -15,9 +15,9 @@ use std::ops::ControlFlow;
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use strongroom_borg::{ArchiveWriter, ChunkRef, Sealed, Sealer};
+use strongroom_borg::{ArchiveWriter, ChunkRef, Sealed, Sealer, Spare};
 use strongroom_disk::Extent;
-use strongroom_nbd::{Client, Spare, Sparse};
+use strongroom_nbd::{Client, Sparse};
 
 use super::BackupError;
 use super::cells::{self, Cell};
@@ -174,7 +174,13 @@ fn read_cells(
             _ => ControlFlow::Break(()),
         }
     };
-    let end = source.read_sparse(requests, &options, spare, Sealer::HEADROOM, each);
+    let end = source.read_sparse(
+        requests,
+        &options,
+        |length| spare.take(length),
+        Sealer::HEADROOM,
+        each,
+    );
     match end {
         Ok(_) => Ok(()),
         Err(strongroom_nbd::Error::Cancelled) => Err(context.cancel.why().into()),

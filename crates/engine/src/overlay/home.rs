@@ -45,7 +45,7 @@ pub fn bring_home(context: &Context<'_>, domain: Uuid, state: &mut VmState) -> R
         };
         if run.overlays.is_empty() {
             if run.running && acted {
-                resume(context, domain);
+                context.resume_stopped(domain);
             }
             return Ok(Homecoming::Home { acted });
         }
@@ -186,19 +186,6 @@ pub fn wedged(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<Vec<Over
             return Ok(found);
         }
         std::thread::sleep(RETRY);
-    }
-}
-
-/// A guest that was stopped because its overlay could not grow goes on.
-fn resume(context: &Context<'_>, domain: Uuid) {
-    match context.hypervisor.resume_after_io_error(domain) {
-        Ok(false) => {}
-        Ok(true) => context.warn(
-            "the guest was stopped because its storage was full; it is on its image again, and runs on",
-        ),
-        Err(error) => context.warn(format!(
-            "the guest may be stopped because its storage was full: failed to {error}"
-        )),
     }
 }
 

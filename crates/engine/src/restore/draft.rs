@@ -136,6 +136,16 @@ impl Published {
         Ok(self.disk.take())
     }
 
+    /// Where it is.
+    pub fn place(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file stays, and so does what was there before, under its other name.
+    pub fn leave(mut self) {
+        self.kept = true;
+    }
+
     /// Gives the place back without touching what came to be there.
     fn put_back(mut self) {
         self.kept = true;

@@ -20,9 +20,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use crossbeam_channel::bounded;
-use strongroom_borg::{ChunkId, Opener, Repository};
+use strongroom_borg::{ChunkId, Opener, Repository, Spare};
 use strongroom_disk::{Extent, ExtentMap, Kind, RangeSet};
-use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Spare, Sparse, Zeroing};
+use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Sparse, Zeroing};
 
 use super::header::Found;
 use super::plan::{self, PlanError};
@@ -439,7 +439,7 @@ fn read_and_hash(
         let end = image.read_sparse(
             requests.into_iter().map(|(_, whole)| whole),
             &unhindered(context),
-            spare,
+            |length| spare.take(length),
             0,
             |offset, bytes| {
                 let found = numbers.binary_search_by_key(&offset, |(start, _)| *start);

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use strongroom_borg::{ChunkId, ChunkRef, Content, Object, Opener, Repository};
+use strongroom_borg::{ChunkId, ChunkRef, Content, Object, Opener, Repository, Spare};
 use strongroom_disk::Extent;
-use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Spare, Sparse, WriteOptions};
+use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Sparse};
 
 use super::draft::Draft;
 use super::header::Found;
+use super::sink::Sink;
 use super::{DiskContent, DiskTarget, ImageFormat, RestoredDisk};
 use crate::batch::{Batches, join, workers_wanted};
 use crate::context::Context;
@@ -21,8 +22,6 @@ use crate::history::Point;
 
 /// Chunks that wait for a worker, and for the disk.
 const QUEUE: usize = 4;
-/// Writes in flight.
-const DEPTH: usize = 4;
 
 /// What a qcow2 image allocates at least, in bytes.
 const CLUSTER: usize = 64 << 10;
@@ -111,42 +110,29 @@ pub fn disk(
         source,
     };
     let mut draft = Draft::new(&disk.path).map_err(file_error)?;
-    let image_error = |source| WriteError::Image {
-        path: disk.path.clone(),
-        source,
-    };
-    let format = match disk.format {
-        ImageFormat::Qcow2 => {
-            strongroom_nbd::create_qcow2(draft.temporary(), disk.size)?;
-            Format::Qcow2
-        }
+    let bytes_written = match disk.format {
         ImageFormat::Raw => {
-            draft
-                .create()
-                .and_then(|file| file.set_len(disk.size))
-                .map_err(file_error)?;
-            Format::Raw
+            let mut file = draft.create().map_err(file_error)?;
+            file.set_len(disk.size).map_err(file_error)?;
+            let written = fill(context, repository, point, disk, headers, &mut file)?;
+            file.sync_all().map_err(file_error)?;
+            written
+        }
+        ImageFormat::Qcow2 => {
+            let image_error = |source| WriteError::Image {
+                path: disk.path.clone(),
+                source,
+            };
+            strongroom_nbd::create_qcow2(draft.temporary(), disk.size)?;
+            let server = QemuNbd::start(draft.temporary(), &Serve::writable(Format::Qcow2))?;
+            let mut image = Client::connect(&server.target(), &Options::default()).map_err(image_error)?;
+            let written = fill(context, repository, point, disk, headers, &mut image)?;
+            image.flush().map_err(image_error)?;
+            drop(image);
+            server.stop()?;
+            written
         }
     };
-    let server = QemuNbd::start(draft.temporary(), &Serve::writable(format))?;
-    let mut image = Client::connect(&server.target(), &Options::default()).map_err(image_error)?;
-    let bytes_written = match &disk.content {
-        DiskContent::Archived => {
-            let written = archived(context, repository, point, disk, &mut image)?;
-            let headers: Vec<Placed> = headers.iter().flat_map(Found::placed).collect();
-            written + transfer(context, repository, &headers, &mut image, disk)?
-        }
-        DiskContent::Swap(layout) => {
-            let writes = layout.write(disk.size)?;
-            for write in &writes {
-                image.write_at(write.offset, &write.bytes).map_err(image_error)?;
-            }
-            writes.iter().map(|write| write.bytes.len() as u64).sum()
-        }
-    };
-    image.flush().map_err(image_error)?;
-    drop(image);
-    server.stop()?;
     draft.disk = Some(RestoredDisk {
         target: disk.target.clone(),
         path: disk.path.clone(),
@@ -155,6 +141,35 @@ pub fn disk(
         fresh: matches!(disk.content, DiskContent::Swap(_)),
     });
     Ok(draft)
+}
+
+/// Writes all that belongs onto a new, empty image. Gives the bytes written.
+fn fill(
+    context: &Context<'_>,
+    repository: &mut Repository,
+    point: &Point,
+    disk: &DiskTarget,
+    headers: &[Found],
+    image: &mut impl Sink,
+) -> Result<u64, WriteError> {
+    match &disk.content {
+        DiskContent::Archived => {
+            let written = archived(context, repository, point, disk, image)?;
+            let headers: Vec<Placed> = headers.iter().flat_map(Found::placed).collect();
+            Ok(written + transfer(context, repository, &headers, image, disk)?)
+        }
+        DiskContent::Swap(layout) => {
+            let mut writes = Vec::new();
+            for write in layout.write(disk.size)? {
+                let extent =
+                    Extent::new(write.offset, write.bytes.len() as u64).map_err(|_| WriteError::List)?;
+                writes.push((extent.into(), write.bytes, 0));
+            }
+            let written = writes.iter().map(|(_, bytes, _)| bytes.len() as u64).sum();
+            image.take(context, &disk.path, writes.into_iter(), &repository.spare())?;
+            Ok(written)
+        }
+    }
 }
 
 /// One chunk at its place.
@@ -183,7 +198,7 @@ fn archived(
     repository: &mut Repository,
     point: &Point,
     disk: &DiskTarget,
-    image: &mut Client,
+    image: &mut impl Sink,
 ) -> Result<u64, WriteError> {
     let placed = placed(point, disk)?;
     let zero = repeated_zeros(repository, &placed)?;
@@ -211,10 +226,10 @@ pub(super) fn transfer(
     context: &Context<'_>,
     repository: &mut Repository,
     wanted: &[Placed],
-    image: &mut Client,
+    image: &mut impl Sink,
     disk: &DiskTarget,
 ) -> Result<u64, WriteError> {
-    let opener = repository.opener();
+    let (opener, spare) = (repository.opener(), &repository.spare());
     thread::scope(|scope| {
         let (to_workers, objects) = bounded::<(Placed, Object)>(QUEUE);
         let (to_image, data) = bounded::<(u64, Content)>(QUEUE);
@@ -225,7 +240,7 @@ pub(super) fn transfer(
             workers.push(scope.spawn(move || open_chunks(&opener, objects, &to_image)));
         }
         drop((objects, to_image));
-        let writer = scope.spawn(move || write_chunks(context, disk, image, &data));
+        let writer = scope.spawn(move || write_chunks(context, disk, image, &data, spare));
 
         let fetched = fetch(context, repository, wanted, &to_workers);
         drop(to_workers);
@@ -317,8 +332,9 @@ fn open_chunks(
 fn write_chunks(
     context: &Context<'_>,
     disk: &DiskTarget,
-    image: &mut Client,
+    image: &mut impl Sink,
     data: &Receiver<(u64, Content)>,
+    spare: &Spare,
 ) -> Result<u64, WriteError> {
     let mut written = 0;
     let writes = data.iter().filter_map(|(offset, content)| {
@@ -336,17 +352,7 @@ fn write_chunks(
         let (bytes, place) = content.into_parts();
         Some((Sparse { extent, parts }, bytes, place.start))
     });
-    let options = WriteOptions {
-        depth: DEPTH,
-        cancel: Some(context.cancel.flag()),
-        ..WriteOptions::default()
-    };
-    image
-        .write_sparse(writes, &options, &Spare::default())
-        .map_err(|source| WriteError::Image {
-            path: disk.path.clone(),
-            source,
-        })?;
+    image.take(context, &disk.path, writes, spare)?;
     Ok(written)
 }
 

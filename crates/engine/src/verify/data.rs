@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::thread;
 
 use crossbeam_channel::bounded;
-use strongroom_borg::{ChunkId, ChunkRef, Object, Opener, Repository};
+use strongroom_borg::{ChunkId, ChunkRef, Object, Opener, Repository, Spare};
 
 use super::Surroundings;
 use crate::batch::{Batches, join, workers_wanted};
@@ -22,7 +22,7 @@ pub fn read(
 ) -> Result<BTreeMap<ChunkId, String>, strongroom_borg::Error> {
     let bytes = chunks.iter().map(|chunk| u64::from(chunk.size)).sum();
     here.observer.event(&Event::DiskStarted { target: vm, bytes });
-    let opener = repository.opener();
+    let (opener, spare) = (repository.opener(), &repository.spare());
     let mut damaged = BTreeMap::new();
     thread::scope(|scope| {
         let (to_workers, objects) = bounded::<(ChunkRef, Object)>(QUEUE);
@@ -30,7 +30,7 @@ pub fn read(
         let mut workers = Vec::new();
         for _ in 0..workers_wanted() {
             let (opener, objects) = (opener.clone(), objects.clone());
-            workers.push(scope.spawn(move || open(here, vm, &opener, objects)));
+            workers.push(scope.spawn(move || open(here, vm, &opener, objects, spare)));
         }
         drop(objects);
         let mut lost = None;
@@ -74,13 +74,15 @@ fn open(
     vm: &str,
     opener: &Opener,
     objects: Batches<(ChunkRef, Object)>,
+    spare: &Spare,
 ) -> Vec<(ChunkId, String)> {
     let mut damaged = Vec::new();
     for batch in objects {
         let chunks: Vec<ChunkRef> = batch.iter().map(|(chunk, _)| *chunk).collect();
         for (chunk, opened) in chunks.into_iter().zip(opener.open_all(batch)) {
-            if let Err(error) = opened {
-                damaged.push((chunk.id, error.to_string()));
+            match opened {
+                Ok(content) => spare.give(content.into_parts().0),
+                Err(error) => damaged.push((chunk.id, error.to_string())),
             }
             let bytes = u64::from(chunk.size);
             here.observer.event(&Event::DiskProgress { target: vm, bytes });

@@ -102,6 +102,8 @@ type StatusReply = Mutex<Vec<StatusChunk>>;
 pub(crate) struct Handle {
     raw: NonNull<NbdHandle>,
     held: HashMap<Cookie, Option<Arc<Buffer>>>,
+    /// Commands started so far.
+    started: u64,
 }
 
 // SAFETY: libnbd's handles may be used from any thread, and are protected by a lock of their own.
@@ -122,6 +124,7 @@ impl Handle {
         let handle = Self {
             raw,
             held: HashMap::new(),
+            started: 0,
         };
         // SAFETY: the handle is open. Buffers are zeroed by their owner, libnbd need not do it again.
         check(unsafe { nbd_set_pread_initialize(raw.as_ptr(), false) })?;
@@ -326,7 +329,13 @@ impl Handle {
     fn hold(&mut self, cookie: i64, buffer: Option<&Arc<Buffer>>) -> Result<Cookie, Failure> {
         let cookie = Cookie(u64::try_from(cookie).map_err(|_| Failure::last())?);
         self.held.insert(cookie, buffer.cloned());
+        self.started += 1;
         Ok(cookie)
+    }
+
+    /// Commands started so far.
+    pub(crate) fn started(&self) -> u64 {
+        self.started
     }
 
     /// Whether a command is done, and how; asking again after that is an error.

@@ -123,7 +123,7 @@ fn blame(incremental: &[&str], bad: &[BadBitmap], refusal: &str) -> Vec<(String,
 }
 
 /// Ends the run's backup job, known by its socket, if it is there. If its scratch file had filled the storage, so that
-/// QEMU stopped the guest, the guest runs on. A hypervisor that does not answer is asked for half a minute: libvirtd
+/// QEMU stopped the guest, the guest runs on, also if the job has ended before, in a call that failed all the same. A hypervisor that does not answer is asked for half a minute: libvirtd
 /// may be restarting, and a job that stays grows.
 pub fn end_job(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<(), HypervisorError> {
     let patience = Instant::now() + PATIENCE;
@@ -138,20 +138,11 @@ pub fn end_job(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<(), Hyp
 fn try_end_job(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<(), HypervisorError> {
     let hypervisor = context.hypervisor;
     let running = hypervisor.backup_job(domain)?;
-    if running.is_none_or(|job| job.socket.as_deref() != Some(&run.socket)) {
-        return Ok(());
+    if running.is_some_and(|job| job.socket.as_deref() == Some(&run.socket)) {
+        hypervisor.end_backup(domain)?;
     }
-    hypervisor.end_backup(domain)?;
     if run.running {
-        match hypervisor.resume_after_io_error(domain) {
-            Ok(false) => {}
-            Ok(true) => {
-                context.warn("the guest was stopped because its storage was full; the backup job has ended, it runs on");
-            }
-            Err(error) => context.warn(format!(
-                "the guest may be stopped because its storage was full: failed to {error}"
-            )),
-        }
+        context.resume_stopped(domain);
     }
     Ok(())
 }

@@ -1,0 +1,58 @@
+//! Defining a domain whose disks have just taken their places.
+
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use crate::context::Context;
+use crate::restore::draft::Published;
+use crate::restore::plan::{PlanError, owner};
+use crate::vm::HypervisorError;
+
+/// How long a hypervisor that does not answer is asked what it has done.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two questions.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Defines a domain that is not there yet, and gives its files back, to be kept. After a failure they are gone.
+///
+/// A hypervisor that says that it failed may have done it all the same, and died before it could say so: so files go only
+/// if no domain has them, and stay where that cannot be told.
+pub fn define(
+    context: &Context<'_>,
+    xml: &str,
+    files: Vec<Published>,
+) -> Result<(Uuid, Vec<Published>), HypervisorError> {
+    let error = match context.hypervisor.define(xml, false) {
+        Ok(uuid) => return Ok((uuid, files)),
+        Err(error) => error,
+    };
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        let found = files
+            .iter()
+            .find_map(|file| owner(context, file.place()).transpose())
+            .transpose();
+        match found {
+            Ok(None) => return Err(error),
+            Ok(Some((domain, _))) => {
+                context.warn(format!(
+                    "{} is defined, although this failed: {error}",
+                    domain.name
+                ));
+                return Ok((domain.uuid, files));
+            }
+            Err(PlanError::Hypervisor(_)) if Instant::now() < patience => std::thread::sleep(RETRY),
+            Err(unknown) => {
+                for file in files {
+                    context.warn(format!(
+                        "{} stays, as it cannot be told whether a domain has it: {unknown}",
+                        file.place().display()
+                    ));
+                    file.leave();
+                }
+                return Err(error);
+            }
+        }
+    }
+}
