@@ -12,17 +12,21 @@
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// The version of the state file.
 const VERSION: u32 = 1;
+
+/// The largest file of records that is read, in bytes: three million damaged chunks of a VM.
+const MAX_BYTES: u64 = 256 << 20;
 
 /// Why the records cannot be read or kept.
 #[derive(Debug, thiserror::Error)]
@@ -39,9 +43,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// The file is not what was written.
-    #[error(
-        "read the records in {path}: {message}; without it the next backup reads everything: move it away to go on"
-    )]
+    #[error("read the records in {path}: {message}; move it away to go on without what it says")]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -246,26 +248,14 @@ impl StateDirectory {
     }
 
     fn read(path: &Path) -> Result<Option<Records>, StateError> {
-        let text = match std::fs::read(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => {
-                return Err(StateError::Io {
-                    path: path.to_owned(),
-                    source,
-                });
-            }
+        let Some(records) = read_json::<Records>(path)? else {
+            return Ok(None);
         };
-        let damaged = |message: String| StateError::Damaged {
-            path: path.to_owned(),
-            message,
-        };
-        let records: Records = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
         if records.version != VERSION {
-            return Err(damaged(format!(
-                "its version is {}, this program knows {VERSION}",
-                records.version
-            )));
+            return Err(StateError::Damaged {
+                path: path.to_owned(),
+                message: format!("its version is {}, this program knows {VERSION}", records.version),
+            });
         }
         Ok(Some(records))
     }
@@ -366,6 +356,33 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     File::open(directory)?.sync_all()
+}
+
+/// Reads what [`replace_json`] has written; nothing if there is no such file.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
+    let failed = |source| StateError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let damaged = |message| StateError::Damaged {
+        path: path.to_owned(),
+        message,
+    };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(failed(source)),
+    };
+    let length = file.metadata().map_err(failed)?.len();
+    if length > MAX_BYTES {
+        return Err(damaged(format!(
+            "it has {length} bytes, at most {MAX_BYTES} are expected"
+        )));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(failed)?;
+    let content = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    Ok(Some(content))
 }
 
 /// The same with JSON that a person can read.
