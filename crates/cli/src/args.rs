@@ -678,6 +678,7 @@ Examples:
   strongroom verify --all                         signatures, chain, inventory, all chunks present
   strongroom verify --all --data --part next/30   and a thirtieth of all bytes read, the next one each time
   strongroom verify web01@2026-11-20 --data       one restore point, every byte
+  strongroom verify web01 --acknowledge           the newest ones are gone because you have deleted them
 
 What is not signed by somebody in [signing] allowed_signers, cannot be read, or is not there is a failure: exit
 code 1. Without a record of the newest restore point, here or at a witness, it cannot be told whether the newest
@@ -686,7 +687,8 @@ pub struct Verify {
     /// VM, for all its restore points; or one restore point, as in `restore`.
     #[arg(value_name = "VM[@WHEN]", required_unless_present = "all")]
     pub what: Vec<Scope>,
-    /// All VMs of the configuration, and all that the newest restore point's inventory lists.
+    /// All VMs of the configuration, and all that an inventory, the witness or an own record knows and that were not
+    /// given up.
     #[arg(long, conflicts_with = "what")]
     pub all: bool,
     /// Read, decrypt and hash every byte.
@@ -695,6 +697,10 @@ pub struct Verify {
     /// Read only this share of the bytes, the same each time; with `next/N` the one that is due.
     #[arg(long, value_name = "K/N", requires = "data")]
     pub part: Option<Share>,
+    /// What is missing of these VMs is meant to be: lost restore points, another repository, disks that are left out; or
+    /// all of a VM that is not configured, if nothing else is. It is listed, and is no failure from then on.
+    #[arg(long, conflicts_with = "all")]
+    pub acknowledge: bool,
 }
 
 /// `strongroom seal`.

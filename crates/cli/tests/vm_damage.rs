@@ -135,6 +135,7 @@ impl World {
             all: true,
             data,
             part: None,
+            acknowledge: false,
         };
         verify::run(&here, &request).unwrap()
     }

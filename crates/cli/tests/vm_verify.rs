@@ -203,9 +203,62 @@ fn rollback_omission_and_pruning_are_told_apart() {
         .bench
         .says(&world.lab, &["backup", world.vm()])
         .expect(3, &["number 3", "old copy"]);
-    let (code, report) = world.verify(&["--all"]);
-    assert_eq!(code, 0, "{report:#}");
-    assert_eq!(report["vms"][0]["removed"], serde_json::json!([[3, 3]]));
+    assert_eq!(world.newest()["lost"][0]["sequence"], 3);
+    // That heals nothing: neither for us nor for anybody who has nothing but the witness, and not by still another one.
+    world.backup(4);
+    let empty = world.empty_machine();
+    for bench in [&world.bench, &empty] {
+        let (code, report) = world.verify_with(bench, &["--all"]);
+        assert_eq!(
+            (code, kinds(&report)),
+            (1, vec!["omission".to_owned()]),
+            "{report:#}"
+        );
+        assert_eq!(report["vms"][0]["removed"], serde_json::json!([[3, 3]]));
+    }
+    // What goes on being there can be pruned, without the loss being forgotten by that.
+    world.borg(&["delete", &world.at(&world.bench.archives(world.vm())[2])]);
+    assert_eq!(kinds(&world.verify(&["--all"]).1), ["omission"]);
+    assert_eq!(kinds(&world.verify_with(&empty, &["--all"]).1), ["omission"]);
+    // Somebody meant it, and says so. Others hear of that by the next restore point, or say so themselves.
+    let said = world
+        .bench
+        .says(&world.lab, &["verify", world.vm(), "--acknowledge"]);
+    said.expect(0, &[]);
+    assert!(
+        said.out.contains("acknowledged: restore point 3 "),
+        "{}",
+        said.out
+    );
+    assert_eq!(world.verify(&["--all"]).0, 0);
+    assert_eq!(world.verify_with(&empty, &["--all"]).0, 1);
+    world.backup(5);
+    assert!(world.newest()["lost"].is_null());
+    assert_eq!(world.verify_with(&empty, &["--all"]).0, 0);
+    assert_eq!(world.verify(&["--all"]).0, 0);
+    // That was about number 3 alone.
+    world.borg(&[
+        "delete",
+        &world.at(world.bench.archives(world.vm()).last().unwrap()),
+    ]);
+    assert_eq!(kinds(&world.verify(&["--all"]).1), ["omission"]);
+    // Acknowledged before the next backup: what is left is watched over, and numbers go on.
+    let (code, report) = world.verify(&[world.vm(), "--acknowledge"]);
+    let acknowledged = &report["vms"][0]["acknowledged"];
+    assert_eq!(
+        (code, acknowledged.as_array().unwrap().len()),
+        (0, 1),
+        "{report:#}"
+    );
+    world.borg(&[
+        "delete",
+        &world.at(world.bench.archives(world.vm()).last().unwrap()),
+    ]);
+    assert_eq!(kinds(&world.verify(&["--all"]).1), ["omission"]);
+    assert_eq!(world.verify(&[world.vm(), "--acknowledge"]).0, 0);
+    world.backup(6);
+    assert_eq!(world.newest()["sequence"], 7);
+    assert_eq!(world.verify(&["--all"]).0, 0);
 
     // Pruned: said, and no failure.
     world.put_back(&new);
@@ -233,6 +286,16 @@ fn rollback_omission_and_pruning_are_told_apart() {
 }
 
 impl World {
+    /// The newest restore point's manifest.
+    fn newest(&self) -> Value {
+        let archive = self.bench.archives(self.vm()).pop().unwrap();
+        let text = self
+            .bench
+            .borg
+            .run(["extract", "--stdout", &self.at(&archive), "manifest.json"]);
+        serde_json::from_str(&text).unwrap()
+    }
+
     /// The first lines of the witness.
     fn witness_lines(&self, count: usize) -> String {
         let text = fs::read_to_string(self.lab.path("witness.jsonl")).unwrap();
@@ -271,6 +334,183 @@ fn a_vm_that_the_inventory_lists_has_to_be_there() {
         (1, vec!["repository".to_owned()]),
         "{report:#}"
     );
+}
+
+/// A VM is taken out of the configuration, and its repository vanishes: whatever remembers it has it missed.
+#[test]
+fn a_vm_that_anybody_remembers_has_to_be_there() {
+    let mut world = World::new(0);
+    let gone = Tiny::define(&world.lab, "gone");
+    gone.set("vda", &noise(5, MIB));
+    world.bench.add_vm(&gone.name);
+    world.bench.backup(&gone.name, &()).unwrap();
+    world.backup(0);
+    assert_eq!(world.verify(&["--all"]).0, 0);
+    world.bench.config.vm.remove(&gone.name);
+    world.backup(1);
+
+    // Still there, but not backed up any more: that is said.
+    let empty = world.empty_machine();
+    let mut blind = world.bench.elsewhere(&world.lab.path("blind-state"));
+    blind.config.witness = None;
+    let (code, report) = world.verify_with(&empty, &["--all"]);
+    assert_eq!((code, kinds(&report)), (3, vec![]), "{report:#}");
+    let notes = report["vms"][0]["notes"].to_string();
+    assert_eq!(report["vms"][0]["vm"], gone.name.as_str());
+    assert!(notes.contains("dropped out of the configuration"), "{notes}");
+
+    // Gone: an older inventory knows it, the witness, our own records.
+    fs::remove_dir_all(world.bench.repository(&gone.name)).unwrap();
+    let missed = |bench: &Bench| {
+        let (code, report) = world.verify_with(bench, &["--all"]);
+        (code, kinds(&report))
+    };
+    let fails = (1, vec!["repository".to_owned()]);
+    assert_eq!(missed(&blind), fails);
+    let inventory = &world.bench.archives(world.vm())[0];
+    world.borg(&["delete", &world.at(inventory)]);
+    assert_eq!(missed(&blind), (0, vec![]), "nobody knows it");
+    assert_eq!(missed(&empty), fails);
+    let mut own = world.bench.elsewhere(&world.bench.config.state_directory());
+    own.config.witness = None;
+    assert_eq!(missed(&own), fails);
+
+    // It was given up, which is said on each machine that is to know it.
+    for bench in [&own, &empty] {
+        let said = bench.says(&world.lab, &["verify", &gone.name, "--acknowledge"]);
+        said.expect(0, &[]);
+        assert!(said.out.contains("need not be there"), "{}", said.out);
+        assert_eq!(missed(bench), (0, vec![]));
+        let (_, report) = world.verify_with(bench, &["--all"]);
+        assert_eq!(report["given_up"], serde_json::json!([gone.name]));
+    }
+    // Until it is heard of again. What the witness says makes no name of a file or repository that is none.
+    let witness = world.lab.path("witness.jsonl");
+    let lines = fs::read_to_string(&witness).unwrap();
+    let line = lines.lines().find(|line| line.contains(&gone.name)).unwrap();
+    let mut head: Value = serde_json::from_str(line).unwrap();
+    head["committed"] = "2999-01-01T00:00:00Z".into();
+    fs::write(&witness, format!("{lines}{head}\n")).unwrap();
+    assert_eq!(missed(&empty), fails);
+    head["vm"] = "../../etc".into();
+    fs::write(&witness, format!("{lines}{head}\n")).unwrap();
+    assert_eq!(missed(&empty), (1, vec!["witness".to_owned()]));
+}
+
+/// An auditor without a witness, and without this VM in the configuration: each thing is acknowledged for itself, and the VM
+/// as a whole only when nothing else is missing.
+#[test]
+fn an_auditor_acknowledges_one_thing_at_a_time() {
+    let mut world = World::new(2);
+    let vm = world.tiny.name.clone();
+    let mut auditor = world.bench.elsewhere(&world.lab.path("auditor-state"));
+    auditor.config.witness = None;
+    auditor.config.vm.clear();
+    assert_eq!(world.verify_with(&auditor, &[&vm]).0, 3, "nothing on record");
+
+    // The newest is deleted; the VM moves to another repository.
+    let newest = world.bench.archives(&vm).pop().unwrap();
+    world.borg(&["delete", &world.at(&newest)]);
+    acknowledges(&world, &auditor, "omission", "restore point 2 ");
+    let moved = world.lab.path("moved-{vm}").display().to_string();
+    for bench in [&mut world.bench, &mut auditor] {
+        bench.config.repository.clone_from(&moved);
+    }
+    world.bench.add_vm(&vm);
+    world.backup(2);
+    assert_eq!(world.newest()["sequence"], 1);
+    assert_eq!(world.verify(&["--all"]).0, 0);
+    acknowledges(&world, &auditor, "other-repository", "is not in this repository");
+    world.backup(3);
+    assert_eq!(world.verify_with(&auditor, &[&vm]).0, 0);
+
+    // What is not trusted is a failure, and no VM that was given up.
+    let signing = auditor.config.signing.take();
+    let (code, report) = world.verify_with(&auditor, &[&vm, "--acknowledge"]);
+    assert_eq!((code, kinds(&report)), (1, vec!["signature".to_owned()]));
+    assert_eq!(report["vms"][0]["acknowledged"], serde_json::json!([]));
+    auditor.config.signing = signing;
+
+    // Emptied: lost, and nothing is left of it. That is acknowledged at once.
+    for archive in world.bench.archives(&vm) {
+        world.borg(&["delete", &world.at(&archive)]);
+    }
+    let (code, report) = world.verify_with(&auditor, &[&vm]);
+    assert_eq!(
+        (code, kinds(&report)),
+        (1, vec!["no-restore-point".into(), "omission".to_owned()])
+    );
+    assert!(
+        report["vms"][0]["problems"][0]["text"]
+            .as_str()
+            .unwrap()
+            .contains("--acknowledge")
+    );
+    let (code, report) = world.verify_with(&auditor, &[&vm, "--acknowledge"]);
+    let acknowledged = report["vms"][0]["acknowledged"].to_string();
+    assert_eq!((code, kinds(&report)), (0, vec![]), "{report:#}");
+    assert!(
+        acknowledged.contains("restore point 2 ") && acknowledged.contains("need not be there"),
+        "{acknowledged}"
+    );
+}
+
+/// Verification fails over one thing and says how to acknowledge it; it is acknowledged alone, and all is well.
+#[track_caller]
+fn acknowledges(world: &World, bench: &Bench, kind: &str, words: &str) {
+    let (code, report) = world.verify_with(bench, &[world.vm()]);
+    assert_eq!((code, kinds(&report)), (1, vec![kind.to_owned()]), "{report:#}");
+    let text = report["vms"][0]["problems"][0]["text"].as_str().unwrap();
+    assert!(
+        text.contains(&format!("`strongroom verify {} --acknowledge`", world.vm())),
+        "{text}"
+    );
+    let (code, report) = world.verify_with(bench, &[world.vm(), "--acknowledge"]);
+    assert_eq!((code, kinds(&report)), (0, vec![]), "{report:#}");
+    let acknowledged = report["vms"][0]["acknowledged"].as_array().unwrap();
+    assert_eq!(acknowledged.len(), 1, "{acknowledged:?}");
+    assert!(
+        acknowledged[0].as_str().unwrap().contains(words),
+        "{acknowledged:?}"
+    );
+    assert_eq!(world.verify_with(bench, &[world.vm()]).0, 0);
+}
+
+#[test]
+fn a_disk_that_is_not_backed_up_any_more_is_named_until_that_is_acknowledged() {
+    let mut world = World::new(1);
+    let settings = world.bench.config.vm.get_mut(&world.tiny.name).unwrap();
+    settings.exclude = vec!["vdb".into()];
+    world.backup(1);
+    let vm = world.vm();
+    let check = |bench: &Bench| {
+        let (code, report) = world.verify_with(bench, &["--all"]);
+        assert_eq!(kinds(&report), Vec::<String>::new());
+        let dropped = report["vms"][0]["dropped"].as_array().unwrap().clone();
+        (code, dropped)
+    };
+    let empty = world.empty_machine();
+    for bench in [&world.bench, &empty] {
+        let (code, dropped) = check(bench);
+        assert_eq!((code, dropped.len()), (3, 1), "{dropped:?}");
+        assert_eq!(dropped[0]["disk"], "vdb");
+        assert_eq!(dropped[0]["why"], "configured");
+        assert_eq!(dropped[0]["sequence"], 2);
+    }
+    let said = world.bench.says(&world.lab, &["verify", vm, "--acknowledge"]);
+    said.expect(0, &[]);
+    assert!(said.out.contains("acknowledged: disk vdb"), "{}", said.out);
+    // Also when those before and after are pruned; and elsewhere, where nobody has said so, it is named on.
+    world.backup(2);
+    world.backup(3);
+    world.borg(&["delete", &world.at(&world.bench.archives(vm)[1])]);
+    assert_eq!(check(&world.bench), (0, vec![]));
+    assert_eq!(check(&empty).0, 3);
+    let newest = format!("{vm}@latest");
+    world
+        .bench
+        .says(&world.lab, &["verify", &newest, "--acknowledge"])
+        .expect(2, &["whole VM"]);
 }
 
 #[test]
@@ -380,6 +620,7 @@ fn a_cycle_goes_on_where_it_was_left() {
             all: true,
             data: true,
             part,
+            acknowledge: false,
         };
         verify::run(&here, &request).unwrap_err();
         assert_eq!(damaged().len(), 1);

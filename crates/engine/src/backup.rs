@@ -43,7 +43,7 @@ use crate::quiesce::Rest;
 use crate::reconcile::{ReconcileError, drop_stale, reconcile};
 use crate::state::{Committed, Run, StateError, VmState};
 use crate::trust::memory::Memory;
-use crate::trust::{self, SigningError};
+use crate::trust::{self, SigningError, Successor};
 use crate::vm::{Domain, HypervisorError};
 
 /// Why there is no new restore point. Each of these leaves the VM as it was.
@@ -311,9 +311,8 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
         domain.busy = None;
         domain.snapshots.clear();
     }
-    let newest = Point::newest(&mut repository, |error| {
-        context.warn(format!("passed over: failed to {error}"));
-    })?;
+    let recorded = trust::recall(context, &domain.name, &repository.id().to_string());
+    let newest = trust::newest(context, &mut repository, &domain.name, &recorded)?;
     let older = parent_point(&mut repository, &state, newest.as_ref())?;
     let damaged = match Memory::open(context.state, &domain.name) {
         Ok(memory) => memory.damaged(),
@@ -356,6 +355,7 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
     options.started = run.started;
     options.compression = compression;
     let repository_id = repository.id().to_string();
+    let next = trust::successor(context, &domain.name, &repository, newest.as_ref(), &recorded);
     let mut writer = repository.begin(options)?;
     let points: Vec<&Point> = newest.iter().chain(&older).collect();
     for point in &points {
@@ -376,7 +376,7 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
     context.report(&Event::Step(Step::Capture));
     let intent = capture::intent(context, &plan, &domain, run.started)?;
     state.begin(intent.clone())?;
-    let reading = (&points[..], &pace);
+    let reading = (&points[..], &pace, next);
     let work = || capture_and_commit(context, &domain, &mut state, &mut plan, &intent, reading, writer);
     let done = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(done) => done,
@@ -453,7 +453,7 @@ fn capture_and_commit(
     state: &mut VmState,
     plan: &mut Plan,
     run: &Run,
-    (points, pace): (&[&Point], &Pace),
+    (points, pace, next): (&[&Point], &Pace, Successor),
     mut writer: ArchiveWriter,
 ) -> Result<Sealed, BackupError> {
     scratch::check(context, plan, run)?;
@@ -492,7 +492,6 @@ fn capture_and_commit(
     context.cancel.check()?;
 
     context.report(&Event::Step(Step::Seal));
-    let newest = points.first().copied();
     let damaged = points.iter().flat_map(|point| &point.damaged);
     let damaged: BTreeSet<ChunkId> = damaged.copied().collect();
     let areas = disks
@@ -504,7 +503,7 @@ fn capture_and_commit(
         .map(|chunk| chunk.id)
         .collect();
     let nbd = disks.iter().map(|disk| disk.requests).sum();
-    let (repository, summary, manifest) = seal::seal(context, domain, plan, instant, disks, newest, writer)?;
+    let (repository, summary, manifest) = seal::seal(context, domain, plan, instant, disks, next, writer)?;
     Ok(Sealed {
         repository,
         manifest,

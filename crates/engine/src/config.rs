@@ -563,7 +563,7 @@ impl Config {
             }
         }
         for (name, vm) in &self.vm {
-            if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
+            if !is_vm_name(name) {
                 return Err(format!(
                     "vm.{name:?}: a VM's name has no slash and no leading dot"
                 ));
@@ -638,6 +638,11 @@ fn default_directory(variable: &str, below_home: &str, for_root: &str) -> PathBu
         .filter(|path| path.is_absolute())
         .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(below_home)));
     base.map_or_else(|| for_root.into(), |base| base.join("strongroom"))
+}
+
+/// Whether a VM can be called so: names of repositories and of records are made from it.
+pub fn is_vm_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['/', '\0']) && !name.starts_with('.')
 }
 
 /// Whether this can be a disk's target name (`vda`, `sdb`, `nvme0n1`): two or more lower-case letters, then letters

@@ -165,16 +165,17 @@ impl Point {
         })
     }
 
-    /// The newest archive of ours that can be read, if there is one. `passed_over` hears of those that cannot: a
-    /// damaged archive is no reason to make no new one.
+    /// The newest archive of ours that can be read and is `accepted`, if there is one. `passed_over` hears of those that
+    /// cannot be read: a damaged archive is no reason to make no new one.
     pub fn newest(
         repository: &mut Repository,
+        mut accepted: impl FnMut(&Self) -> bool,
         mut passed_over: impl FnMut(&HistoryError),
     ) -> Result<Option<Self>, HistoryError> {
         for info in points(repository).iter().rev() {
             match Self::read(repository, info) {
-                Ok(point) => return Ok(Some(point)),
-                Err(HistoryError::Foreign(_)) => {}
+                Ok(point) if accepted(&point) => return Ok(Some(point)),
+                Ok(_) | Err(HistoryError::Foreign(_)) => {}
                 Err(error) if error.concerns_one_archive() => passed_over(&error),
                 Err(error) => return Err(error),
             }

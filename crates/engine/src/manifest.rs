@@ -10,7 +10,7 @@ use strongroom_disk::luks::LARGEST_AREA;
 use strongroom_disk::{Extent, RangeSet, SwapLayout};
 use uuid::Uuid;
 
-use crate::config::is_target;
+use crate::config::{is_target, is_vm_name};
 use crate::digest;
 
 /// The newest format that this version reads. What has no header area of its own is written as [`PLAIN_FORMAT`].
@@ -18,6 +18,9 @@ pub const FORMAT: u32 = 2;
 
 /// The format of a manifest whose disks are complete by themselves: what versions without [`LuksRecord::header`] read.
 pub const PLAIN_FORMAT: u32 = 1;
+
+/// The largest number that a restore point can have: the largest that every reader of JSON holds exactly.
+pub const MAX_SEQUENCE: u64 = (1 << 53) - 1;
 
 /// The largest manifest that is read, in bytes.
 pub const MAX_BYTES: u64 = 16 << 20;
@@ -64,6 +67,10 @@ pub struct Manifest {
     pub sequence: u64,
     /// SHA-256 of the previous archive's manifest, in hexadecimal; absent in the first.
     pub previous: Option<String>,
+    /// Restore points that were the newest and were gone when a next one was made, as long as nobody has acknowledged
+    /// that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<LostPoint>,
     /// The instant whose state the disks show.
     pub captured: Timestamp,
     /// How the disks were held still.
@@ -109,6 +116,17 @@ pub struct VmIdentity {
     pub name: String,
     /// libvirt's UUID.
     pub uuid: Uuid,
+}
+
+/// A restore point that is on record and is not there any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostPoint {
+    /// Its number.
+    pub sequence: u64,
+    /// Its archive's name.
+    pub archive: String,
+    /// SHA-256 of its manifest, in hexadecimal.
+    pub sha256: String,
 }
 
 /// How the disks were held still while they were read.
@@ -330,6 +348,16 @@ impl Manifest {
             return Err(ManifestError::Format(format));
         }
         let manifest: Self = serde_json::from_slice(bytes)?;
+        if manifest.sequence > MAX_SEQUENCE {
+            return Err(ManifestError::Invalid(format!(
+                "its number is {}, {MAX_SEQUENCE} is the largest",
+                manifest.sequence
+            )));
+        }
+        let names = || manifest.inventory.iter().chain([&manifest.vm.name]);
+        if let Some(odd) = names().find(|name| !is_vm_name(name)) {
+            return Err(ManifestError::Invalid(format!("{odd:?} is not a VM's name")));
+        }
         let mut seen = std::collections::BTreeSet::new();
         let targets = manifest.disks.iter().map(|disk| &disk.target);
         for target in targets.chain(manifest.excluded.iter().map(|disk| &disk.target)) {

@@ -11,5 +11,5 @@ mod place;
 pub mod signature;
 pub mod witness;
 
-pub use place::{remember, successor};
+pub use place::{Successor, newest, recall, remember, successor};
 pub use signature::{NAMESPACE, Signer, SigningError, Untrusted};

@@ -1,16 +1,20 @@
 //! The story of a verification: from the repositories, a file of trusted public keys and what is remembered elsewhere, is
 //! everything there that should be, whole, unaltered, in its place, and not rolled back?
 //!
-//! [`run`] goes from VM to VM: the restore points one by one ([`point`]), the LUKS headers apart from them ([`headers`]), their chain ([`crate::trust::chain`]), whether
-//! the repository has every chunk, and, if asked for, what is in each chunk ([`data`]). With all VMs, the inventory of
-//! the newest restore point has to be met.
+//! [`run`] goes from VM to VM: the restore points one by one ([`point`]), the LUKS headers apart from them ([`headers`]),
+//! their chain ([`crate::trust::chain`]) and what is on record of it ([`records`]), disks that have dropped out
+//! ([`dropped`]), whether the repository has every chunk, and, if asked for, what is in each chunk ([`data`]). With all VMs,
+//! each that anybody knows has to be there ([`roll`]).
 //!
 //! It fails closed: what cannot be read, is not signed or is not known is a [`Problem`]. No hypervisor is needed, and no
 //! earlier state: an empty machine with the configuration, `allowed_signers` and the witness can tell.
 
 mod data;
+mod dropped;
 mod headers;
 mod point;
+mod records;
+mod roll;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::str::FromStr;
@@ -19,16 +23,19 @@ use jiff::Timestamp;
 use serde::Serialize;
 use strongroom_borg::{Access, ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
 
+use self::dropped::Disks;
+pub use self::dropped::Dropped;
 use self::headers::Ledger;
+use self::roll::{Inventories, Roll};
 use crate::cancel::{Cancel, Cancelled};
-use crate::config::Config;
+use crate::config::{Config, is_vm_name};
 use crate::context::Repositories;
-use crate::event::{Event, Observer};
+use crate::event::Observer;
 use crate::headers::Headers;
 use crate::history::{self, HistoryError, Point};
-use crate::manifest;
+use crate::manifest::{self, LostPoint};
 use crate::state::StateDirectory;
-use crate::trust::chain::{self, Head, Link};
+use crate::trust::chain::{Head, Link};
 use crate::trust::memory::Memory;
 pub use crate::trust::part::{Part, Share};
 use crate::trust::witness;
@@ -57,12 +64,14 @@ pub struct Surroundings<'a> {
 pub struct Request {
     /// These VMs with all their restore points, or only the ones named.
     pub what: Vec<Scope>,
-    /// Everything that is configured, and everything that the inventory lists.
+    /// Everything that is configured, listed in an inventory, or on record here or at the witness.
     pub all: bool,
     /// Read every byte.
     pub data: bool,
     /// Only this share of the chunks.
     pub part: Option<Share>,
+    /// What is missing of these VMs, but not damaged or altered, is meant to be.
+    pub acknowledge: bool,
 }
 
 /// A VM, or one of its restore points.
@@ -136,6 +145,10 @@ pub struct VmReport {
     pub points: Vec<PointReport>,
     /// Numbers, first and last, that were pruned or removed.
     pub removed: Vec<(u64, u64)>,
+    /// Disks that are not backed up any more, as long as nobody has acknowledged that.
+    pub dropped: Vec<Dropped>,
+    /// What has been acknowledged just now.
+    pub acknowledged: Vec<String>,
     /// Different chunks that these restore points consist of.
     pub chunks: u64,
     /// The share of the chunks that was read, if not all.
@@ -170,6 +183,8 @@ pub struct Report {
     pub ok: bool,
     /// The VMs.
     pub vms: Vec<VmReport>,
+    /// VMs that were not looked for, of all, because somebody has acknowledged that they were given up.
+    pub given_up: Vec<String>,
     /// What is wrong with no single VM.
     pub problems: Vec<Problem>,
 }
@@ -184,9 +199,14 @@ struct Work<'a> {
     chunks: Vec<ChunkRef>,
     seen: HashSet<ChunkId>,
     damaged: BTreeSet<ChunkId>,
-    links: Vec<(Link, Timestamp)>,
+    links: Vec<Link>,
     ledger: Ledger,
-    inventory: Option<(Timestamp, Vec<String>)>,
+    inventories: Inventories,
+    disks: Disks,
+    /// The newest trusted restore point's number, and what it says is lost.
+    stated: Option<(u64, Vec<LostPoint>)>,
+    /// The repository has no restore point at all.
+    is_empty: bool,
 }
 
 /// Verifies. An error is only that it was interrupted: everything else is in the report.
@@ -194,6 +214,7 @@ pub fn run(here: &Surroundings<'_>, request: &Request) -> Result<Report, Cancell
     let mut report = Report {
         ok: false,
         vms: Vec::new(),
+        given_up: Vec::new(),
         problems: Vec::new(),
     };
     let known = match here
@@ -212,15 +233,22 @@ pub fn run(here: &Surroundings<'_>, request: &Request) -> Result<Report, Cancell
             Some(Vec::new())
         }
     };
+    let mut roll = if request.all {
+        all_known(here, known.as_deref(), &mut report.problems)
+    } else {
+        Roll::default()
+    };
     let mut scopes: Vec<Scope> = request.what.clone();
-    if request.all {
-        let all = here.config.vm.keys().cloned();
-        scopes.extend(all.map(|vm| Scope { vm, when: None }));
-    }
-    // The newest restore point of all says which VMs there have to be. Looking at those may reveal a newer one.
     let mut done = BTreeSet::new();
-    let mut inventory: Option<(Timestamp, Vec<String>)> = None;
+    // What is found in one VM's repository may tell of others.
     loop {
+        if request.all {
+            let due = roll.due(here.state, &done).into_iter();
+            scopes.extend(due.map(|vm| Scope { vm, when: None }));
+        }
+        if scopes.is_empty() {
+            break;
+        }
         for scope in std::mem::take(&mut scopes) {
             here.cancel.check()?;
             if !done.insert(scope.vm.clone()) && scope.when.is_none() {
@@ -228,25 +256,34 @@ pub fn run(here: &Surroundings<'_>, request: &Request) -> Result<Report, Cancell
             }
             let (vm, found) = verify_vm(here, request, &scope, known.as_deref())?;
             report.vms.push(vm);
-            inventory = inventory.into_iter().chain(found).max_by_key(|(at, _)| *at);
+            roll.learn(&found);
         }
-        let Some((_, vms)) = inventory.as_ref().filter(|_| request.all) else {
-            break;
-        };
-        scopes = vms
-            .iter()
-            .filter(|vm| !done.contains(*vm))
-            .map(|vm| Scope {
-                vm: vm.clone(),
-                when: None,
-            })
-            .collect();
-        if scopes.is_empty() {
-            break;
+    }
+    if request.all {
+        for vm in &mut report.vms {
+            vm.notes.extend(roll.note(&vm.vm));
         }
+        report.given_up = roll.given_up(&done);
     }
     report.ok = report.problems.is_empty() && report.vms.iter().all(|vm| vm.problems.is_empty());
     Ok(report)
+}
+
+/// Whoever is on record anywhere, before any repository has been opened.
+fn all_known(here: &Surroundings<'_>, witness: Option<&[Head]>, problems: &mut Vec<Problem>) -> Roll {
+    let own = roll::remembered(here).unwrap_or_else(|error| {
+        problems.push(Problem::new("records", format!("failed to {error}")));
+        Vec::new()
+    });
+    let witness = witness.unwrap_or_default();
+    // Names of repositories and of records are made from these.
+    let (usable, odd): (Vec<&Head>, Vec<&Head>) = witness.iter().partition(|head| is_vm_name(&head.vm));
+    if let Some(odd) = odd.first() {
+        let text = format!("the witness speaks of {:?}, which is no VM's name", odd.vm);
+        problems.push(Problem::new("witness", text));
+    }
+    let configured = here.config.vm.keys().cloned();
+    Roll::new(configured, own.iter().chain(usable))
 }
 
 /// Where an item's bytes are on a disk.
@@ -274,14 +311,12 @@ impl<'a> Place<'a> {
     }
 }
 
-type Inventory = Option<(Timestamp, Vec<String>)>;
-
 fn verify_vm(
     here: &Surroundings<'_>,
     request: &Request,
     scope: &Scope,
     witness: Option<&[Head]>,
-) -> Result<(VmReport, Inventory), Cancelled> {
+) -> Result<(VmReport, Inventories), Cancelled> {
     let location = here.config.repository_of(&scope.vm);
     let mut work = Work {
         here: *here,
@@ -290,6 +325,8 @@ fn verify_vm(
             repository: location.clone(),
             points: Vec::new(),
             removed: Vec::new(),
+            dropped: Vec::new(),
+            acknowledged: Vec::new(),
             chunks: 0,
             part: None,
             verified_bytes: 0,
@@ -303,7 +340,10 @@ fn verify_vm(
         damaged: BTreeSet::new(),
         links: Vec::new(),
         ledger: Ledger::default(),
-        inventory: None,
+        inventories: Inventories::default(),
+        disks: Disks::default(),
+        stated: None,
+        is_empty: false,
     };
     match here.repositories.open(&location, Access::Read) {
         Ok(mut repository) => {
@@ -318,14 +358,29 @@ fn verify_vm(
         }
         Err(error) => {
             here.cancel.check()?;
-            work.problem(Problem::new("repository", format!("failed to open it: {error}")));
+            work.unopened(request, &error.to_string());
         }
     }
     work.report.chunks = work.seen.len() as u64;
-    Ok((work.report, work.inventory))
+    Ok((work.report, work.inventories))
 }
 
 impl Work<'_> {
+    /// A repository that cannot be opened: that of a VM that was given up need not be there.
+    fn unopened(&mut self, request: &Request, error: &str) {
+        if request.acknowledge && self.may_be_given_up() {
+            if let Err(error) = self.give_up() {
+                self.problem(Problem::new("records", format!("failed to {error}")));
+            }
+            return;
+        }
+        let hint = self.how_to_give_up();
+        self.problem(Problem::new(
+            "repository",
+            format!("failed to open it: {error}{hint}"),
+        ));
+    }
+
     fn problem(&mut self, problem: Problem) {
         if self.report.problems.len() < MOST_PROBLEMS {
             self.report.problems.push(problem);
@@ -356,8 +411,15 @@ impl Work<'_> {
                 name.candidates(all.clone()).into_iter().take(1).collect()
             }
         };
-        if chosen.is_empty() {
-            self.problem(Problem::new("no-restore-point", "there is no such restore point"));
+        self.is_empty = all.is_empty();
+        let is_given_up = request.acknowledge && self.is_empty && self.may_be_given_up();
+        if chosen.is_empty() && !is_given_up {
+            let text = if scope.when.is_some() {
+                "there is no such restore point".to_owned()
+            } else {
+                format!("there is no restore point{}", self.how_to_give_up())
+            };
+            self.problem(Problem::new("no-restore-point", text));
         }
         self.ids = repository.list_ids().collect::<Result<_, _>>()?;
         for info in &chosen {
@@ -371,7 +433,7 @@ impl Work<'_> {
             }
         }
         self.all_headers(repository, scope.when.is_none())?;
-        self.chain(repository, scope, witness);
+        self.chain(repository, request, scope, witness);
         if request.data {
             let part = request.part.map(|share| self.part(&scope.vm, share));
             self.chunks
@@ -415,6 +477,11 @@ impl Work<'_> {
     /// One restore point: what it says of itself, who vouches for it, and whether its chunks are there.
     fn point(&mut self, repository: &mut Repository, point: &Point) -> Result<(), HistoryError> {
         let (signer, problems) = point::check(&self.here, repository, &self.report.vm, point)?;
+        // What is signed for another place, or by nobody who is named, says nothing of this chain.
+        let in_place = problems.iter().all(|problem| problem.kind != "place");
+        let signing = self.here.config.signing.as_ref();
+        let anybody = signing.is_none_or(|signing| signing.allowed_signers.is_none());
+        let trusted = in_place && (signer.is_some() || anybody);
         self.problems(problems);
         let archive = point.name();
         self.report.points.push(PointReport {
@@ -423,21 +490,16 @@ impl Work<'_> {
             captured: point.manifest.captured,
             signer: signer.clone(),
         });
-        let link = Link {
-            archive: archive.clone(),
-            sequence: point.manifest.sequence,
-            hash: point.link.clone(),
-            previous: point.manifest.previous.clone(),
-        };
-        self.links.push((link, point.manifest.captured));
-        // Only who is trusted says which VMs there have to be.
-        if signer.is_some()
-            && self
-                .inventory
-                .as_ref()
-                .is_none_or(|(at, _)| *at < point.manifest.captured)
-        {
-            self.inventory = Some((point.manifest.captured, point.manifest.inventory.clone()));
+        self.links.push(Link::of(point, trusted));
+        if signer.is_some() {
+            self.inventories.add(point);
+        }
+        if trusted {
+            self.disks.add(point);
+            let number = point.manifest.sequence;
+            if self.stated.as_ref().is_none_or(|(newest, _)| *newest < number) {
+                self.stated = Some((number, point.manifest.lost.clone()));
+            }
         }
         self.ledger.needs(point);
         for (path, item) in &point.items {
@@ -501,43 +563,6 @@ impl Work<'_> {
         }
     }
 
-    fn chain(&mut self, repository: &Repository, scope: &Scope, witness: Option<&[Head]>) {
-        let id = repository.id().to_string();
-        let mut known: Vec<Head> = witness
-            .unwrap_or_default()
-            .iter()
-            .filter(|head| head.vm == scope.vm)
-            .cloned()
-            .collect();
-        match Memory::open(self.here.state, &scope.vm) {
-            Ok(memory) => known.extend(memory.head().cloned()),
-            Err(error) => self.problem(Problem::new("records", format!("failed to {error}"))),
-        }
-        let links: Vec<Link> = self.links.iter().map(|(link, _)| link.clone()).collect();
-        if scope.when.is_some() {
-            // One of many: it can only be compared with what is on record of it.
-            known.retain(|head| {
-                links.iter().any(|link| link.sequence == head.sequence) && head.repository == id
-            });
-        } else if known.is_empty() {
-            self.report.notes.push(
-                "no record of the newest restore point, neither here nor at a witness: that the newest ones are missing, \
-                 or all of the repository is an old copy, cannot be told"
-                    .into(),
-            );
-        }
-        let walk = chain::walk(&links, &known, &id, repository.timestamp());
-        let one = scope.when.is_some();
-        self.problems(
-            walk.problems
-                .iter()
-                .map(|problem| Problem::new(problem.kind(), problem.to_string())),
-        );
-        if !one {
-            self.report.removed = walk.removed;
-        }
-    }
-
     /// Says of damaged chunks where they are used, in all archives.
     fn name(
         &mut self,
@@ -572,38 +597,6 @@ impl Work<'_> {
                     offset += u64::from(chunk.size);
                 }
             }
-        }
-    }
-
-    /// What this machine knows from now on: the newest restore point, if all is well, and what is damaged.
-    fn remember(&mut self, repository: &Repository, request: &Request, scope: &Scope) {
-        let part = self.report.part;
-        let looked_at = |id: &ChunkId| {
-            let read = request.data && part.is_none_or(|part| part.has(id));
-            // A chunk that no restore point uses any more is nobody's damage.
-            (read && self.seen.contains(id)) || (scope.when.is_none() && !self.seen.contains(id))
-        };
-        let newest = self.links.iter().max_by_key(|(link, _)| link.sequence);
-        let head = newest.map(|(link, _)| Head {
-            format: 1,
-            vm: scope.vm.clone(),
-            repository: repository.id().to_string(),
-            archive: link.archive.clone(),
-            sequence: link.sequence,
-            hash: link.hash.clone(),
-            committed: repository.timestamp(),
-        });
-        let head = head.filter(|_| self.report.problems.is_empty() && scope.when.is_none());
-        let kept = Memory::open(self.here.state, &scope.vm).and_then(|mut memory| {
-            memory.looked_at(&self.damaged, looked_at)?;
-            if let (Some(Share::Next(_)), Some(part), None) = (request.part, part, &scope.when) {
-                memory.read(part)?;
-            }
-            head.map_or(Ok(()), |head| memory.advance(head))
-        });
-        if let Err(error) = kept {
-            let text = format!("what was found is not kept: failed to {error}");
-            self.here.observer.event(&Event::Warning(text));
         }
     }
 }

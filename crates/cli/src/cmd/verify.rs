@@ -26,6 +26,11 @@ pub fn run(settings: &Settings, args: &Verify) -> Result<Exit, Failure> {
         )
         .hint("--part K/N"));
     }
+    if args.acknowledge && args.what.iter().any(|scope| scope.when.is_some()) {
+        return Err(Failure::usage(
+            "acknowledge what is missing: that concerns a whole VM, not one of its restore points",
+        ));
+    }
     let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
     let here = Surroundings {
         config: &config,
@@ -39,6 +44,7 @@ pub fn run(settings: &Settings, args: &Verify) -> Result<Exit, Failure> {
         all: args.all,
         data: args.data,
         part: args.part,
+        acknowledge: args.acknowledge,
     };
     let report = verify::run(&here, &request).map_err(Failure::failed)?;
     for vm in &report.vms {
@@ -49,12 +55,12 @@ pub fn run(settings: &Settings, args: &Verify) -> Result<Exit, Failure> {
     if settings.ui.json() {
         Ui::document(&json!({ "verify": report, "warnings": settings.ui.said() }));
     } else {
-        print(settings, &report, args.data);
+        print(settings, &report, args);
     }
     Ok(if report.ok { Exit::Done } else { Exit::Failed })
 }
 
-fn print(settings: &Settings, report: &Report, data: bool) {
+fn print(settings: &Settings, report: &Report, args: &Verify) {
     let fail = |vm: &str, problem: &Problem| {
         let archive = problem.archive.as_deref().map(|archive| format!("{archive}: "));
         settings.ui.failure(&Failure::failed(format!(
@@ -70,7 +76,19 @@ fn print(settings: &Settings, report: &Report, data: bool) {
         for problem in &vm.problems {
             fail(&vm.vm, problem);
         }
-        Ui::out(line(vm, data));
+        for text in &vm.acknowledged {
+            Ui::out(format!("{}: acknowledged: {text}", vm.vm));
+        }
+        if args.acknowledge && vm.acknowledged.is_empty() {
+            Ui::out(format!(
+                "{}: nothing is missing that could be acknowledged",
+                vm.vm
+            ));
+        }
+        Ui::out(line(vm, args.data));
+    }
+    for vm in &report.given_up {
+        Ui::out(format!("{vm}: not looked for, it was given up"));
     }
 }
 

@@ -12,13 +12,12 @@ use crate::context::Context;
 use crate::digest;
 use crate::firmware::{self, FirmwareFile};
 use crate::headers::{self, Area, Statement};
-use crate::history::Point;
 use crate::manifest::{
     DOMAIN_PATH, DiskRecord, ExcludedDisk, Exclusion, FORMAT, FileRecord, HeadersRecord, MANIFEST_PATH,
     Manifest, ManifestError, PLAIN_FORMAT, SIGNATURE_PATH, VmIdentity, disk_path,
 };
 use crate::quiesce::Reached;
-use crate::trust::{self, NAMESPACE, signature};
+use crate::trust::{NAMESPACE, Successor, signature};
 use crate::vm::Domain;
 
 /// What the capture was like.
@@ -41,7 +40,7 @@ pub fn seal(
     plan: &Plan,
     instant: Instant,
     disks: Vec<DiskResult>,
-    newest: Option<&Point>,
+    next: Successor,
     mut writer: ArchiveWriter,
 ) -> Result<(Repository, Summary, Manifest), BackupError> {
     let mut files = vec![FirmwareFile {
@@ -55,7 +54,6 @@ pub fn seal(
         sha256: digest::sha256(&file.bytes),
     };
     let repository_id = writer.repository_id().to_string();
-    let (sequence, previous) = trust::successor(context, &domain.name, &repository_id, newest);
     let mut manifest = Manifest {
         format: PLAIN_FORMAT,
         vm: VmIdentity {
@@ -66,8 +64,9 @@ pub fn seal(
         archive: Some(plan.archive.clone()),
         started: Some(instant.started),
         repository: Some(repository_id),
-        sequence,
-        previous,
+        sequence: next.sequence,
+        previous: next.previous,
+        lost: next.lost,
         captured: instant.at,
         method: plan.method,
         method_reason: plan.method_reason.clone(),

@@ -8,15 +8,18 @@
 //!   archives were taken away.
 //! * **Fork**: two manifests with one number; or one that does not name the one before it; or one that is not what was
 //!   remembered under its number.
+//! * **Lost**: what was omitted stays a failure when a next restore point has been made, until somebody acknowledges it.
+//!   Only what was the newest can be lost: no pruning takes that away.
 //! * **Removed**: numbers are missing in the middle or at the old end. Pruning does that too, and a repository cannot
 //!   tell who did it: the numbers are reported, and it is no failure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::Manifest;
+use crate::history::Point;
+use crate::manifest::{LostPoint, MAX_SEQUENCE, Manifest};
 
 /// The version of a remembered head.
 const FORMAT: u32 = 1;
@@ -69,6 +72,12 @@ impl Head {
                 head.format
             ));
         }
+        if head.sequence > MAX_SEQUENCE {
+            return Err(format!(
+                "its number is {}, {MAX_SEQUENCE} is the largest",
+                head.sequence
+            ));
+        }
         Ok(head)
     }
 
@@ -76,6 +85,41 @@ impl Head {
     pub fn line(&self) -> String {
         // Strings, numbers and a time: JSON can hold all of them.
         serde_json::to_string(self).unwrap_or_default() + "\n"
+    }
+
+    /// The restore point, as one that is gone.
+    pub fn lost(&self) -> LostPoint {
+        LostPoint {
+            sequence: self.sequence,
+            archive: self.archive.clone(),
+            sha256: self.hash.clone(),
+        }
+    }
+}
+
+/// What is remembered of a VM, here, at the witness and in its newest restore point.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Records {
+    /// Restore points that were the newest when they were made or seen.
+    pub heads: Vec<Head>,
+    /// Those of this repository that were gone when a next one was made.
+    pub lost: Vec<LostPoint>,
+    /// Those of this repository whose loss has been acknowledged.
+    pub acknowledged: Vec<LostPoint>,
+    /// Those of other repositories that need not be looked for any more.
+    pub left_behind: Vec<LostPoint>,
+}
+
+impl Records {
+    /// The digests of those that may be gone.
+    pub fn excused(&self) -> HashSet<&str> {
+        let acknowledged = self.acknowledged.iter();
+        acknowledged.map(|lost| lost.sha256.as_str()).collect()
+    }
+
+    /// Whether the record itself vouches for a manifest with this digest.
+    pub fn vouches(&self, sha256: &str) -> bool {
+        self.heads.iter().any(|head| head.hash == sha256)
     }
 }
 
@@ -90,6 +134,21 @@ pub struct Link {
     pub hash: String,
     /// What it names as the one before.
     pub previous: Option<String>,
+    /// Somebody who is trusted has signed it.
+    pub trusted: bool,
+}
+
+impl Link {
+    /// Of a restore point that was read.
+    pub fn of(point: &Point, trusted: bool) -> Self {
+        Self {
+            archive: point.name(),
+            sequence: point.manifest.sequence,
+            hash: point.link.clone(),
+            previous: point.manifest.previous.clone(),
+            trusted,
+        }
+    }
 }
 
 /// What is wrong with a chain.
@@ -124,6 +183,16 @@ pub enum ChainProblem {
         /// The newest number that is there, or "none".
         newest: String,
     },
+    /// The newest archives were gone, and another one has been made since.
+    #[error(
+        "omission: restore point {sequence} ({archive}) was the newest and was gone when the next one was made"
+    )]
+    Lost {
+        /// The number remembered.
+        sequence: u64,
+        /// The archive remembered.
+        archive: String,
+    },
     /// Two histories.
     #[error("fork: {0}")]
     Fork(String),
@@ -149,11 +218,19 @@ impl ChainProblem {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Rollback { .. } => "rollback",
-            Self::Omission { .. } => "omission",
+            Self::Omission { .. } | Self::Lost { .. } => "omission",
             Self::Fork(_) => "fork",
             Self::Broken(_) => "chain-broken",
             Self::Elsewhere { .. } => "other-repository",
         }
+    }
+
+    /// Whether it is that what is on record is not there, which somebody may have meant.
+    pub fn can_be_acknowledged(&self) -> bool {
+        matches!(
+            self,
+            Self::Rollback { .. } | Self::Omission { .. } | Self::Lost { .. } | Self::Elsewhere { .. }
+        )
     }
 }
 
@@ -162,14 +239,21 @@ impl ChainProblem {
 pub struct Walk {
     /// Failures.
     pub problems: Vec<ChainProblem>,
+    /// Restore points that were the newest, are gone, and have not been acknowledged to be: what such problems are about.
+    pub missing: Vec<LostPoint>,
+    /// The newest one on record, if it is in another repository and has not been left behind on purpose.
+    pub elsewhere: Option<Head>,
     /// Numbers, first and last, that were pruned or removed.
     pub removed: Vec<(u64, u64)>,
 }
 
 /// Walks along the chain: `links` are all restore points of a VM that are there, `known` is what is remembered of this
 /// VM, `repository` the repository's id and `time` the time of its own manifest.
-pub fn walk(links: &[Link], known: &[Head], repository: &str, time: Timestamp) -> Walk {
+///
+/// What nobody vouches for is part of the chain only as a problem: it hides no omission.
+pub fn walk(links: &[Link], known: &Records, repository: &str, time: Timestamp) -> Walk {
     let mut walk = Walk::default();
+    let believed = |link: &Link| link.trusted || known.vouches(&link.hash);
     let mut by_number: BTreeMap<u64, &Link> = BTreeMap::new();
     for link in links {
         if link.sequence == 0 || link.previous.is_none() != (link.sequence == 1) {
@@ -184,32 +268,27 @@ pub fn walk(links: &[Link], known: &[Head], repository: &str, time: Timestamp) -
                 }
             )));
         }
-        if let Some(other) = by_number.insert(link.sequence, link) {
+        let other = by_number.get(&link.sequence);
+        if let Some(other) = other {
             walk.problems.push(ChainProblem::Fork(format!(
                 "{} and {} both have number {}",
                 other.archive, link.archive, link.sequence
             )));
         }
-    }
-    let mut before: Option<&Link> = None;
-    for (&number, &link) in &by_number {
-        let expected = before.map_or(1, |before| before.sequence.saturating_add(1));
-        match before {
-            Some(before) if number == expected && link.previous.as_ref() != Some(&before.hash) => {
-                walk.problems.push(ChainProblem::Fork(format!(
-                    "{} does not follow {}",
-                    link.archive, before.archive
-                )));
-            }
-            _ if number > expected => walk.removed.push((expected, number - 1)),
-            _ => {}
+        if other.is_none_or(|other| believed(link) || !believed(other)) {
+            by_number.insert(link.sequence, link);
         }
-        before = Some(link);
     }
+    walk.succession(&by_number);
 
-    if let Some(last) = known.iter().max_by_key(|head| (head.committed, head.sequence))
+    if let Some(last) = known
+        .heads
+        .iter()
+        .max_by_key(|head| (head.committed, head.sequence))
         && last.repository != repository
+        && !known.left_behind.contains(&last.lost())
     {
+        walk.elsewhere = Some(last.clone());
         walk.problems.push(ChainProblem::Elsewhere {
             sequence: last.sequence,
             archive: last.archive.clone(),
@@ -217,36 +296,89 @@ pub fn walk(links: &[Link], known: &[Head], repository: &str, time: Timestamp) -
         });
         return walk;
     }
-    let here = || known.iter().filter(|head| head.repository == repository);
-    for head in here() {
-        if let Some(link) = by_number.get(&head.sequence)
-            && link.hash != head.hash
+    let here: Vec<&Head> = known
+        .heads
+        .iter()
+        .filter(|head| head.repository == repository)
+        .collect();
+    walk.compare(&by_number, &here);
+    let newest = links
+        .iter()
+        .filter(|link| believed(link))
+        .map(|link| link.sequence)
+        .max();
+    walk.absence(links, known, &here, newest, time);
+    walk
+}
+
+impl Walk {
+    /// Whether each follows the one before it, and which numbers are missing.
+    fn succession(&mut self, by_number: &BTreeMap<u64, &Link>) {
+        let mut before: Option<&Link> = None;
+        for (&number, &link) in by_number {
+            let expected = before.map_or(1, |before| before.sequence.saturating_add(1));
+            match before {
+                Some(before) if number == expected && link.previous.as_ref() != Some(&before.hash) => {
+                    self.problems.push(ChainProblem::Fork(format!(
+                        "{} does not follow {}",
+                        link.archive, before.archive
+                    )));
+                }
+                _ if number > expected => self.removed.push((expected, number - 1)),
+                _ => {}
+            }
+            before = Some(link);
+        }
+    }
+
+    /// Whether what is there is what is on record, or follows it.
+    fn compare(&mut self, by_number: &BTreeMap<u64, &Link>, heads: &[&Head]) {
+        for head in heads {
+            if let Some(link) = by_number.get(&head.sequence)
+                && link.hash != head.hash
+            {
+                let fork = ChainProblem::Fork(format!(
+                    "{} is not what is on record as number {} ({})",
+                    link.archive, head.sequence, head.archive
+                ));
+                if !self.problems.contains(&fork) {
+                    self.problems.push(fork);
+                }
+            }
+        }
+        // What was pruned is on record all the same: its successor has to follow it.
+        for head in heads
+            .iter()
+            .filter(|head| !by_number.contains_key(&head.sequence))
         {
-            let fork = ChainProblem::Fork(format!(
-                "{} is not what is on record as number {} ({})",
-                link.archive, head.sequence, head.archive
-            ));
-            if !walk.problems.contains(&fork) {
-                walk.problems.push(fork);
+            let next = by_number.get(&head.sequence.saturating_add(1));
+            if let Some(next) = next.filter(|next| next.previous.as_ref() != Some(&head.hash)) {
+                self.problems.push(ChainProblem::Fork(format!(
+                    "{} does not follow {}, which is on record as number {}",
+                    next.archive, head.archive, head.sequence
+                )));
             }
         }
     }
-    // What was pruned is on record all the same: its successor has to follow it.
-    for head in here().filter(|head| !by_number.contains_key(&head.sequence)) {
-        let next = by_number.get(&head.sequence.saturating_add(1));
-        if let Some(next) = next.filter(|next| next.previous.as_ref() != Some(&head.hash)) {
-            walk.problems.push(ChainProblem::Fork(format!(
-                "{} does not follow {}, which is on record as number {}",
-                next.archive, head.archive, head.sequence
-            )));
-        }
-    }
-    if let Some(head) = here().max_by_key(|head| head.sequence) {
-        let newest = by_number.last_key_value().map(|(number, _)| *number);
-        if newest.is_none_or(|newest| newest < head.sequence) {
+
+    /// Whether what was the newest is there, or has a successor that knew it.
+    fn absence(
+        &mut self,
+        links: &[Link],
+        known: &Records,
+        heads: &[&Head],
+        newest: Option<u64>,
+        time: Timestamp,
+    ) {
+        let mut named = known.excused();
+        let newer = heads
+            .iter()
+            .filter(|head| newest.is_none_or(|newest| newest < head.sequence));
+        let gone: Vec<_> = newer.filter(|head| named.insert(&head.hash)).collect();
+        if let Some(head) = gone.iter().max_by_key(|head| head.sequence) {
             let newest = newest.map_or_else(|| "none".to_owned(), |number| format!("number {number}"));
             let (sequence, archive) = (head.sequence, head.archive.clone());
-            walk.problems.push(if time < head.committed {
+            self.problems.push(if time < head.committed {
                 ChainProblem::Rollback {
                     repository: time,
                     sequence,
@@ -262,25 +394,36 @@ pub fn walk(links: &[Link], known: &[Head], repository: &str, time: Timestamp) -
                 }
             });
         }
+        self.missing = gone.iter().map(|head| head.lost()).collect();
+        let there: HashSet<&str> = links.iter().map(|link| link.hash.as_str()).collect();
+        for lost in &known.lost {
+            if !there.contains(lost.sha256.as_str()) && named.insert(&lost.sha256) {
+                self.problems.push(ChainProblem::Lost {
+                    sequence: lost.sequence,
+                    archive: lost.archive.clone(),
+                });
+                self.missing.push(lost.clone());
+            }
+        }
     }
-    walk
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn link(sequence: u64) -> Link {
+    pub fn link(sequence: u64) -> Link {
         Link {
             archive: format!("vm-{sequence}"),
             sequence,
             hash: format!("h{sequence}"),
             previous: (sequence > 1).then(|| format!("h{}", sequence - 1)),
+            trusted: true,
         }
     }
 
-    fn head(sequence: u64) -> Head {
+    pub fn head(sequence: u64) -> Head {
         Head {
             format: FORMAT,
             vm: "vm".into(),
@@ -290,6 +433,15 @@ mod tests {
             hash: format!("h{sequence}"),
             committed: time(sequence),
         }
+    }
+
+    /// With nothing on record but these.
+    fn walk(links: &[Link], heads: &[Head], repository: &str, time: Timestamp) -> Walk {
+        let known = Records {
+            heads: heads.to_vec(),
+            ..Records::default()
+        };
+        super::walk(links, &known, repository, time)
     }
 
     fn time(sequence: u64) -> Timestamp {
@@ -320,6 +472,8 @@ mod tests {
             found,
             Walk {
                 problems: vec![],
+                missing: vec![],
+                elsewhere: None,
                 removed: vec![(1, 2), (5, 7)]
             }
         );
@@ -350,6 +504,20 @@ mod tests {
             kinds(&walk(&links(&[1]), &[head(4)], "other", time(9))),
             ["other-repository"]
         );
+        // Somebody says that it has been left behind. What is on record of this one counts all the same.
+        let mut known = Records {
+            heads: vec![head(4)],
+            left_behind: vec![head(4).lost()],
+            ..Records::default()
+        };
+        let chain = links(&[1]);
+        assert_eq!(super::walk(&chain, &known, "other", time(9)), Walk::default());
+        known.heads.push(head(3));
+        known.heads[1].repository = "other".into();
+        assert_eq!(
+            kinds(&super::walk(&chain, &known, "other", time(9))),
+            ["omission"]
+        );
         // A new repository begins anew, once it is on record.
         let mut new = head(1);
         new.repository = "new".into();
@@ -357,6 +525,62 @@ mod tests {
         assert_eq!(
             walk(&links(&[1]), &[head(4), new], "new", time(9)),
             Walk::default()
+        );
+    }
+
+    #[test]
+    fn what_nobody_vouches_for_hides_no_omission() {
+        // Number 4 taken away, and a forged number 1000 in its place.
+        let mut forged = links(&[1, 2, 3, 1000]);
+        forged[3].trusted = false;
+        let found = walk(&forged, &[head(4)], "r", time(9));
+        assert_eq!(kinds(&found), ["omission"]);
+        assert_eq!(found.missing, [head(4).lost()]);
+        // A forgery with a number that is taken does not stand in for what it copies, wherever it is listed.
+        for at in [2, 3] {
+            let mut twice = links(&[1, 2, 3]);
+            let mut copy = link(3);
+            (copy.trusted, copy.hash) = (false, "x".into());
+            twice.insert(at, copy);
+            assert_eq!(kinds(&walk(&twice, &[head(3)], "r", time(9))), ["fork"]);
+        }
+        // The record vouches for what it names, whether or not its signer is trusted any more.
+        let mut revoked = links(&[1, 2]);
+        revoked[1].trusted = false;
+        assert_eq!(walk(&revoked, &[head(2)], "r", time(9)), Walk::default());
+    }
+
+    #[test]
+    fn what_was_lost_stays_a_failure_until_it_is_acknowledged() {
+        let chain = links(&[1, 2, 4, 5]);
+        let mut known = Records {
+            heads: vec![head(5)],
+            lost: vec![head(3).lost(), head(3).lost()],
+            ..Records::default()
+        };
+        let found = super::walk(&chain, &known, "r", time(9));
+        assert_eq!(kinds(&found), ["omission"]);
+        assert_eq!(found.missing, [head(3).lost()]);
+        // It has been put back.
+        let whole = super::walk(&links(&[1, 2, 3, 4, 5]), &known, "r", time(9));
+        assert_eq!(whole, Walk::default());
+        known.acknowledged = found.missing;
+        assert_eq!(super::walk(&chain, &known, "r", time(9)).problems, []);
+        // That is about this one alone.
+        let fewer = super::walk(&links(&[1, 2, 4]), &known, "r", time(9));
+        assert_eq!(fewer.missing, [head(5).lost()]);
+        // An old copy of everything, acknowledged: from then on all of the copy is watched over.
+        known.heads = vec![head(1), head(2), head(3), head(4)];
+        let found = super::walk(&links(&[1, 2]), &known, "r", time(2));
+        assert_eq!(kinds(&found), ["rollback"]);
+        known.acknowledged.extend(found.missing);
+        assert_eq!(
+            super::walk(&links(&[1, 2]), &known, "r", time(2)),
+            Walk::default()
+        );
+        assert_eq!(
+            kinds(&super::walk(&links(&[1]), &known, "r", time(5))),
+            ["omission"]
         );
     }
 
@@ -381,6 +605,10 @@ mod tests {
         }
         let newer = head(3).line().replace("\"format\":1", "\"format\":2");
         Head::parse(newer.as_bytes()).unwrap_err();
+        let endless = head(3)
+            .line()
+            .replace("\"sequence\":3", &format!("\"sequence\":{}", u64::MAX));
+        Head::parse(endless.as_bytes()).unwrap_err();
     }
 
     proptest! {

@@ -1,18 +1,21 @@
-//! What we remember of a VM's repository between two runs: the newest restore point ever seen there, chunks that were
-//! found damaged, and how far a cycle of reading everything has come. One file a VM in the state directory, named by
-//! the VM, since it is asked for when nothing else of the VM is left.
+//! What we remember of a VM's repository between two runs: the newest restore point ever seen there, those that were lost,
+//! what somebody has acknowledged to be gone, chunks that were found damaged, and how far a cycle of reading everything
+//! has come. One file a VM in the state directory, named by the VM, since it is asked for when nothing else of the VM is
+//! left.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use strongroom_borg::ChunkId;
 
-use super::chain::Head;
+use super::chain::{Head, Records};
 use super::part::Part;
+use crate::manifest::LostPoint;
 use crate::state::{self, StateDirectory, StateError};
 
 /// The version of the file.
@@ -28,6 +31,40 @@ struct Content {
     /// The part of the data that was read last, in a cycle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cycle: Option<Part>,
+    /// Restore points that were gone when a next one was made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    lost: Vec<Gone>,
+    /// Restore points that may be gone: somebody has said so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    acknowledged: Vec<Gone>,
+    /// Disks that need not be backed up any more, and since when.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    left_out: BTreeMap<String, Timestamp>,
+    /// When somebody has said that the VM was given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    given_up: Option<Timestamp>,
+}
+
+/// A restore point that is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Gone {
+    /// The repository's id, in hexadecimal.
+    repository: String,
+    #[serde(flatten)]
+    point: LostPoint,
+}
+
+/// Adds those that are not listed yet; gives whether there were any.
+fn add(list: &mut Vec<Gone>, repository: &str, points: &[LostPoint]) -> bool {
+    let here = list.iter().filter(|gone| gone.repository == repository);
+    let listed: HashSet<String> = here.map(|gone| gone.point.sha256.clone()).collect();
+    let before = list.len();
+    let new = points.iter().filter(|point| !listed.contains(&point.sha256));
+    list.extend(new.map(|point| Gone {
+        repository: repository.to_owned(),
+        point: point.clone(),
+    }));
+    list.len() > before
 }
 
 /// A VM's memory, locked for as long as this lives.
@@ -41,7 +78,7 @@ pub struct Memory {
 impl Memory {
     /// Waits for the lock, which is held for moments only, and reads.
     pub fn open(state: &StateDirectory, vm: &str) -> Result<Self, StateError> {
-        let directory = state.path().join("trust");
+        let directory = directory(state);
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| StateError::Io { path, source }
@@ -62,26 +99,10 @@ impl Memory {
             .open(&lock_path)
             .map_err(failed(&lock_path))?;
         lock.lock().map_err(failed(&lock_path))?;
-        let content = match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map_err(|error| error.to_string())
-                .and_then(|content: Content| {
-                    if content.version == VERSION {
-                        Ok(content)
-                    } else {
-                        Err(format!("its version is {}", content.version))
-                    }
-                })
-                .map_err(|message| StateError::Damaged {
-                    path: path.clone(),
-                    message,
-                })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Content {
-                version: VERSION,
-                ..Content::default()
-            },
-            Err(source) => return Err(StateError::Io { path, source }),
-        };
+        let content = read(&path)?.unwrap_or_else(|| Content {
+            version: VERSION,
+            ..Content::default()
+        });
         Ok(Self {
             path,
             content,
@@ -89,9 +110,90 @@ impl Memory {
         })
     }
 
+    /// The newest restore point of each VM that has ever been seen.
+    pub fn vms(state: &StateDirectory) -> Result<Vec<Head>, StateError> {
+        let directory = directory(state);
+        let failed = |source| StateError::Io {
+            path: directory.clone(),
+            source,
+        };
+        let entries = match std::fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(failed(source)),
+        };
+        let mut vms = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(failed)?.path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                vms.extend(read(&path)?.and_then(|content| content.head));
+            }
+        }
+        Ok(vms)
+    }
+
     /// The newest restore point ever seen.
     pub fn head(&self) -> Option<&Head> {
         self.content.head.as_ref()
+    }
+
+    /// All that is on record here about the restore points in a repository.
+    pub fn records(&self, repository: &str) -> Records {
+        let here = |gone: &Gone| gone.repository == repository;
+        let lost = self.content.lost.iter().filter(|gone| here(gone));
+        let lost = lost.map(|gone| gone.point.clone()).collect();
+        let (acknowledged, elsewhere): (Vec<&Gone>, Vec<&Gone>) =
+            self.content.acknowledged.iter().partition(|gone| here(gone));
+        let points = |list: Vec<&Gone>| list.into_iter().map(|gone| gone.point.clone()).collect();
+        Records {
+            heads: self.head().cloned().into_iter().collect(),
+            lost,
+            acknowledged: points(acknowledged),
+            left_behind: points(elsewhere),
+        }
+    }
+
+    /// Remembers that restore points which were the newest are gone.
+    pub fn lose(&mut self, repository: &str, points: &[LostPoint]) -> Result<(), StateError> {
+        if add(&mut self.content.lost, repository, points) {
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    /// Remembers that restore points may be gone.
+    pub fn acknowledge(&mut self, repository: &str, points: &[LostPoint]) -> Result<(), StateError> {
+        let before = self.content.lost.len();
+        let meant: HashSet<&str> = points.iter().map(|point| point.sha256.as_str()).collect();
+        self.content
+            .lost
+            .retain(|gone| gone.repository != repository || !meant.contains(gone.point.sha256.as_str()));
+        if add(&mut self.content.acknowledged, repository, points) || self.content.lost.len() < before {
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    /// Since when a disk need not be backed up any more.
+    pub fn left_out(&self, disk: &str) -> Option<Timestamp> {
+        self.content.left_out.get(disk).copied()
+    }
+
+    /// Remembers that a disk need not be backed up any more, since the restore point of this instant.
+    pub fn leave_out(&mut self, disk: &str, since: Timestamp) -> Result<(), StateError> {
+        self.content.left_out.insert(disk.to_owned(), since);
+        self.write()
+    }
+
+    /// When the VM was given up.
+    pub fn given_up(&self) -> Option<Timestamp> {
+        self.content.given_up
+    }
+
+    /// Remembers that the VM is given up: nothing of it up to this instant has to be there.
+    pub fn give_up(&mut self, at: Timestamp) -> Result<(), StateError> {
+        self.content.given_up = Some(at);
+        self.write()
     }
 
     /// Chunks that were found damaged, and not found whole since.
@@ -148,6 +250,23 @@ impl Memory {
     }
 }
 
+/// Where the files are.
+fn directory(state: &StateDirectory) -> PathBuf {
+    state.path().join("trust")
+}
+
+/// A VM's file, if there is one.
+fn read(path: &Path) -> Result<Option<Content>, StateError> {
+    let content: Option<Content> = state::read_json(path)?;
+    match content {
+        Some(Content { version, .. }) if version != VERSION => Err(StateError::Damaged {
+            path: path.to_owned(),
+            message: format!("its version is {version}, this program knows {VERSION}"),
+        }),
+        content => Ok(content),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,7 +279,7 @@ mod tests {
             repository: "00".into(),
             archive: "a".into(),
             sequence,
-            hash: "h".into(),
+            hash: format!("h{sequence}"),
             committed: Timestamp::from_second(sequence as i64).unwrap(),
         }
     }
@@ -175,6 +294,50 @@ mod tests {
         open().advance(head(1)).unwrap();
         assert_eq!(open().head(), Some(&head(2)));
         assert!(Memory::open(&state, "db").unwrap().head().is_none());
+    }
+
+    #[test]
+    fn what_is_lost_is_remembered_until_it_is_acknowledged() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let open = || Memory::open(&state, "web").unwrap();
+        let (two, three) = (head(2).lost(), head(3).lost());
+        open().lose("00", &[two.clone(), three.clone()]).unwrap();
+        open().lose("00", std::slice::from_ref(&two)).unwrap();
+        open().lose("11", std::slice::from_ref(&two)).unwrap();
+        assert_eq!(open().records("00").lost, [two.clone(), three.clone()]);
+        open().acknowledge("00", std::slice::from_ref(&two)).unwrap();
+        let here = open().records("00");
+        assert_eq!((here.lost, here.acknowledged), (vec![three], vec![two.clone()]));
+        let elsewhere = open().records("11");
+        assert_eq!(
+            (elsewhere.lost, elsewhere.acknowledged, elsewhere.left_behind),
+            (vec![two.clone()], vec![], vec![two])
+        );
+    }
+
+    #[test]
+    fn all_vms_ever_seen_are_known() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        assert_eq!(Memory::vms(&state).unwrap(), []);
+        Memory::open(&state, "web").unwrap().advance(head(2)).unwrap();
+        // Nothing was ever seen of this one.
+        let mut other = Memory::open(&state, "db").unwrap();
+        other.looked_at(&[ChunkId([1; 32])].into(), |_| true).unwrap();
+        drop(other);
+        assert_eq!(Memory::vms(&state).unwrap(), [head(2)]);
+        let bad = directory.path().join("trust/bad.json");
+        std::fs::write(&bad, "{").unwrap();
+        Memory::vms(&state).unwrap_err();
+        // Neither read nor taken for one that says nothing.
+        File::create(&bad).unwrap().set_len(1 << 40).unwrap();
+        assert!(
+            Memory::vms(&state)
+                .unwrap_err()
+                .to_string()
+                .contains("are expected")
+        );
     }
 
     #[test]

@@ -1,61 +1,214 @@
 //! A new restore point's place in the chain, and the memory of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use strongroom_borg::{ChunkId, Repository};
 
-use super::chain::Head;
+use super::chain::{Head, Link, Records};
 use super::memory::Memory;
 use super::witness;
+use crate::config::Signing;
 use crate::context::Context;
-use crate::history::Point;
-use crate::manifest::Manifest;
+use crate::history::{HistoryError, Point};
+use crate::manifest::{LostPoint, Manifest};
 
-/// Number and predecessor of the next restore point: after the newest one that is there or on record, so that no number
-/// is ever given twice. A repository that has lost its newest ones gets a new one all the same, and a warning.
+/// How many lost restore points are stated: the newest of them. One is enough for an alarm.
+const MOST_LOST: usize = 1000;
+
+/// Number and predecessor of a new restore point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Successor {
+    /// Its number.
+    pub sequence: u64,
+    /// The digest of the manifest before it.
+    pub previous: Option<String>,
+    /// What was the newest, is gone, and has not been acknowledged to be.
+    pub lost: Vec<LostPoint>,
+}
+
+/// All that is on record about a VM's restore points in a repository, here and at the witness.
+pub fn recall(context: &Context<'_>, vm: &str, repository: &str) -> Records {
+    let mut records = match Memory::open(context.state, vm) {
+        Ok(memory) => memory.records(repository),
+        Err(error) => {
+            context.warn(format!("failed to {error}"));
+            Records::default()
+        }
+    };
+    if let Some(asked) = &context.config.witness {
+        match witness::ask(asked, context.cancel) {
+            Ok(heads) => records
+                .heads
+                .extend(heads.into_iter().filter(|head| head.vm == vm)),
+            Err(error) => context.warn(format!("failed to {error}")),
+        }
+    }
+    records.heads.retain(|head| head.repository == repository);
+    records
+}
+
+/// The newest restore point that can be read and, where it is said who is trusted, is vouched for: by somebody's signature,
+/// or by being the one on record. Newer ones that nobody vouches for are warned of: whoever has the repository's key can
+/// give them any number.
+pub fn newest(
+    context: &Context<'_>,
+    repository: &mut Repository,
+    vm: &str,
+    records: &Records,
+) -> Result<Option<Point>, HistoryError> {
+    let id = repository.id().to_string();
+    let mut doubtful: Option<(String, String)> = None;
+    let mut more = 0_usize;
+    let accepted = |point: &Point| match vouched_for(context, point, &id, records) {
+        Ok(()) => true,
+        Err(_) if doubtful.is_some() => {
+            more += 1;
+            false
+        }
+        Err(why) => {
+            doubtful = Some((point.name(), why));
+            false
+        }
+    };
+    let newest = Point::newest(repository, accepted, |error| {
+        context.warn(format!("passed over: failed to {error}"));
+    })?;
+    if let Some((archive, why)) = doubtful {
+        let others = if more == 0 {
+            String::new()
+        } else {
+            format!(", and {more} more")
+        };
+        context.warn(format!(
+            "passed over: archive {archive} is newer than all that are trusted, but is not trusted itself: {why}{others}; \
+             somebody else may have made it, in the place of one of ours; `strongroom verify {vm}` says more"
+        ));
+    }
+    Ok(newest)
+}
+
+/// Who is trusted, if that is said.
+fn signing<'a>(context: &Context<'a>) -> Option<&'a Signing> {
+    let signing = context.config.signing.as_ref();
+    signing.filter(|signing| signing.allowed_signers.is_some())
+}
+
+fn vouched_for(
+    context: &Context<'_>,
+    point: &Point,
+    repository: &str,
+    records: &Records,
+) -> Result<(), String> {
+    let Some(signing) = signing(context) else {
+        return Ok(());
+    };
+    let recorded = records.vouches(&point.link);
+    // What early versions wrote does not say where it belongs: only the record does.
+    if recorded && point.manifest.archive.is_none() {
+        return Ok(());
+    }
+    // A copy of what is on record, under a newer name or time, is not what is on record.
+    point.place(repository)?;
+    if recorded {
+        return Ok(());
+    }
+    let signer = point.signer(signing, context.cancel);
+    signer.map(drop).map_err(|error| error.to_string())
+}
+
+/// The next restore point's place: after the newest one that is there or on record, so that no number is ever given twice.
+/// A repository that has lost its newest ones gets a new one all the same, and a warning; what was lost stays on record,
+/// and is stated by the restore points to come, until it is acknowledged.
 pub fn successor(
     context: &Context<'_>,
     vm: &str,
-    repository: &str,
+    repository: &Repository,
     newest: Option<&Point>,
-) -> (u64, Option<String>) {
-    let there = newest.map_or(0, |point| point.manifest.sequence);
-    let known = recorded(context, vm)
-        .into_iter()
-        .filter(|head| head.vm == vm && head.repository == repository)
-        .max_by_key(|head| head.sequence);
-    match known {
-        Some(head) if head.sequence > there => {
+    records: &Records,
+) -> Successor {
+    let before = newest.map_or(&[][..], |point| &point.manifest.lost);
+    let newest = newest.map(|point| Link::of(point, true));
+    let gone = gone(newest.as_ref(), records);
+    if let Some(last) = gone.iter().max_by_key(|lost| lost.sequence) {
+        context.warn(format!(
+            "restore point {} (number {}) was made and cannot be read or is not there any more: somebody may have put \
+             back an old copy of the repository, or removed it; `strongroom verify {vm}` says more, and fails until this \
+             is acknowledged",
+            last.archive, last.sequence
+        ));
+        let home = repository.id().to_string();
+        let kept = Memory::open(context.state, vm).and_then(|mut memory| memory.lose(&home, &gone));
+        if let Err(error) = kept {
             context.warn(format!(
-                "restore point {} (number {}) was made and cannot be read or is not there any more: somebody may have put \
-                 back an old copy of the repository, or removed it; `strongroom verify {vm}` says more",
-                head.archive, head.sequence
+                "what is missing is not on record here: failed to {error}"
             ));
-            (head.sequence + 1, Some(head.hash))
         }
-        _ => (there + 1, newest.map(|point| point.link.clone())),
+    } else if let Some(head) = newest.as_ref().and_then(|newest| forked(newest, records)) {
+        context.warn(format!(
+            "archive {} is on record as number {}, and what the repository has does not fit: there are two histories; \
+             `strongroom verify {vm}` says more",
+            head.archive, head.sequence
+        ));
+    } else if signing(context).is_none()
+        && let Some(head) = records.heads.iter().max_by_key(|head| head.sequence)
+        && !repository.archives().any(|info| info.name == *head.archive)
+    {
+        context.warn(format!(
+            "restore point {} (number {}), the newest on record, is gone, though there are newer ones: pruning leaves it, \
+             so somebody else may have made those; without [signing] it cannot be told",
+            head.archive, head.sequence
+        ));
     }
+    follow(newest.as_ref(), before, gone, records)
 }
 
-/// What we know ourselves; what the witness knows, where we know nothing.
-fn recorded(context: &Context<'_>, vm: &str) -> Vec<Head> {
-    match Memory::open(context.state, vm) {
-        Ok(memory) if memory.head().is_some() => return memory.head().cloned().into_iter().collect(),
-        Ok(_) => {}
-        Err(error) => context.warn(format!("failed to {error}")),
+/// What is on record as newer than the newest one that is there.
+fn gone(newest: Option<&Link>, records: &Records) -> Vec<LostPoint> {
+    let there = newest.map_or(0, |newest| newest.sequence);
+    let newer = records.heads.iter().filter(|head| head.sequence > there);
+    stated(newer.map(Head::lost), records)
+}
+
+/// Of restore points that are gone those that have not been acknowledged to be: each once, and not more than can be
+/// stated.
+fn stated(gone: impl Iterator<Item = LostPoint>, records: &Records) -> Vec<LostPoint> {
+    let excused = records.excused();
+    let mut seen = HashSet::new();
+    let mut stated: Vec<LostPoint> = gone
+        .filter(|lost| !excused.contains(lost.sha256.as_str()) && seen.insert(lost.sha256.clone()))
+        .collect();
+    if stated.len() > MOST_LOST {
+        stated.sort_by_key(|lost| lost.sequence);
+        stated.drain(..stated.len() - MOST_LOST);
     }
-    let asked = context
-        .config
-        .witness
-        .as_ref()
-        .map(|asked| witness::ask(asked, context.cancel));
-    match asked {
-        None => Vec::new(),
-        Some(Ok(heads)) => heads,
-        Some(Err(error)) => {
-            context.warn(format!("failed to {error}"));
-            Vec::new()
-        }
+    stated
+}
+
+/// What is on record as the newest one, or the one before it, and is not what they say.
+fn forked<'a>(newest: &Link, records: &'a Records) -> Option<&'a Head> {
+    records.heads.iter().find(|head| {
+        let same = head.sequence == newest.sequence;
+        let before = head.sequence.checked_add(1) == Some(newest.sequence);
+        (same && head.hash != newest.hash) || (before && newest.previous.as_ref() != Some(&head.hash))
+    })
+}
+
+fn follow(newest: Option<&Link>, before: &[LostPoint], gone: Vec<LostPoint>, records: &Records) -> Successor {
+    let there = newest.map(|newest| (newest.sequence, &newest.hash));
+    let heads = records.heads.iter().map(|head| (head.sequence, &head.hash));
+    let given_up = &records.acknowledged;
+    let given_up = given_up.iter().map(|lost| (lost.sequence, &lost.sha256));
+    // The last of equal ones counts: what is there goes before what is on record.
+    let last = heads
+        .chain(given_up)
+        .chain(there)
+        .max_by_key(|(sequence, _)| *sequence);
+    let lost = records.lost.iter().chain(before).cloned().chain(gone);
+    Successor {
+        // A number that is too large for a manifest is refused when it is written.
+        sequence: last.map_or(1, |(sequence, _)| sequence.saturating_add(1)),
+        previous: last.map(|(_, hash)| hash.clone()),
+        lost: stated(lost, records),
     }
 }
 
@@ -105,5 +258,68 @@ pub fn remember(
             "{lost} damaged chunks cannot be stored anew, because {vm} no longer has their content: the older restore points \
              that need them stay damaged; `strongroom verify {vm} --data` names them"
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trust::chain::tests::{head, link};
+
+    fn next(
+        newest: Option<&Link>,
+        stated: &[LostPoint],
+        records: &Records,
+    ) -> (u64, Option<String>, Vec<u64>) {
+        let next = follow(newest, stated, gone(newest, records), records);
+        let lost = next.lost.iter().map(|lost| lost.sequence).collect();
+        (next.sequence, next.previous, lost)
+    }
+
+    #[test]
+    fn no_number_is_given_twice_and_what_was_lost_is_stated() {
+        let mut records = Records::default();
+        assert_eq!(next(None, &[], &records), (1, None, vec![]));
+        records.heads = vec![head(1), head(2), head(3)];
+        let after = |number: u64| Some(format!("h{number}"));
+        assert_eq!(next(Some(&link(3)), &[], &records), (4, after(3), vec![]));
+        // Another machine has gone on; what is on record may be pruned.
+        assert_eq!(next(Some(&link(7)), &[], &records), (8, after(7), vec![]));
+        // The newest ones are gone: the next one follows them all the same.
+        assert_eq!(next(Some(&link(1)), &[], &records), (4, after(3), vec![2, 3]));
+        assert_eq!(next(None, &[], &records), (4, after(3), vec![1, 2, 3]));
+        // What was lost before is stated again, be it on record here or in the newest restore point, until acknowledged.
+        records.lost = vec![head(2).lost()];
+        let stated = [head(2).lost(), head(1).lost()];
+        assert_eq!(next(Some(&link(3)), &stated, &records), (4, after(3), vec![2, 1]));
+        records.acknowledged = vec![head(1).lost(), head(2).lost()];
+        assert_eq!(next(Some(&link(3)), &stated, &records), (4, after(3), vec![]));
+        // Acknowledged numbers are not given again either.
+        records.heads = vec![head(1)];
+        assert_eq!(next(Some(&link(1)), &[], &records), (3, after(2), vec![]));
+        records.heads[0].sequence = u64::MAX;
+        assert_eq!(next(None, &[], &records).0, u64::MAX);
+        // All is gone, and there was much: what is stated has a bound, and the newest ones are in it.
+        records.heads = (1..=5000).map(head).collect();
+        let (number, _, lost) = next(None, &[], &records);
+        assert_eq!((number, lost.len()), (5001, MOST_LOST));
+        assert_eq!(lost.last(), Some(&5000));
+    }
+
+    #[test]
+    fn another_history_is_noticed() {
+        let records = Records {
+            heads: vec![head(2), head(3)],
+            ..Records::default()
+        };
+        for number in [3, 4, 9] {
+            assert_eq!(forked(&link(number), &records), None);
+        }
+        let mut other = link(3);
+        other.hash = "x".into();
+        assert_eq!(forked(&other, &records), Some(&head(3)));
+        let mut other = link(4);
+        other.previous = Some("x".into());
+        assert_eq!(forked(&other, &records), Some(&head(3)));
     }
 }

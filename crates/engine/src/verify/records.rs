@@ -1,0 +1,197 @@
+//! What is on record of a VM: what it says of the repository, what somebody acknowledges, what is remembered afterwards.
+
+use jiff::Timestamp;
+use strongroom_borg::{ChunkId, Repository};
+
+use super::dropped::Dropped;
+use super::{Problem, Request, Scope, Share, Work};
+use crate::event::Event;
+use crate::state::StateError;
+use crate::trust::chain::{self, Head, Link, Records, Walk};
+use crate::trust::memory::Memory;
+
+impl Work<'_> {
+    /// Whether the chain holds, and nothing has dropped out of it.
+    pub(super) fn chain(
+        &mut self,
+        repository: &Repository,
+        request: &Request,
+        scope: &Scope,
+        witness: Option<&[Head]>,
+    ) {
+        let id = repository.id().to_string();
+        let time = repository.timestamp();
+        let mut known = match Memory::open(self.here.state, &scope.vm) {
+            Ok(memory) => memory.records(&id),
+            Err(error) => {
+                self.problem(Problem::new("records", format!("failed to {error}")));
+                Records::default()
+            }
+        };
+        let told = witness.unwrap_or_default().iter();
+        known
+            .heads
+            .extend(told.filter(|head| head.vm == scope.vm).cloned());
+        let mut links = std::mem::take(&mut self.links);
+        if scope.when.is_some() {
+            // One of many: it can only be compared with what is on record of it.
+            known.lost.clear();
+            known.heads.retain(|head| {
+                links.iter().any(|link| link.sequence == head.sequence) && head.repository == id
+            });
+            let walk = chain::walk(&links, &known, &id, time);
+            self.problems(
+                walk.problems
+                    .iter()
+                    .map(|problem| Problem::new(problem.kind(), problem.to_string())),
+            );
+            self.links = links;
+            return;
+        }
+        if known.heads.is_empty() {
+            self.report.notes.push(
+                "no record of the newest restore point, neither here nor at a witness: that the newest ones are missing, \
+                 or all of the repository is an old copy, cannot be told"
+                    .into(),
+            );
+        }
+        known
+            .lost
+            .extend(self.stated.take().map(|(_, lost)| lost).unwrap_or_default());
+        let mut walk = chain::walk(&links, &known, &id, time);
+        let dropped = self.dropped(scope);
+        if request.acknowledge {
+            match self.acknowledge(&id, &walk, &dropped) {
+                Ok(()) => {
+                    known.acknowledged.append(&mut walk.missing);
+                    known.left_behind.extend(walk.elsewhere.map(|head| head.lost()));
+                    walk = chain::walk(&links, &known, &id, time);
+                }
+                Err(error) => self.problem(Problem::new("records", format!("failed to {error}"))),
+            }
+        } else {
+            for dropped in dropped {
+                let text = format!(
+                    "{}; if that was meant: {}",
+                    dropped.text(),
+                    self.how_to_acknowledge()
+                );
+                self.report.notes.push(text);
+                self.report.dropped.push(dropped);
+            }
+        }
+        let hint = format!("; if that was meant: {}", self.how_to_acknowledge());
+        self.problems(walk.problems.iter().map(|problem| {
+            let hint = if problem.can_be_acknowledged() { &hint } else { "" };
+            Problem::new(problem.kind(), format!("{problem}{hint}"))
+        }));
+        self.report.removed = walk.removed;
+        self.links.append(&mut links);
+    }
+
+    fn how_to_acknowledge(&self) -> String {
+        format!("`strongroom verify {} --acknowledge`", self.report.vm)
+    }
+
+    /// The disks that have dropped out, and that nobody has acknowledged.
+    fn dropped(&self, scope: &Scope) -> Vec<Dropped> {
+        let mut dropped = self.disks.dropped();
+        if dropped.is_empty() {
+            return dropped;
+        }
+        // Records that cannot be read have been told of, and excuse nothing.
+        if let Ok(memory) = Memory::open(self.here.state, &scope.vm) {
+            dropped.retain(|dropped| {
+                let (before, after) = dropped.between;
+                let since = memory.left_out(&dropped.disk);
+                !since.is_some_and(|since| before < since && since <= after)
+            });
+        }
+        dropped
+    }
+
+    /// Remembers that what is missing is meant to be. If that is everything, or nothing and all is well, it is the VM that was
+    /// given up.
+    fn acknowledge(&mut self, id: &str, walk: &Walk, dropped: &[Dropped]) -> Result<(), StateError> {
+        let mut memory = Memory::open(self.here.state, &self.report.vm)?;
+        memory.acknowledge(id, &walk.missing)?;
+        if let Some(head) = &walk.elsewhere {
+            memory.acknowledge(&head.repository, &[head.lost()])?;
+        }
+        for dropped in dropped {
+            memory.leave_out(&dropped.disk, dropped.between.1)?;
+        }
+        drop(memory);
+        let all_is_well = walk.problems.is_empty() && self.report.problems.is_empty() && dropped.is_empty();
+        let missing = walk.missing.iter();
+        let gone = missing.map(|lost| format!("restore point {} ({}) is gone", lost.sequence, lost.archive));
+        let elsewhere = walk.elsewhere.iter().map(|head| {
+            format!(
+                "restore point {} ({}) is not in this repository, but in {}",
+                head.sequence, head.archive, head.repository
+            )
+        });
+        let texts = gone.chain(elsewhere).chain(dropped.iter().map(Dropped::text));
+        self.report.acknowledged.extend(texts);
+        if self.may_be_given_up() && (self.is_empty || all_is_well) {
+            self.give_up()?;
+        }
+        Ok(())
+    }
+
+    /// Whether somebody can say that the VM was given up: not of one that this configuration has backed up.
+    pub(super) fn may_be_given_up(&self) -> bool {
+        !self.here.config.vm.contains_key(&self.report.vm)
+    }
+
+    /// What is to be said of a VM that is not there.
+    pub(super) fn how_to_give_up(&self) -> String {
+        if self.may_be_given_up() {
+            let how = self.how_to_acknowledge();
+            format!("; it is not configured here; if the VM was given up: {how}")
+        } else {
+            String::new()
+        }
+    }
+
+    /// Remembers that the VM need not be there any more.
+    pub(super) fn give_up(&mut self) -> Result<(), StateError> {
+        Memory::open(self.here.state, &self.report.vm)?.give_up(Timestamp::now())?;
+        self.report.acknowledged.push(
+            "it is not configured here, and need not be there any more, until it is heard of again".into(),
+        );
+        Ok(())
+    }
+
+    /// What this machine knows from now on: the newest restore point, if all is well, and what is damaged.
+    pub(super) fn remember(&mut self, repository: &Repository, request: &Request, scope: &Scope) {
+        let part = self.report.part;
+        let looked_at = |id: &ChunkId| {
+            let read = request.data && part.is_none_or(|part| part.has(id));
+            // A chunk that no restore point uses any more is nobody's damage.
+            (read && self.seen.contains(id)) || (scope.when.is_none() && !self.seen.contains(id))
+        };
+        let newest = self.links.iter().max_by_key(|link| link.sequence);
+        let head = newest.map(|link: &Link| Head {
+            format: 1,
+            vm: scope.vm.clone(),
+            repository: repository.id().to_string(),
+            archive: link.archive.clone(),
+            sequence: link.sequence,
+            hash: link.hash.clone(),
+            committed: repository.timestamp(),
+        });
+        let head = head.filter(|_| self.report.problems.is_empty() && scope.when.is_none());
+        let kept = Memory::open(self.here.state, &scope.vm).and_then(|mut memory| {
+            memory.looked_at(&self.damaged, looked_at)?;
+            if let (Some(Share::Next(_)), Some(part), None) = (request.part, part, &scope.when) {
+                memory.read(part)?;
+            }
+            head.map_or(Ok(()), |head| memory.advance(head))
+        });
+        if let Err(error) = kept {
+            let text = format!("what was found is not kept: failed to {error}");
+            self.here.observer.event(&Event::Warning(text));
+        }
+    }
+}
