@@ -3,6 +3,9 @@
 //! Two attackers. One has the repository's host: every file of it is altered, cut short, removed, and old copies are put
 //! back. The other has the repository's key and stock Borg as well: archives are dropped, renamed, swapped, and written
 //! anew with one thing changed. What is not noticed has to be harmless: all restore points are restored and compared.
+//!
+//! Then the machine that makes the backups verifies too, and makes another one: does that heal the damage? What comes of it
+//! all is in `docs/damage-matrix.md`, row by row; a row that differs fails the test.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // A test fails by panicking; this one tells its table.
 
 mod common;
@@ -11,13 +14,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
 use strongroom_borg::{Access, ArchiveOptions, Item};
 
 use common::checks::request;
+use common::segments::{self, Entry, Role};
 use common::tiny::{MIB, Tiny, noise, trust, with_signing};
-use common::{Bench, luks};
+use common::{Bench, Hook, luks};
 use strongroom_engine::config::Witness;
 use strongroom_engine::headers::PIECE;
 use strongroom_engine::restore;
@@ -27,12 +32,61 @@ use strongroom_testkit::{Lab, run, ssh_keygen};
 /// Restore points.
 const POINTS: u64 = 3;
 
+/// What is in a restore point.
+const ITEMS: [&str; 5] = [
+    "manifest.json",
+    "manifest.json.sig",
+    "domain.xml",
+    "disks/vda.raw",
+    "disks/vdb.raw",
+];
+
 /// At which depth something is noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Found {
     Verify,
     Data,
     Harmless,
+}
+
+/// What has come of all damage of one class.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Row {
+    found: BTreeSet<Found>,
+    /// Whether the next backup has healed it; nothing if there was nothing to heal.
+    healed: Option<bool>,
+}
+
+impl Row {
+    /// As the documentation has it: where it is found, and whether it is healed.
+    fn cells(&self) -> [String; 2] {
+        let depths = self.found.iter().map(|found| match found {
+            Found::Verify => "`verify`",
+            Found::Data => "`verify --data`",
+            Found::Harmless => "–",
+        });
+        let healed = match self.healed {
+            None => "–",
+            Some(true) => "yes",
+            Some(false) => "no",
+        };
+        [depths.collect::<Vec<_>>().join(" or "), healed.to_owned()]
+    }
+}
+
+/// The rows of a section of the documentation: what was done, where it is found, whether it is healed. What else is said in
+/// a cell comes after a colon.
+fn documented(section: &str) -> BTreeMap<String, [String; 2]> {
+    let page = include_str!("../../../docs/damage-matrix.md");
+    let (_, rest) = page.split_once(&format!("## {section}\n")).expect("the section");
+    let rest = rest.split("\n## ").next().unwrap();
+    let rows = rest.lines().filter(|line| line.starts_with("| ")).skip(1);
+    rows.map(|row| {
+        let cells: Vec<&str> = row.trim_matches(['|', ' ']).split(" | ").map(str::trim).collect();
+        let first = |cell: &str| cell.split(": ").next().unwrap().to_owned();
+        (cells[0].to_owned(), [first(cells[1]), first(cells[2])])
+    })
+    .collect()
 }
 
 struct World {
@@ -45,7 +99,7 @@ struct World {
     archives: Vec<String>,
     /// What `vdb` holds: a LUKS volume, so that each restore point has an archive of headers beside it.
     volume: Vec<u8>,
-    table: BTreeMap<String, BTreeSet<Found>>,
+    table: BTreeMap<String, Row>,
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -122,13 +176,16 @@ impl World {
     fn verify(&self, data: bool) -> Report {
         let state = self.lab.path("auditor");
         let _ = fs::remove_dir_all(&state);
-        let auditor = self.bench.elsewhere(&state);
+        Self::verify_on(&self.bench.elsewhere(&state), data)
+    }
+
+    fn verify_on(bench: &Bench, data: bool) -> Report {
         let here = Surroundings {
-            config: &auditor.config,
-            state: &auditor.state,
-            repositories: &auditor.repositories,
+            config: &bench.config,
+            state: &bench.state,
+            repositories: &bench.repositories,
             observer: &(),
-            cancel: &auditor.cancel,
+            cancel: &bench.cancel,
         };
         let request = Request {
             what: Vec::new(),
@@ -189,8 +246,60 @@ impl World {
             Found::Harmless
         };
         println!("{class}: {what}: {found:?} {kinds:?}");
-        self.table.entry(class.to_owned()).or_default().insert(found);
+        let row = self.table.entry(class.to_owned()).or_default();
+        row.found.insert(found);
+        // One of each class is enough.
+        if found != Found::Harmless && row.healed.is_none() {
+            let clock = Instant::now();
+            let healed = self.heals();
+            println!("{class}: {what}: healed: {healed} ({:?})", clock.elapsed());
+            self.table.get_mut(class).unwrap().healed = Some(healed);
+        }
         found
+    }
+
+    /// Whether all is well after another verification and another backup by the machine that makes them. The repository
+    /// stays as it is then.
+    fn heals(&self) -> bool {
+        self.without_memory_of(|| {
+            Self::verify_on(&self.bench, true);
+            match self.bench.backup(&self.tiny.name, &()) {
+                Ok(_) => self.verify(true).ok && self.is_harmless().is_ok(),
+                Err(error) => {
+                    println!("no backup: {error}");
+                    false
+                }
+            }
+        })
+    }
+
+    /// Does something; what the machine that makes the backups and the witness have learnt by it is forgotten.
+    fn without_memory_of<T>(&self, act: impl FnOnce() -> T) -> T {
+        let remembered = [("state", "kept-state"), ("witness.jsonl", "kept-witness")];
+        let remembered = remembered.map(|(at, kept)| (self.lab.path(at), self.lab.path(kept)));
+        for (at, kept) in &remembered {
+            copy(at, kept);
+        }
+        let done = act();
+        for (at, kept) in &remembered {
+            run(Command::new("rm").arg("-rf").arg(at));
+            fs::rename(kept, at).unwrap();
+        }
+        done
+    }
+
+    /// Compares everything that has come of it with the documentation.
+    #[track_caller]
+    fn compare(&self, section: &str) {
+        let table: BTreeMap<String, [String; 2]> = self
+            .table
+            .iter()
+            .map(|(class, row)| (class.clone(), row.cells()))
+            .collect();
+        for (class, [found, healed]) in &table {
+            println!("| {class} | {found} | {healed} |");
+        }
+        assert_eq!(table, documented(section));
     }
 
     fn files(&self) -> Vec<String> {
@@ -227,6 +336,11 @@ impl World {
     /// Puts an archive from a directory in the place of one, with any time, cut as we cut: what somebody with the key can do.
     fn replace(&self, archive: &str, time: Timestamp, directory: &Path, items: &[&str]) {
         self.borg(&["delete", &self.at(archive)]);
+        self.write(archive, time, directory, items);
+    }
+
+    /// Writes an archive from a directory, with any time.
+    fn write(&self, archive: &str, time: Timestamp, directory: &Path, items: &[&str]) {
         let location = self.repository().display().to_string();
         let repository = self.bench.repositories.open(&location, Access::Write).unwrap();
         let mut options = ArchiveOptions::new(archive);
@@ -254,8 +368,15 @@ impl World {
 
     /// Signs a file in the place of whoever has, with a key that nobody trusts: `thief` in the lab.
     fn sign_as_thief(&self, file: &Path, namespace: &str) {
-        let key = self.lab.path("thief");
-        ssh_keygen(&key, "thief");
+        self.sign("thief", file, namespace);
+    }
+
+    /// Signs a file in the place of whoever has, with a key in the lab, which is made if there is none.
+    fn sign(&self, key: &str, file: &Path, namespace: &str) {
+        let key = self.lab.path(key);
+        if !key.exists() {
+            ssh_keygen(&key, "thief");
+        }
         fs::remove_file(file.with_extension("json.sig")).unwrap();
         run(Command::new("ssh-keygen")
             .args(["-Y", "sign", "-q", "-n", namespace, "-f"])
@@ -272,45 +393,65 @@ impl World {
     }
 }
 
-/// The class of a repository's file.
-fn class(file: &str) -> String {
-    let name = file.split('/').next().unwrap();
-    let stem = name.split('.').next().unwrap();
+/// The class of what one byte of a repository's file belongs to, as the documentation calls it.
+fn class(entries: &[Entry], file: &str, at: u64) -> String {
     if file.starts_with("data/") {
-        "segment".into()
-    } else {
-        stem.to_owned()
+        let has = |entry: &&Entry| {
+            let range = entry.at..entry.at + entry.length;
+            entry.file == file && range.contains(&(at as usize))
+        };
+        let entry = entries.iter().find(has);
+        return entry
+            .map_or("`data/…`: the magic at the start of a file", |entry| {
+                entry.role.name()
+            })
+            .to_owned();
     }
+    match file.split('.').next().unwrap() {
+        name @ ("index" | "hints" | "integrity") => format!("`{name}.N`"),
+        name => format!("`{name}`"),
+    }
+}
+
+/// Where bits are flipped in a file: here and there, and in the middle of the first entry of each kind in use.
+fn places(entries: &[Entry], file: &str, size: u64) -> BTreeSet<u64> {
+    let mut places: BTreeSet<u64> = match size {
+        0 => BTreeSet::new(),
+        1..=0xf_ffff => [size / 3, size - 1].into(),
+        _ => (1..6)
+            .map(|part| size * part / 6)
+            .chain([9, size - 200])
+            .collect(),
+    };
+    // Of what is superseded there is enough everywhere.
+    let mut roles = BTreeSet::from([Role::Superseded]);
+    for entry in entries.iter().filter(|entry| entry.file == file) {
+        if roles.insert(entry.role) {
+            places.insert((entry.at + entry.length / 2) as u64);
+        }
+    }
+    places
 }
 
 #[test]
 fn no_damage_to_a_file_of_the_repository_goes_unnoticed() {
     let mut world = World::new();
     assert_eq!(world.judge("nothing", "at all"), Found::Harmless);
+    let whole = world.whole.clone();
+    world.reset(&whole);
+    let entries = segments::entries(&world.bench, &world.tiny.name);
     for file in world.files() {
         let size = fs::metadata(world.whole.join(&file)).unwrap().len();
-        let flips = match size {
-            0 => vec![],
-            1..=0xf_ffff => vec![size / 3, size - 1],
-            _ => (1..6)
-                .map(|part| size * part / 6)
-                .chain([9, size - 200])
-                .collect(),
-        };
-        for at in flips {
-            let whole = world.whole.clone();
+        for at in places(&entries, &file, size) {
             world.reset(&whole);
             let path = world.repository().join(&file);
             let mut bytes = fs::read(&path).unwrap();
             bytes[at as usize] ^= 0x10;
             fs::write(&path, bytes).unwrap();
-            world.judge(
-                &format!("{}, a bit flipped", class(&file)),
-                &format!("{file} at {at}"),
-            );
+            let what = format!("{file}: a bit flipped at {at}");
+            world.judge(&class(&entries, &file, at), &what);
         }
         for (what, keep) in [("cut short", Some(size / 2)), ("removed", None)] {
-            let whole = world.whole.clone();
             world.reset(&whole);
             let path = world.repository().join(&file);
             match keep {
@@ -321,15 +462,26 @@ fn no_damage_to_a_file_of_the_repository_goes_unnoticed() {
                     .unwrap(),
                 None => fs::remove_file(&path).unwrap(),
             }
-            world.judge(&format!("{}, {what}", class(&file)), &file);
+            let class = if file.starts_with("data/") {
+                format!("`data/…`: a file {what}")
+            } else {
+                class(&entries, &file, 0)
+            };
+            world.judge(&class, &format!("{file}: {what}"));
         }
     }
     let older = world.older.clone();
     world.reset(&older);
     assert_eq!(world.judge("an old copy of everything", ""), Found::Verify);
-    println!("\n{:#?}", world.table);
-    let segments = world.table.keys().filter(|class| class.starts_with("segment"));
-    assert!(segments.count() >= 3);
+    for role in [
+        Role::NewestData,
+        Role::OlderData,
+        Role::Metadata,
+        Role::LastCommit,
+    ] {
+        assert!(world.table.contains_key(role.name()), "no byte of {role:?}");
+    }
+    world.compare("By whoever has the repository's host");
 }
 
 #[test]
@@ -339,13 +491,7 @@ fn whoever_has_the_repository_key_cannot_pass_anything_off_as_ours() {
     let (first, middle, last) = (names[0].as_str(), names[1].as_str(), names[2].as_str());
     let time = world.time(last);
     let whole = world.whole.clone();
-    let all = [
-        "manifest.json",
-        "manifest.json.sig",
-        "domain.xml",
-        "disks/vda.raw",
-        "disks/vdb.raw",
-    ];
+    let all = ITEMS;
 
     // Archives dropped, renamed, swapped.
     world.borg(&["delete", &world.at(last)]);
@@ -439,7 +585,114 @@ fn whoever_has_the_repository_key_cannot_pass_anything_off_as_ours() {
         &world.lab.path("thief.pub"),
     );
     assert_eq!(world.judge("key not trusted any more", ""), Found::Verify);
-    println!("\n{:#?}", world.table);
+    world.compare("By whoever has the repository's key too");
+}
+
+/// What is put in the place of the newest restore point.
+struct Forgery {
+    /// Whose content it has.
+    of: usize,
+    /// What is altered in the manifest.
+    number: Option<u64>,
+    elsewhere: bool,
+    /// The key that signs what is altered.
+    key: &'static str,
+    /// What the next backup says of it.
+    why: &'static str,
+}
+
+/// Whoever has the repository's key takes the newest restore point away and puts another one in its place, with an enormous
+/// number, with what we have signed for another repository, or with what we have signed for another place in this one: no
+/// next one is made to follow that, and what was taken away stays missing until somebody acknowledges it.
+#[test]
+fn a_forged_number_is_not_followed() {
+    let world = World::new();
+    let forged = |number, why| Forgery {
+        of: 2,
+        number: Some(number),
+        elsewhere: false,
+        key: "thief",
+        why,
+    };
+    let forgeries = [
+        forged(1000, "is not trusted itself"),
+        forged(u64::MAX, "is the largest"),
+        Forgery {
+            elsewhere: true,
+            key: "signing",
+            ..forged(1000, "belongs to repository")
+        },
+        Forgery {
+            of: 0,
+            number: None,
+            ..forged(1, "belongs to archive")
+        },
+    ];
+    for forgery in &forgeries {
+        for remembers in [true, false] {
+            world.without_memory_of(|| world.follows_no_forgery(forgery, remembers));
+        }
+    }
+}
+
+impl World {
+    /// With the records of the machine that makes the backups, or with the witness alone.
+    #[track_caller]
+    fn follows_no_forgery(&self, forgery: &Forgery, remembers: bool) {
+        let newest = &self.archives[2];
+        let name = format!("{}-2031-01-01T00:00:00.000Z", self.tiny.name);
+        self.reset(&self.whole);
+        let of = &self.archives[forgery.of];
+        let extracted = self.extract(of);
+        if let Some(number) = forgery.number {
+            let manifest = extracted.join("manifest.json");
+            let mut text = fs::read_to_string(&manifest).unwrap();
+            let (_, started) = text.split_once("\"started\":\"").unwrap();
+            let started = started.split('"').next().unwrap().to_owned();
+            let mut alter = |from: &str, to: &str| {
+                assert!(text.contains(from), "{from}: {text}");
+                text = text.replace(from, to);
+            };
+            alter("\"sequence\":3,", &format!("\"sequence\":{number},"));
+            alter(of, &name);
+            alter(&started, "2031-01-01T00:00:00Z");
+            if forgery.elsewhere {
+                alter("\"repository\":\"", "\"repository\":\"00");
+            }
+            fs::write(&manifest, text).unwrap();
+            self.sign(forgery.key, &manifest, "strongroom-manifest@v1");
+        }
+        let time = "2031-01-01T00:00:00Z".parse().unwrap();
+        self.write(&name, time, &extracted, &ITEMS);
+        self.borg(&["delete", &self.at(newest)]);
+        if !remembers {
+            fs::remove_dir_all(self.lab.path("state/trust")).unwrap();
+        }
+        let kinds = |report: &Report| -> Vec<&'static str> {
+            let problems = report.vms[0].problems.iter();
+            problems.map(|problem| problem.kind).collect()
+        };
+        let report = self.verify(false);
+        assert!(kinds(&report).contains(&"omission"), "{report:?}");
+
+        let hook = Hook::new(|_| {});
+        let made = self.bench.backup(&self.tiny.name, &hook).unwrap();
+        let warnings = hook.warnings.lock().unwrap().join("\n");
+        assert_eq!(made.manifest.sequence, 4, "{warnings}");
+        for word in [&name, forgery.why, "(number 3)"] {
+            assert!(warnings.contains(word), "{word}: {warnings}");
+        }
+        // The forgery goes: what it was to cover up stays.
+        self.borg(&["delete", &self.at(&name)]);
+        for report in [Self::verify_on(&self.bench, false), self.verify(false)] {
+            assert_eq!(kinds(&report), ["omission"], "{report:?}");
+            let text = &report.vms[0].problems[0].text;
+            assert!(
+                text.contains("restore point 3 ") && text.contains("--acknowledge"),
+                "{text}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -537,5 +790,5 @@ fn archives_of_headers_are_watched_over_like_restore_points() {
     assert_eq!(world.judge("headers signed by somebody else", ""), Found::Verify);
     // They are not used either: a restore takes those that are signed.
     world.is_harmless().unwrap();
-    println!("\n{:#?}", world.table);
+    world.compare("LUKS headers, by whoever has the repository's key too");
 }

@@ -6,6 +6,7 @@ pub mod checks;
 pub mod deaths;
 pub mod luks;
 pub mod running;
+pub mod segments;
 pub mod template;
 pub mod tiny;
 pub mod tmpfs;
