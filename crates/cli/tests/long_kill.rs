@@ -18,7 +18,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use common::deaths::{self, MODES, Mode, Patient};
+use common::deaths::{self, MODES, Mode, Patient, within};
 use strongroom_testkit::{Lab, OwnLibvirtd, output_of, run, virsh};
 use tempfile::TempDir;
 
@@ -84,7 +84,7 @@ struct Count {
     tried: u32,
     /// The run was under way when it happened.
     struck: u32,
-    /// libvirt was left unusable for block jobs until a power cycle; the guest ran on.
+    /// libvirt was left unusable for jobs until a power cycle; the guest ran on.
     wedged: u32,
     harmed: u32,
     /// The guest is unharmed, but something is left behind or the next backup is not good.
@@ -401,7 +401,7 @@ fn fill(patient: &Patient<'_>, backup: &mut Run) -> bool {
     backup.is_under_way()
 }
 
-/// libvirt has lost track of a pivot. The guest runs on, on its base and sure to start from it; the program says what
+/// libvirt has lost track of a job. The guest runs on, on its base and sure to start from it; the program says what
 /// is the matter, and a power cycle clears it.
 fn wedged(patient: &Patient<'_>) {
     patient.expect_alive();
@@ -502,20 +502,6 @@ impl Drop for Storage {
             .args(["--recursive", "--lazy"])
             .arg(&self.directory)
             .status();
-    }
-}
-
-/// Waits until something is so, at most this long; says whether it is.
-fn within(limit: Duration, mut so: impl FnMut() -> bool) -> bool {
-    let begin = Instant::now();
-    loop {
-        if so() {
-            return true;
-        }
-        if begin.elapsed() > limit {
-            return false;
-        }
-        sleep(Duration::from_millis(50));
     }
 }
 

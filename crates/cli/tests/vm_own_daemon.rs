@@ -409,3 +409,34 @@ fn libvirtd_may_end_or_be_killed_under_a_backup() {
         }
     }
 }
+
+/// What a libvirtd leaves that is killed between the start of a backup job and the first word about it in its status. (By
+/// chance that takes some eighty kills; so the status gets it from here.)
+#[test]
+fn a_job_that_libvirt_has_lost_track_of_is_explained() {
+    let Some(daemon) = OwnLibvirtd::enter("a_job_that_libvirt_has_lost_track_of_is_explained") else {
+        return;
+    };
+    let lab = Lab::new();
+    let (bench, tiny) = scene(&lab, CaptureMethod::Checkpoint);
+    let vm = &tiny.name;
+    daemon.end("KILL");
+    let status = PathBuf::from(format!("/run/libvirt/qemu/{vm}.xml"));
+    let text = fs::read_to_string(&status).unwrap();
+    let job = "<job type='none' async='backup' phase='none' flags='0x0'/>";
+    let begun = text.replacen("<qemuCaps>", &format!("{job}<qemuCaps>"), 1);
+    assert_ne!(begun, text);
+    fs::write(&status, begun).unwrap();
+    daemon.start();
+    let lost = output_of(&mut virsh(["domjobinfo", vm])).unwrap_err();
+    assert!(lost.contains("job data missing"), "{lost}");
+
+    let words = ["has lost all track", "shut off and started again"];
+    bench.says(&lab, &["backup", vm]).expect(1, &words);
+    assert_eq!(run(&mut virsh(["domstate", vm])), "running");
+    run(&mut virsh(["destroy", vm]));
+    run(&mut virsh(["start", vm]));
+    let (report, hash) = bench.backup_with_hash(vm);
+    bench.at_rest(&lab, vm);
+    assert_eq!(bench.sha256_of_restored(&lab, vm, &report.archive, "vda"), hash);
+}

@@ -40,7 +40,13 @@ impl Libvirt {
         if let Some(unfit) = unfit(state, &reason) {
             return Ok(Some(unfit.into()));
         }
-        if let Some(operation) = if_supported(job_operation(handle)).map_err(failed)? {
+        let operation = match if_supported(job_operation(handle)) {
+            Err(error) if is(&error, ErrorNumber::InternalError) => {
+                return Ok(Some(lost_job(error.message())));
+            }
+            told => told.map_err(failed)?,
+        };
+        if let Some(operation) = operation {
             let socket = if operation == VIR_DOMAIN_JOB_OPERATION_BACKUP {
                 self.described(handle)?.and_then(|job| job.running.socket)
             } else {
@@ -96,6 +102,7 @@ impl Libvirt {
 }
 
 /// While a backup job begins or ends there is a moment at which libvirt has the job, but cannot say anything about it.
+/// If libvirtd dies in it, its successor takes the job over and never learns more: see [`lost_job`].
 fn job_operation(handle: &Handle) -> Result<Option<u32>, Error> {
     let mut looks = 0..LOOKS;
     loop {
@@ -106,6 +113,14 @@ fn job_operation(handle: &Handle) -> Result<Option<u32>, Error> {
             told => return told,
         }
     }
+}
+
+/// A job that libvirt has on record without its data can be neither described nor ended. QEMU has no part in it.
+fn lost_job(message: &str) -> String {
+    format!(
+        "libvirt holds a job of which it has lost all track ({message}), as it does when libvirtd dies while a job begins; \
+         the guest runs on unharmed, but nothing can be begun until the VM has been shut off and started again"
+    )
 }
 
 /// A driver that knows no such thing has none.

@@ -172,23 +172,6 @@ impl Chains for Libvirt {
         Ok(())
     }
 
-    fn watch_usage(&self, domain: Uuid, target: &str, bytes: u64) -> Result<(), HypervisorError> {
-        // Whoever wants the event wants it heard.
-        self.events(domain);
-        let call = Call::new(self, domain, &format!("watch the usage of {target} of"))?;
-        call.handle
-            .set_block_threshold(target, bytes, 0)
-            .map_err(|error| call.failed(&error))
-    }
-
-    fn usage(&self, domain: Uuid, target: &str) -> Result<u64, HypervisorError> {
-        let call = Call::new(self, domain, &format!("read the usage of {target} of"))?;
-        let info = sys::block_info(&call.handle, target).map_err(|error| call.failed(&error))?;
-        // For a file the one is what it takes on its storage, the other its length; where it is preallocated the
-        // first is larger, where it has holes the second.
-        Ok(info.allocation.max(info.physical))
-    }
-
     fn events(&self, domain: Uuid) -> u64 {
         self.events.of(domain);
         // That there is no connection now is no error here: opened again, it is registered and an event counted.

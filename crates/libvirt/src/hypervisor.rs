@@ -556,8 +556,8 @@ fn size(handle: &Handle, disk: &Disk) -> Result<Option<u64>, Error> {
     if disk.source == DiskSource::None {
         return Ok(None);
     }
-    let info = sys::block_info(handle, &disk.target)?;
-    Ok(Some(info.capacity).filter(|size| *size > 0))
+    let capacity = sys::capacity(handle, &disk.target)?;
+    Ok(Some(capacity).filter(|size| *size > 0))
 }
 
 pub(crate) fn is(error: &Error, number: ErrorNumber) -> bool {

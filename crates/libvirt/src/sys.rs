@@ -177,19 +177,9 @@ pub fn requests(domain: &Domain, disk: &str) -> Result<[(u64, u64); 3], Error> {
     .map(|(requests, time)| (value(requests), value(time))))
 }
 
-/// What libvirt says of a disk's size, in bytes.
-#[derive(Debug)]
-pub struct BlockInfo {
-    /// What the guest sees.
-    pub capacity: u64,
-    /// What it takes on its storage; for a running domain's block device, the highest offset written.
-    pub allocation: u64,
-    /// Length of the file or size of the device.
-    pub physical: u64,
-}
-
-/// Asks for the size of a disk. The `virt` crate's own call gives uninitialised memory where libvirt fails.
-pub fn block_info(domain: &Domain, disk: &str) -> Result<BlockInfo, Error> {
+/// Asks for the size of a disk that the guest sees, in bytes. The `virt` crate's own call gives uninitialised memory where
+/// libvirt fails.
+pub fn capacity(domain: &Domain, disk: &str) -> Result<u64, Error> {
     let disk = CString::new(disk)?;
     let mut info = sys::virDomainBlockInfo {
         capacity: 0,
@@ -198,11 +188,7 @@ pub fn block_info(domain: &Domain, disk: &str) -> Result<BlockInfo, Error> {
     };
     // SAFETY: the domain is alive while borrowed; the string outlives the call and ends in NUL, libvirt fills `info`.
     done(unsafe { sys::virDomainGetBlockInfo(domain.as_ptr(), disk.as_ptr(), &raw mut info, 0) })?;
-    Ok(BlockInfo {
-        capacity: info.capacity,
-        allocation: info.allocation,
-        physical: info.physical,
-    })
+    Ok(info.capacity)
 }
 
 /// Names of all checkpoints of a domain, parents before their children.

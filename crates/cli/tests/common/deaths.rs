@@ -27,6 +27,9 @@ const ORDER: &str = "STRONGROOM_TEST_VICTIM";
 /// How long the watchdog and helpers of a dead run may take to finish.
 const AFTERMATH: Duration = Duration::from_secs(15);
 
+/// For how long libvirt may be at a loss about a job that begins or ends.
+const LOST: Duration = Duration::from_secs(5);
+
 /// There as long as the guest's application is stopped.
 const STOPPED: &str = "/run/stopped";
 
@@ -223,11 +226,16 @@ impl<'a> Patient<'a> {
         self.records.set(records);
     }
 
-    /// libvirt shows a block job that QEMU does not have, and therefore refuses every other one: libvirtd was killed while it
-    /// switched the guest to its base.
+    /// libvirt shows a job that QEMU does not have, and therefore refuses every other one: libvirtd was killed while it
+    /// switched the guest to its base, or while it began a backup job.
     pub fn is_wedged(&self) -> bool {
-        run(&mut virsh(["dumpxml", self.vm()])).contains("<mirror")
-            && monitor(self.vm(), "query-block-jobs") == Value::Array(Vec::new())
+        let is_at_rest = || monitor(self.vm(), "query-block-jobs") == Value::Array(Vec::new());
+        let mirrors = || run(&mut virsh(["dumpxml", self.vm()])).contains("<mirror");
+        let knows_its_job = || {
+            let said = output_of(&mut virsh(["domjobinfo", self.vm()]));
+            !said.is_err_and(|said| said.contains("job data missing"))
+        };
+        is_at_rest() && (mirrors() || !within(LOST, knows_its_job))
     }
 
     /// The guest is on its own images, for QEMU, for libvirt, and for its next start; no job is at work on it.
@@ -339,4 +347,18 @@ fn helpers(vm: &str, lab: &Lab) -> Vec<String> {
         .filter(|line| !line.contains("qemu-system-") && !line.contains("pgrep"))
         .map(str::to_owned)
         .collect()
+}
+
+/// Waits until something is so, at most this long; says whether it is.
+pub fn within(limit: Duration, mut so: impl FnMut() -> bool) -> bool {
+    let begin = Instant::now();
+    loop {
+        if so() {
+            return true;
+        }
+        if begin.elapsed() > limit {
+            return false;
+        }
+        sleep(Duration::from_millis(50));
+    }
 }

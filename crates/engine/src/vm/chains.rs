@@ -115,14 +115,7 @@ pub trait Chains {
     /// whoever asks for it by name.
     fn repair_status(&self, domain: Uuid, disks: &[Overlay]) -> Result<(), HypervisorError>;
 
-    /// Makes an event of this domain be counted ([`Chains::events`]) when this many bytes of the file that the guest
-    /// writes to are in use (a block threshold). One shot.
-    fn watch_usage(&self, domain: Uuid, target: &str, bytes: u64) -> Result<(), HypervisorError>;
-
-    /// How many bytes of the file that the guest writes to are in use (the highest offset written).
-    fn usage(&self, domain: Uuid, target: &str) -> Result<u64, HypervisorError>;
-
-    /// Number of events of this domain so far: block jobs that became ready or ended, usage thresholds, I/O errors, the
+    /// Number of events of this domain so far: block jobs that became ready or ended, I/O errors, the
     /// domain's stops and starts. Counting begins with the first call for the domain.
     fn events(&self, domain: Uuid) -> u64;
 

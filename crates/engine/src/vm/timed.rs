@@ -142,8 +142,6 @@ pass! { Chains
         ) -> Told<()>;
         fn pivot(&self, domain: Uuid, target: &str) -> Told<()>;
         fn set_inactive_image(&self, domain: Uuid, target: &str, image: &Path, format: &str) -> Told<()>;
-        fn watch_usage(&self, domain: Uuid, target: &str, bytes: u64) -> Told<()>;
-        fn usage(&self, domain: Uuid, target: &str) -> Told<u64>;
     }
     untimed {
         fn commit_behind_libvirt(&self, domain: Uuid, target: &str, overlay: &Path, base: &Path) -> Told<()>;

@@ -3,7 +3,7 @@
 //! Each registration holds one reference on the [`Events`] that it counts in, as its opaque pointer; libvirt gives it
 //! back through [`release`] when the registration is gone. Callbacks only read the domain's UUID and count.
 
-use std::ffi::{c_char, c_int, c_ulonglong, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::mem::transmute;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
@@ -26,7 +26,7 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Registers for block jobs, usage thresholds, I/O errors and lifecycle of all domains, and for the connection's end.
+    /// Registers for block jobs, I/O errors and lifecycle of all domains, and for the connection's end.
     pub fn new(connection: &Connect, events: &Arc<Events>) -> Result<Self, Error> {
         let mut subscription = Self {
             connection: connection.clone(),
@@ -50,12 +50,6 @@ impl Subscription {
                 (
                     sys::VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2,
                     transmute::<sys::virConnectDomainEventBlockJobCallback, Generic>(Some(on_block_job)),
-                ),
-                (
-                    sys::VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD,
-                    transmute::<sys::virConnectDomainEventBlockThresholdCallback, Generic>(Some(
-                        on_threshold,
-                    )),
                 ),
                 (
                     sys::VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON,
@@ -165,19 +159,6 @@ unsafe extern "C" fn on_block_job(
     _disk: *const c_char,
     _kind: c_int,
     _status: c_int,
-    opaque: *mut c_void,
-) {
-    // SAFETY: libvirt gives a domain and the registration's pointer.
-    unsafe { count(domain, opaque) };
-}
-
-unsafe extern "C" fn on_threshold(
-    _: sys::virConnectPtr,
-    domain: sys::virDomainPtr,
-    _device: *const c_char,
-    _path: *const c_char,
-    _threshold: c_ulonglong,
-    _excess: c_ulonglong,
     opaque: *mut c_void,
 ) {
     // SAFETY: libvirt gives a domain and the registration's pointer.

@@ -218,8 +218,6 @@ fn what_cannot_be_done_changes_nothing() {
     refused(libvirt.set_inactive_image(guest.uuid, "vdz", &base, "qcow2"));
     refused(libvirt.set_inactive_image(guest.uuid, "sda", &base, "qcow2"));
     refused(libvirt.set_inactive_image(guest.uuid, "vda", Path::new("relative"), "qcow2"));
-    refused(libvirt.watch_usage(guest.uuid, "vdz", 1));
-    refused(libvirt.usage(guest.uuid, "vdz").map(|_| ()));
 
     let nobody = Uuid::from_u128(1);
     let error = libvirt.chains(nobody).unwrap_err();
@@ -247,28 +245,6 @@ fn a_pivot_before_the_time_is_refused() {
         .unwrap_err();
     assert!(matches!(error, HypervisorError::Busy { .. }), "{error}");
     assert_eq!(chain(&guest, "vda").live, away(&guest, "vda").live);
-}
-
-#[test]
-fn the_usage_of_the_overlay_is_watched() {
-    let guest = Guest::start("");
-    let libvirt = &guest.libvirt;
-    libvirt
-        .take_snapshot(guest.uuid, &[asked(&guest, "vda")])
-        .unwrap();
-    let before = libvirt.usage(guest.uuid, "vda").unwrap();
-    assert!(before < MIB, "{before}");
-    libvirt.watch_usage(guest.uuid, "vda", 4 * MIB).unwrap();
-    let seen = libvirt.events(guest.uuid);
-    guest.write("vda", 0x22, "0", "1M");
-    let none = libvirt.await_event(guest.uuid, seen, Duration::from_millis(300));
-    assert_eq!(none, seen, "too little for the threshold");
-    guest.write("vda", 0x22, "1M", "8M");
-    let start = Instant::now();
-    assert!(libvirt.await_event(guest.uuid, seen, LONG) > seen);
-    assert!(start.elapsed() < LONG);
-    let after = libvirt.usage(guest.uuid, "vda").unwrap();
-    assert!((9 * MIB..16 * MIB).contains(&after), "{after}");
 }
 
 #[test]

@@ -123,8 +123,8 @@ fn blame(incremental: &[&str], bad: &[BadBitmap], refusal: &str) -> Vec<(String,
 }
 
 /// Ends the run's backup job, known by its socket, if it is there. If its scratch file had filled the storage, so that
-/// QEMU stopped the guest, the guest runs on, also if the job has ended before, in a call that failed all the same. A hypervisor that does not answer is asked for half a minute: libvirtd
-/// may be restarting, and a job that stays grows.
+/// QEMU stopped the guest, the guest runs on, also if the job has ended before, in a call that failed all the same. A
+/// hypervisor that does not answer is asked for half a minute: libvirtd may be restarting, and a job that stays grows.
 pub fn end_job(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<(), HypervisorError> {
     let patience = Instant::now() + PATIENCE;
     loop {
