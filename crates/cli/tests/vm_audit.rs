@@ -168,10 +168,14 @@ impl Scene {
                 image.display()
             );
         }
+        let balloon = match suffix {
+            "balloon" => "<memballoon model='virtio'/>",
+            _ => "<memballoon model='none'/>",
+        };
         let xml = format!(
             "<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
              <os><type arch='x86_64' machine='q35'>hvm</type></os>
-             <devices>{devices}<controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"
+             <devices>{devices}<controller type='usb' model='none'/>{balloon}</devices></domain>"
         );
         let file = self.lab.path(&format!("{suffix}.xml"));
         fs::write(&file, xml).unwrap();
@@ -374,6 +378,12 @@ fn each_fault_of_a_disk_is_found() {
 
     let vm = scene.add("keep", &[(good("keep", &STRONG).qcow2(), "keep")]);
     scene.expect(&vm, &["no-discard"]);
+
+    let vm = scene.add("balloon", &[(good("balloon", &STRONG).qcow2(), "")]);
+    scene.expect(&vm, &[]);
+    let document = scene.audit(&[&vm]).json();
+    assert!(codes(&document, &vm, |level| level == "note").contains("extras"));
+    assert!(document["audit"].to_string().contains("balloon"), "{document}");
 
     // Without a header nothing can be said, which is said.
     let bare = Raw::new(&lab, "bare", SIZE);

@@ -13,6 +13,7 @@ mod import;
 mod memory;
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -32,9 +33,9 @@ const PATIENCE: Duration = Duration::from_mins(8);
 fn two_machines_of_one_template_share_no_block_and_a_clone_does() {
     let bench = Bench::new();
     let (mut disks, mut memories) = (Vec::new(), Vec::new());
-    for name in ["one", "two"] {
-        let (mut program, _inherited) =
-            bench.by_passphrase(name, PASSPHRASE, &["--json", "--size", "2G", "--swap", "64M"]);
+    for (name, more) in [("one", &[][..]), ("two", &["--no-discard"])] {
+        let options = [&["--json", "--size", "2G", "--swap", "64M"], more].concat();
+        let (mut program, _inherited) = bench.by_passphrase(name, PASSPHRASE, &options);
         let (document, memory) = memory::at_exit(&mut program);
         let uuid = document["created"]["luks"]["uuid"].as_str().unwrap();
         assert!(
@@ -67,12 +68,29 @@ fn two_machines_of_one_template_share_no_block_and_a_clone_does() {
         assert!(!memory::contains(memory, secret), "a secret is in our memory");
     }
     memory::search_files(bench.lab.dir(), &secrets);
+    for place in [
+        "/var/log/libvirt",
+        "/var/lib/libvirt/qemu",
+        "/etc/libvirt",
+        "/run/libvirt",
+    ] {
+        memory::search_files(Path::new(place), &secrets);
+    }
     for (disk, key) in disks.iter().zip(&keys) {
         let (same, all) = cipher::same_plaintext(disk, key, &template);
         assert!(
             same * 10 > all * 9 && all > 1000,
             "{same} of {all} blocks are the template's"
         );
+    }
+    // Deleted data leaves one of them, and the other keeps for itself what is free.
+    for (name, disk, discards) in [("one", &disks[0], true), ("two", &disks[1], false)] {
+        assert_eq!(
+            cipher::header_facts(disk).contains("allow-discards"),
+            discards,
+            "{name}"
+        );
+        assert_eq!(bench.xml(name).contains("discard='unmap'"), discards, "{name}");
     }
     // The wrong key gives nothing.
     assert_eq!(cipher::same_plaintext(&disks[0], &keys[1], &template).0, 0);

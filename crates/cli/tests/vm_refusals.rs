@@ -14,6 +14,7 @@ use common::tmpfs::Tmpfs;
 use common::{Bench, Hook};
 use strongroom_engine::config::{Config, Vm};
 use strongroom_engine::event::Event;
+use strongroom_engine::manifest::Mode;
 use strongroom_engine::vm::Hypervisor as _;
 use strongroom_testkit::{Lab, TestGuest, run, virsh};
 
@@ -342,9 +343,46 @@ fn what_others_do_with_the_vm_is_left_alone() {
     scene.backup().expect(0, &["vda: incremental"]);
     run(&mut virsh(["snapshot-delete", scene.vm(), "inside"]));
     scene.backup().expect(0, &["vda: incremental"]);
+    a_foreign_checkpoint(&scene);
     scene.bench.at_rest(&lab, scene.vm());
     scene.bench.check(scene.vm());
     scene.guest.probe("verify");
+}
+
+/// It is no hindrance, stays as it is, and may go whenever its owner wants.
+fn a_foreign_checkpoint(scene: &Scene<'_>) {
+    let good = || {
+        scene.guest.probe("write 3");
+        let (report, hash) = scene.bench.backup_with_hash(scene.vm());
+        let disk = report.manifest.disk("vda").unwrap();
+        assert_eq!(disk.mode, Mode::Incremental, "{}", disk.reason);
+        let restored = scene
+            .bench
+            .sha256_of_restored(scene.lab, scene.vm(), &report.archive, "vda");
+        assert_eq!(restored, hash);
+    };
+    // How much has changed since, which takes a whole chain of bitmaps.
+    let since = || {
+        let xml = run(&mut virsh(["checkpoint-dumpxml", "--size", scene.vm(), "theirs"]));
+        let (_, size) = xml
+            .split_once("name='vda'")
+            .unwrap()
+            .1
+            .split_once("size='")
+            .unwrap();
+        size.split('\'').next().unwrap().parse::<u64>().unwrap()
+    };
+    run(&mut virsh(["checkpoint-create-as", scene.vm(), "theirs"]));
+    good();
+    let first = since();
+    good();
+    assert!(
+        first >= 3 << 20 && since() > first,
+        "{first}, then {}: they miss changes",
+        since()
+    );
+    run(&mut virsh(["checkpoint-delete", scene.vm(), "theirs"]));
+    good();
 }
 
 fn a_foreign_backup_job(scene: &Scene<'_>) {

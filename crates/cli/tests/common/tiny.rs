@@ -1,4 +1,4 @@
-//! Shut-off VMs with small disks: enough to make restore points from, in no time.
+//! VMs without a guest and with little on their disks: enough to make restore points from, in no time.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,22 +9,30 @@ use strongroom_testkit::{Format, Lab, create_disk, run, ssh_keygen, virsh};
 
 use super::Bench;
 
-/// A domain that is defined and never runs.
+/// A domain that is defined. If it is started, nothing runs in it.
 pub struct Tiny {
     pub name: String,
     directory: PathBuf,
+    /// Its disks, and their sizes in MiB.
+    disks: Vec<(&'static str, u64)>,
 }
 
 impl Tiny {
     /// Defines a domain with disks `vda` of 12 MiB and `vdb` of 4 MiB, both empty.
     pub fn define(lab: &Lab, suffix: &str) -> Self {
+        Self::with_disks(lab, suffix, &DISKS)
+    }
+
+    /// Defines a domain with these disks, of so many MiB, all empty.
+    pub fn with_disks(lab: &Lab, suffix: &str, disks: &[(&'static str, u64)]) -> Self {
         let tiny = Self {
             name: lab.name(suffix),
             directory: lab.dir().to_owned(),
+            disks: disks.to_vec(),
         };
         let mut disks = String::new();
-        for (target, mib) in DISKS {
-            create_disk(&tiny.disk(target), Format::Qcow2, mib);
+        for (target, mib) in &tiny.disks {
+            create_disk(&tiny.disk(target), Format::Qcow2, *mib);
             let _ = write!(
                 disks,
                 "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}'/>
@@ -51,7 +59,7 @@ impl Tiny {
     /// Puts bytes at the beginning of a disk, and zeroes behind them.
     pub fn set(&self, target: &str, content: &[u8]) {
         let raw = self.directory.join("content.raw");
-        let size = size(target);
+        let size = self.size(target);
         std::fs::write(&raw, content).unwrap();
         std::fs::OpenOptions::new()
             .write(true)
@@ -64,14 +72,23 @@ impl Tiny {
             .arg(self.disk(target)));
         std::fs::remove_file(raw).unwrap();
     }
+
+    /// Writes into a disk of a domain that is active, as its device would.
+    pub fn write(&self, target: &str, pattern: u8, offset: usize, length: usize) {
+        let number = self.disks.iter().position(|(name, _)| *name == target).unwrap();
+        let device = format!("/machine/peripheral/virtio-disk{number}/virtio-backend");
+        let command = format!("qemu-io -d {device} \"write -P {pattern} {offset} {length}\"");
+        let said = run(virsh(["qemu-monitor-command", &self.name, "--hmp"]).arg(command));
+        assert!(said.trim().is_empty(), "{said}");
+    }
+
+    fn size(&self, target: &str) -> u64 {
+        let found = self.disks.iter().find(|(name, _)| *name == target);
+        found.map(|(_, mib)| mib * MIB as u64).unwrap()
+    }
 }
 
-fn size(target: &str) -> u64 {
-    let found = DISKS.iter().find(|(name, _)| *name == target);
-    found.map(|(_, mib)| mib * MIB as u64).unwrap()
-}
-
-/// The disks of a [`Tiny`], and their sizes in MiB.
+/// The disks of most, and their sizes in MiB.
 pub const DISKS: [(&str, u64); 2] = [("vda", 12), ("vdb", 4)];
 
 /// Bytes in a MiB.

@@ -78,6 +78,11 @@ pub fn rekey(disk: &Path, old: &str, new: &str) {
     target.write_all_at(&bytes[..16 << 20], VOLUME).unwrap();
 }
 
+/// What the volume's header says about it, in cryptsetup's words.
+pub fn header_facts(disk: &Path) -> String {
+    run(Command::new("cryptsetup").arg("luksDump").arg(header_of(disk)))
+}
+
 /// The volume's header and a little more, in a file of its own.
 fn header_of(disk: &Path) -> PathBuf {
     let header = disk.with_extension("header");

@@ -79,7 +79,11 @@ pub fn search_files(directory: &Path, secrets: &[&[u8]]) {
         if kind.is_dir() && entry.file_name() != "tang" {
             search_files(&path, secrets);
         } else if kind.is_file() && path.extension().is_none_or(|kind| kind != "raw") {
-            let bytes = std::fs::read(&path).unwrap();
+            let bytes = match std::fs::read(&path) {
+                // Gone meanwhile.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                read => read.unwrap(),
+            };
             for secret in secrets {
                 assert!(!contains(&bytes, secret), "a secret is in {}", path.display());
             }
