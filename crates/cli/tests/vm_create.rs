@@ -349,9 +349,26 @@ fn what_others_have_put_together_becomes_a_template() {
     };
     assert!(has(0, "age ") && !has(0, "jq "), "the tar file lacked age");
     assert!(has(1, "age ") && has(1, "jq "), "jq was asked for");
-    let (mut program, _inherited) =
-        bench.by_passphrase("web", PASSPHRASE, &["--size", "2G", "--template", "vendor"]);
-    Said::of(program.env("STRONGROOM_CONFIG", &config)).expect(0, &["SSH host key SHA256:"]);
+    // Somebody types the passphrase, and mistypes it once. The terminal does not show it.
+    let options = ["--unlock", "passphrase", "--size", "2G", "--template", "vendor"];
+    let mut program = bench.by_terminal("web", &options);
+    let (mut terminal, mut running) = Console::of(program.env("STRONGROOM_CONFIG", &config));
+    let mut shown = String::new();
+    for (asked, typed) in [
+        ("New passphrase for the disk of", PASSPHRASE),
+        ("The same again", "another"),
+        ("They differ.\r\nNew passphrase for the disk of", PASSPHRASE),
+        ("The same again", PASSPHRASE),
+    ] {
+        shown += &terminal.wait_for(asked, PATIENCE);
+        shown += &terminal.wait_for(": ", PATIENCE);
+        terminal.line(typed);
+    }
+    shown += &terminal.wait_for("SSH host key SHA256:", PATIENCE);
+    assert!(running.wait().unwrap().success(), "{shown}");
+    assert!(!shown.contains(PASSPHRASE), "{shown}");
+    let disk = raw_of(&bench.image("web", "system"), &bench.lab.path("web.raw"));
+    volume_key(&disk, PASSPHRASE.as_bytes());
 
     // What is refused.
     strongroom(&["template", "import", disk_path, "--name", "vendor"]).expect(1, &["it exists"]);
@@ -456,6 +473,15 @@ fn what_fails_or_is_interrupted_leaves_nothing() {
         1,
         &[&tang.thumbprint(), "nobody is there to say", "--tang-thumbprint"],
     );
+    // Somebody is there, and says no.
+    let (unlock, recipient) = (format!("tang:{}", tang.url()), operator.to_str().unwrap());
+    let options = ["--template", "base", "--size", "2G", "--recovery-to", recipient, "--unlock", &unlock];
+    let (mut terminal, mut running) = Console::of(&bench.by_terminal("web", &options));
+    let shown = terminal.wait_for("Is this so (yes/no)? ", PATIENCE);
+    assert!(shown.contains(&tang.thumbprint()), "{shown}");
+    terminal.line("y");
+    terminal.wait_for("you said no", PATIENCE);
+    assert_eq!(running.wait().unwrap().code(), Some(1));
     let right = format!("--tang-thumbprint={}", tang.thumbprint());
     by_tang(&tang.url(), &[&right, "--tang-threshold", "2"]).expect(2, &["need 2 of 1 Tang servers"]);
     nothing_left();

@@ -1,7 +1,7 @@
 //! A configuration with a template, a Tang server, and ways into a machine.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -96,6 +96,14 @@ impl Bench {
         }
         program.args(SMALL);
         (program, inherited)
+    }
+
+    /// `create`, where somebody sits at the terminal.
+    pub fn by_terminal(&self, name: &str, more: &[&str]) -> Command {
+        let name = self.name(name);
+        let mut program = self.program(&["create", &name, "--network", "none", "--virt-type", "qemu"]);
+        program.args(more).args(SMALL);
+        program
     }
 
     pub fn create_by_passphrase(&self, name: &str, passphrase: &str, more: &[&str]) -> Said {
@@ -236,13 +244,51 @@ impl Drop for Tang {
     }
 }
 
-/// A machine's serial console.
+/// A machine's serial console, or a program's terminal.
 pub struct Console {
-    terminal: File,
+    to: Box<dyn Write>,
     seen: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Console {
+    /// Runs a program on a terminal of its own.
+    pub fn of(program: &Command) -> (Self, Child) {
+        let words = std::iter::once(program.get_program()).chain(program.get_args());
+        let quoted: Vec<String> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
+        let mut command = Command::new("script");
+        command
+            .args(["--quiet", "--return", "--flush", "--command"])
+            .arg(format!("exec {}", quoted.join(" ")))
+            .arg("/dev/null")
+            .env("SHELL", "/bin/sh")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        for (name, value) in program.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let mut child = command.spawn().unwrap();
+        let (to, from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        (Self::new(from, to), child)
+    }
+
+    fn new(mut from: impl Read + Send + 'static, to: impl Write + 'static) -> Self {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let all = Arc::clone(&seen);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(read @ 1..) = from.read(&mut buffer) {
+                all.lock().unwrap().extend_from_slice(&buffer[..read]);
+            }
+        });
+        Self {
+            to: Box::new(to),
+            seen,
+        }
+    }
+
     pub fn open(domain: &str) -> Self {
         let path = run(&mut virsh(["ttyconsole", domain]));
         let terminal = OpenOptions::new()
@@ -254,26 +300,19 @@ impl Console {
         let mut modes = rustix::termios::tcgetattr(&terminal).unwrap();
         modes.make_raw();
         rustix::termios::tcsetattr(&terminal, rustix::termios::OptionalActions::Now, &modes).unwrap();
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let (mut from, to) = (terminal.try_clone().unwrap(), Arc::clone(&seen));
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(read @ 1..) = from.read(&mut buffer) {
-                to.lock().unwrap().extend_from_slice(&buffer[..read]);
-            }
-        });
-        Self { terminal, seen }
+        Self::new(terminal.try_clone().unwrap(), terminal)
     }
 
-    /// Waits for a text in what comes from now on.
+    /// Waits for a text in what comes from now on. Gives what came before it.
     #[track_caller]
-    pub fn wait_for(&mut self, text: &str, patience: Duration) {
+    pub fn wait_for(&mut self, text: &str, patience: Duration) -> String {
         let end = Instant::now() + patience;
         loop {
             let mut seen = self.seen.lock().unwrap();
             if let Some(at) = seen.windows(text.len()).position(|part| part == text.as_bytes()) {
+                let before = String::from_utf8_lossy(&seen[..at]).into_owned();
                 seen.drain(..at + text.len());
-                return;
+                return before;
             }
             let all = String::from_utf8_lossy(&seen).into_owned();
             drop(seen);
@@ -283,6 +322,6 @@ impl Console {
     }
 
     pub fn line(&mut self, text: &str) {
-        self.terminal.write_all(format!("{text}\n").as_bytes()).unwrap();
+        self.to.write_all(format!("{text}\n").as_bytes()).unwrap();
     }
 }

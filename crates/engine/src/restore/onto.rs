@@ -512,10 +512,7 @@ fn replace(
     let mut zeroes = HashMap::new();
     let mut wanted = Vec::new();
     for placed in list {
-        context
-            .cancel
-            .check()
-            .map_err(|_| error(strongroom_nbd::Error::Cancelled))?;
+        context.cancel.check()?;
         // What is not written after this is zero.
         overlay.zero(extent(placed)?, Zeroing::MayTrim).map_err(&error)?;
         let (_, chunk) = placed;

@@ -59,14 +59,11 @@ impl Sink for File {
         spare: &Spare,
     ) -> Result<(), WriteError> {
         for (whole, buffer, start) in writes {
-            context.cancel.check().map_err(|_| WriteError::Image {
-                path: path.to_owned(),
-                source: strongroom_nbd::Error::Cancelled,
-            })?;
+            context.cancel.check()?;
             for part in &whole.parts {
                 let at = start + (part.offset() - whole.extent.offset()) as usize;
-                let bytes = buffer.get(at..at + part.length() as usize);
-                self.write_all_at(bytes.unwrap_or_default(), part.offset())
+                let bytes = &buffer[at..at + part.length() as usize];
+                self.write_all_at(bytes, part.offset())
                     .map_err(|error| WriteError::File {
                         path: path.to_owned(),
                         source: at_offset(&error, part.offset()),

@@ -15,6 +15,7 @@ use super::header::Found;
 use super::sink::Sink;
 use super::{DiskContent, DiskTarget, ImageFormat, RestoredDisk};
 use crate::batch::{Batches, join, workers_wanted};
+use crate::cancel::Cancelled;
 use crate::context::Context;
 use crate::digest;
 use crate::event::Event;
@@ -42,6 +43,9 @@ pub enum WriteError {
     /// The archive's list of chunks is not the one that the manifest describes.
     #[error("its list of chunks is not the one that the manifest describes")]
     List,
+    /// Asked to stop. What has been written so far is not the disk.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     /// The repository.
     #[error("use the repository: {0}")]
     Repository(#[from] strongroom_borg::Error),
@@ -297,7 +301,8 @@ fn fetch(
             length: u64::from(chunk.size),
             source,
         })?;
-        if context.cancel.is_cancelled() || to_workers.send(((offset, chunk), object)).is_err() {
+        context.cancel.check()?;
+        if to_workers.send(((offset, chunk), object)).is_err() {
             break;
         }
     }
