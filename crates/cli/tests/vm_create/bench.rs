@@ -1,6 +1,6 @@
 //! A configuration with a template, a Tang server, and ways into a machine.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd as _, OwnedFd};
