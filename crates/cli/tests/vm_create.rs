@@ -475,7 +475,16 @@ fn what_fails_or_is_interrupted_leaves_nothing() {
     );
     // Somebody is there, and says no.
     let (unlock, recipient) = (format!("tang:{}", tang.url()), operator.to_str().unwrap());
-    let options = ["--template", "base", "--size", "2G", "--recovery-to", recipient, "--unlock", &unlock];
+    let options = [
+        "--template",
+        "base",
+        "--size",
+        "2G",
+        "--recovery-to",
+        recipient,
+        "--unlock",
+        &unlock,
+    ];
     let (mut terminal, mut running) = Console::of(&bench.by_terminal("web", &options));
     let shown = terminal.wait_for("Is this so (yes/no)? ", PATIENCE);
     assert!(shown.contains(&tang.thumbprint()), "{shown}");

@@ -119,7 +119,8 @@ fn job_operation(handle: &Handle) -> Result<Option<u32>, Error> {
 fn lost_job(message: &str) -> String {
     format!(
         "libvirt holds a job of which it has lost all track ({message}), as it does when libvirtd dies while a job begins; \
-         the guest runs on unharmed, but nothing can be begun until the VM has been shut off and started again"
+         the guest runs on unharmed, but nothing can be begun until the VM has been shut off, libvirtd restarted, and the VM \
+         started again"
     )
 }
 

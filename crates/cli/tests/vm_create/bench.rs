@@ -254,7 +254,9 @@ impl Console {
     /// Runs a program on a terminal of its own.
     pub fn of(program: &Command) -> (Self, Child) {
         let words = std::iter::once(program.get_program()).chain(program.get_args());
-        let quoted: Vec<String> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
+        let quoted: Vec<String> = words
+            .map(|word| format!("'{}'", word.to_str().unwrap()))
+            .collect();
         let mut command = Command::new("script");
         command
             .args(["--quiet", "--return", "--flush", "--command"])
