@@ -164,7 +164,7 @@ pub fn provision_words(data: &[u8]) {
             Word::Failed { message, .. } => {
                 assert!(message.len() <= MAX_TEXT && !message.contains(char::is_control));
             }
-            Word::Done(report) if report.check(true).is_ok() => {
+            Word::Done(report) if report.check(true, report.backups.is_some()).is_ok() => {
                 let secret = report.recovery.unwrap_or_default();
                 assert!(secret.len() <= MAX_CIPHERTEXT && secret.starts_with("-----BEGIN AGE"));
                 assert!(!report.ssh_host_key.contains(char::is_control));

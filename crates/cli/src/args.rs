@@ -65,6 +65,8 @@ pub enum Command {
     Backup(Backup),
     /// Make an encrypted VM from a template; its disk key never leaves a throwaway VM.
     Create(Create),
+    /// Make the VM that backs up its neighbours, and the template for it.
+    BackupVm(BackupVm),
     /// Make templates, and look after them.
     Template(Template),
     /// List restore points.
@@ -362,6 +364,56 @@ pub struct Create {
     /// Start it when it is made.
     #[arg(long)]
     pub start: bool,
+}
+
+/// `strongroom backup-vm`.
+#[derive(Debug, Args)]
+pub struct BackupVm {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: BackupVmCommand,
+}
+
+/// Its commands.
+#[derive(Debug, Subcommand)]
+pub enum BackupVmCommand {
+    /// Build a template with this program, what it calls, and a timer that backs up every night.
+    Template {
+        /// The release.
+        #[arg(value_enum, value_name = "RELEASE", default_value = "debian-12")]
+        release: Release,
+        /// The template's name.
+        #[arg(long, value_name = "NAME", default_value = "backup")]
+        name: String,
+    },
+    /// Make an encrypted VM that backs up VMs of its hypervisor, like `strongroom create`. Its keys are made in it.
+    Create(Box<CreateBackupVm>),
+}
+
+/// `strongroom backup-vm create`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  strongroom backup-vm template
+  strongroom backup-vm create backup1 --template backup --size 8G --unlock tang:http://tang1:7500 \\
+      --recovery-to ~/.ssh/id_ed25519.pub --hypervisor qemu+ssh://strongroom@hv1/system \\
+      --repo 'ssh://borg@nas/./{vm}' --known-hosts ~/.ssh/known_hosts --vm web01 --vm db01 --start")]
+pub struct CreateBackupVm {
+    /// The machine.
+    #[command(flatten)]
+    pub create: Create,
+    /// Where the repositories are, as Borg writes it; `{vm}` stands for the VM's name.
+    #[arg(long, value_name = "REPOSITORY")]
+    pub repo: String,
+    /// libvirt URI by which the new VM reaches its hypervisor.
+    #[arg(long, value_name = "URI")]
+    pub hypervisor: String,
+    /// A VM to back up.
+    #[arg(long = "vm", value_name = "VM", required = true)]
+    pub vms: Vec<String>,
+    /// SSH host keys of hypervisor and repositories; without them it trusts nobody until some are put into it.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub known_hosts: Option<PathBuf>,
 }
 
 /// What opens a disk at boot.

@@ -4,6 +4,7 @@ pub mod adopt;
 pub mod attest;
 pub mod audit;
 pub mod backup;
+pub mod backup_vm;
 pub mod create;
 pub mod hypervisor_rights;
 pub mod init;

@@ -63,6 +63,7 @@ fn command(cli: &Cli, settings: &Settings) -> Result<Exit, Failure> {
         Command::Audit(args) => cmd::audit::run(settings, args),
         Command::Backup(args) => cmd::backup::run(settings, args),
         Command::Create(args) => cmd::create::run(settings, args),
+        Command::BackupVm(args) => cmd::backup_vm::run(settings, args),
         Command::Template(args) => cmd::template::run(settings, args),
         Command::List(args) => cmd::list::run(settings, args),
         Command::Show(args) => cmd::show::run(settings, args),

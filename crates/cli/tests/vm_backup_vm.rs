@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::account::{ACCOUNT, Account};
+use common::checks::{begin_job, sha256_at_rest};
 use common::{Bench, sha256_of_export};
 use serde_json::Value;
 use strongroom_engine::rights;
-use strongroom_engine::vm::{BackupJob, Hypervisor as _, JobDisk, Lending as _, Lent};
+use strongroom_engine::vm::{Hypervisor as _, Lending as _, Lent};
 use strongroom_libvirt::Libvirt;
 use strongroom_testkit::{Lab, OwnLibvirtd, Sshd, TestGuest, output_of, polkit, run, ssh_keygen, virsh};
 
@@ -139,34 +140,6 @@ fn tree(lab: &Lab, bench: &Bench, sshd: &Sshd, vm: &str, own: &str) -> (PathBuf,
     (tree, keys)
 }
 
-/// SHA-256 of what a guest that is paused has on its disk, by a job of the host's own.
-fn frozen(lab: &Lab, local: &Libvirt, vm: &str) -> String {
-    let domain = local.domain(vm).unwrap();
-    let socket = local
-        .socket_directory(domain.uuid)
-        .unwrap()
-        .join("reference.sock");
-    begin(lab, local, vm, &socket);
-    let hash = sha256_of_export(&local.export(&socket, "vda").unwrap());
-    local.end_backup(domain.uuid).unwrap();
-    hash
-}
-
-fn begin(lab: &Lab, local: &Libvirt, vm: &str, socket: &Path) {
-    let disk = JobDisk {
-        target: "vda".into(),
-        scratch: lab.path("reference.scratch"),
-        since: None,
-        checkpoint: false,
-    };
-    let job = BackupJob {
-        disks: vec![disk],
-        checkpoint: None,
-        socket: socket.to_owned(),
-    };
-    local.begin_backup(local.domain(vm).unwrap().uuid, &job).unwrap();
-}
-
 #[test]
 fn a_backup_vm_backs_up_its_neighbour_by_both_ways_with_the_least_rights() {
     let name = "a_backup_vm_backs_up_its_neighbour_by_both_ways_with_the_least_rights";
@@ -216,7 +189,7 @@ fn a_backup_vm_backs_up_its_neighbour_by_both_ways_with_the_least_rights() {
         let found = backup.found();
         let archive = backup.backup(config, vm, mode);
         assert_eq!(backup.found() - found, usize::from(config == "disks"), "{mode}");
-        points.push((archive, frozen(&lab, &local, vm)));
+        points.push((archive, sha256_at_rest(&lab, &local, vm)));
         run(&mut virsh(["resume", vm]));
         assert_eq!(backup.disks(), before, "what was lent is back");
     }
@@ -247,7 +220,7 @@ fn nothing_can_be_written(lab: &Lab, backup: &BackupVm<'_>, account: &Account, v
         .socket_directory(domain.uuid)
         .unwrap()
         .join("sr-0123abcd.sock");
-    begin(lab, &local, vm, &socket);
+    begin_job(lab, &local, vm, &socket);
     let export = local.export(&socket, "vda").unwrap();
     let hash = sha256_of_export(&export);
     let there = Libvirt::connect(&account.uri).unwrap();

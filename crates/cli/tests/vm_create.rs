@@ -2,6 +2,8 @@
 //! their disks by Tang, passphrase or recovery secret, and what goes wrong leaves nothing.
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
+#[path = "vm_create/backups.rs"]
+mod backups;
 #[path = "vm_create/bench.rs"]
 mod bench;
 #[path = "vm_create/cipher.rs"]

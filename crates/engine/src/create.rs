@@ -18,7 +18,7 @@ use std::time::Instant;
 use serde::Serialize;
 use strongroom_disk::Luks;
 use strongroom_guest::protocol::{
-    Kdf, Order, RECOVERY_TOKEN, Report, SWAP_DISK, SYSTEM_DISK, Unlock, VERSION,
+    Backups, Kdf, Order, RECOVERY_TOKEN, Report, SWAP_DISK, SYSTEM_DISK, Unlock, VERSION,
 };
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, create_qcow2};
 use uuid::Uuid;
@@ -86,6 +86,10 @@ pub struct Request {
     pub extras: Extras,
     /// Whether its memory is encrypted.
     pub launch_security: Option<LaunchSecurity>,
+    /// What it gets if it makes backups of others.
+    pub backups: Option<Backups>,
+    /// PCI Express ports for disks that are attached while it runs.
+    pub spare_ports: u8,
     /// More virtio channels than the guest agent's, by their names.
     pub channels: Vec<String>,
     /// How long the throwaway VM may take.
@@ -109,6 +113,12 @@ pub struct Created {
     pub luks: LuksFacts,
     /// The recovery secret, encrypted.
     pub recovery: Option<PathBuf>,
+    /// The repositories' passphrase of a machine that makes backups, encrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passphrase: Option<PathBuf>,
+    /// Public part of the SSH key of a machine that makes backups.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssh_key: Option<String>,
     /// Public part of the SSH host key.
     pub ssh_host_key: String,
     /// Its fingerprint.
@@ -237,13 +247,19 @@ pub fn run(
         file.sync_all().map_err(at(&path))?;
         kept.push(draft.publish(false).map_err(at(&path))?);
     }
-    let mut recovery = None;
-    if let Some(ciphertext) = &report.recovery {
-        let path = places.recovery(name, &luks.uuid);
+    let mut keep_secret = |ciphertext: Option<&String>, what: &str| {
+        let Some(ciphertext) = ciphertext else {
+            return Ok(None);
+        };
+        let path = places.recovery(name, &luks.uuid, what);
         let draft = Draft::of_bytes(&path, ciphertext.as_bytes()).map_err(at(&path))?;
         kept.push(draft.publish(false).map_err(at(&path))?);
-        recovery = Some(path);
-    }
+        Ok::<_, CreateError>(Some(path))
+    };
+    let recovery = keep_secret(report.recovery.as_ref(), "")?;
+    let keys = report.backups.as_ref();
+    let passphrase = keep_secret(keys.map(|keys| &keys.passphrase), "-repositories")?;
+    let ssh_key = keys.map(|keys| keys.ssh_key.clone());
     let (uuid, kept) = define(context, &xml, kept)?;
     keep(context, kept);
     Ok(Created {
@@ -254,6 +270,8 @@ pub fn run(
         allocated,
         luks,
         recovery,
+        passphrase,
+        ssh_key,
         ssh_host_key: report.ssh_host_key,
         ssh_fingerprint: report.ssh_fingerprint,
         template: template.description.name.clone(),
@@ -284,8 +302,8 @@ impl Places {
     }
 
     /// One for each volume: a machine of the same name has been there before, and its secret may still be needed.
-    fn recovery(&self, name: &str, volume: &str) -> PathBuf {
-        self.recovery.join(format!("{name}-{volume}.age"))
+    fn recovery(&self, name: &str, volume: &str, what: &str) -> PathBuf {
+        self.recovery.join(format!("{name}-{volume}{what}.age"))
     }
 }
 
@@ -325,6 +343,7 @@ fn definition(context: &Context<'_>, request: &Request, places: &Places) -> Resu
         channels: std::iter::once(Channel::guest_agent()).chain(more).collect(),
         console: Console::Terminal,
         extras: request.extras,
+        spare_ports: request.spare_ports,
         launch_security: request.launch_security,
         ..NewDomain::new(&request.name, MARK, accelerator)
     };
@@ -412,6 +431,7 @@ fn order(request: &Request) -> Order {
         unlock: request.unlock.clone(),
         recovery: request.recovery.clone(),
         authorized_keys: request.authorized_keys.clone(),
+        backups: request.backups.clone(),
     }
 }
 

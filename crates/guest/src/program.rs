@@ -142,6 +142,7 @@ fn work(channel: &Channel, order: &Order) -> Result<Report, Failed> {
 
     channel.begin(Step::Configure);
     let host_key = identity::write(Path::new(TARGET), order)?;
+    let backups = identity::backups(Path::new(TARGET), order)?;
 
     channel.begin(Step::Loader);
     loader::install(&disks, Path::new(TARGET))?;
@@ -168,6 +169,7 @@ fn work(channel: &Channel, order: &Order) -> Result<Report, Failed> {
         recovery: ciphertext,
         ssh_host_key: host_key.public,
         ssh_fingerprint: host_key.fingerprint,
+        backups,
     })
 }
 

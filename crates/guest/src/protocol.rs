@@ -55,6 +55,19 @@ pub struct Order {
     pub recovery: Option<String>,
     /// SSH public keys that may log in as root.
     pub authorized_keys: Vec<String>,
+    /// What a machine gets that makes backups. Programs of this version that do not know it take orders without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backups: Option<Backups>,
+}
+
+/// What a machine is told that makes backups. Nothing of it is secret; its keys it makes itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backups {
+    /// `/etc/strongroom/strongroom.toml`.
+    pub configuration: String,
+    /// `/root/.ssh/known_hosts`: the keys of the hosts that it talks to.
+    pub known_hosts: String,
 }
 
 /// Parameters of Argon2id (RFC 9106).
@@ -168,6 +181,19 @@ pub struct Report {
     pub ssh_host_key: String,
     /// Its fingerprint, as `ssh-keygen -l` prints it (`SHA256:…`).
     pub ssh_fingerprint: String,
+    /// What a machine has made for itself that makes backups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backups: Option<BackupKeys>,
+}
+
+/// The public side of what a machine has made that makes backups.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupKeys {
+    /// Public part of the SSH key by which it reaches the hypervisor and the repositories, as in a `.pub` file.
+    pub ssh_key: String,
+    /// The passphrase of the repositories, encrypted by age to whom the recovery secret is encrypted, armored.
+    pub passphrase: String,
 }
 
 /// Why what was said is not believed.
@@ -194,7 +220,7 @@ pub enum ProtocolError {
 
 impl Report {
     /// Whether this can be a report about what was ordered.
-    pub fn check(&self, with_recovery: bool) -> Result<(), ProtocolError> {
+    pub fn check(&self, with_recovery: bool, with_backups: bool) -> Result<(), ProtocolError> {
         let plausible = |good: bool, what| {
             if good {
                 Ok(())
@@ -215,13 +241,19 @@ impl Report {
                 }),
             "the LUKS UUID",
         )?;
-        let key = self.ssh_host_key.split_once(' ');
-        plausible(
-            key.is_some_and(|(kind, key)| {
+        let is_key = |text: &str| {
+            text.split_once(' ').is_some_and(|(kind, key)| {
                 kind == "ssh-ed25519" && (1..=200).contains(&key.len()) && is_base64(key)
-            }),
-            "the SSH host key",
-        )?;
+            })
+        };
+        let is_ciphertext = |text: &str| {
+            let body = text
+                .strip_prefix("-----BEGIN AGE ENCRYPTED FILE-----\n")
+                .and_then(|rest| rest.strip_suffix("-----END AGE ENCRYPTED FILE-----\n"));
+            text.len() <= MAX_CIPHERTEXT
+                && body.is_some_and(|body| !body.is_empty() && body.lines().all(is_base64))
+        };
+        plausible(is_key(&self.ssh_host_key), "the SSH host key")?;
         plausible(
             self.ssh_fingerprint
                 .strip_prefix("SHA256:")
@@ -229,16 +261,15 @@ impl Report {
             "the SSH fingerprint",
         )?;
         plausible(self.recovery.is_some() == with_recovery, "the recovery secret")?;
-        let Some(recovery) = &self.recovery else {
-            return Ok(());
-        };
-        let body = recovery
-            .strip_prefix("-----BEGIN AGE ENCRYPTED FILE-----\n")
-            .and_then(|rest| rest.strip_suffix("-----END AGE ENCRYPTED FILE-----\n"));
         plausible(
-            recovery.len() <= MAX_CIPHERTEXT
-                && body.is_some_and(|body| !body.is_empty() && body.lines().all(is_base64)),
+            self.recovery.as_deref().is_none_or(is_ciphertext),
             "the encrypted recovery secret",
+        )?;
+        plausible(self.backups.is_some() == with_backups, "the keys for backups")?;
+        let keys = self.backups.as_ref();
+        plausible(
+            keys.is_none_or(|keys| is_key(&keys.ssh_key) && is_ciphertext(&keys.passphrase)),
+            "the keys for backups",
         )
     }
 }
@@ -325,6 +356,7 @@ mod tests {
             ),
             ssh_host_key: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA==".into(),
             ssh_fingerprint: format!("SHA256:{}", "a".repeat(43)),
+            backups: None,
         }
     }
 
@@ -386,14 +418,14 @@ mod tests {
     #[test]
     fn a_report_is_plausible_or_nothing() {
         type Spoil = fn(&mut Report);
-        report().check(true).unwrap();
-        assert!(report().check(false).is_err());
+        report().check(true, false).unwrap();
+        assert!(report().check(false, false).is_err());
         let none = Report {
             recovery: None,
             ..report()
         };
-        none.check(false).unwrap();
-        assert!(none.check(true).is_err());
+        none.check(false, false).unwrap();
+        assert!(none.check(true, false).is_err());
         let spoils: [Spoil; 8] = [
             |report| report.luks_uuid = "../../etc/passwd".into(),
             |report| report.luks_uuid = "0F7ae4c8-32e4-4e4e-a5c8-000000000001".into(),
@@ -417,7 +449,34 @@ mod tests {
         for spoil in spoils {
             let mut bad = report();
             spoil(&mut bad);
-            assert!(bad.check(true).is_err(), "{bad:?}");
+            assert!(bad.check(true, false).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn keys_for_backups_are_public_or_ciphertext() {
+        let keys = BackupKeys {
+            ssh_key: report().ssh_host_key,
+            passphrase: report().recovery.unwrap(),
+        };
+        let with = |keys: BackupKeys| Report {
+            backups: Some(keys),
+            ..report()
+        };
+        with(keys.clone()).check(true, true).unwrap();
+        assert!(with(keys.clone()).check(true, false).is_err());
+        assert!(report().check(true, true).is_err());
+        for bad in [
+            BackupKeys {
+                passphrase: "the passphrase".into(),
+                ..keys.clone()
+            },
+            BackupKeys {
+                ssh_key: "-----BEGIN OPENSSH PRIVATE KEY-----".into(),
+                ..keys
+            },
+        ] {
+            assert!(with(bad).check(true, true).is_err());
         }
     }
 

@@ -233,6 +233,15 @@ fn devices(new: &NewDomain) -> Result<Element, String> {
             .with("type", "usb")
             .with("model", if new.extras.usb { "qemu-xhci" } else { "none" }),
     );
+    if new.spare_ports > 0 {
+        let port = |model| {
+            Element::new("controller")
+                .with("type", "pci")
+                .with("model", model)
+        };
+        all.push(port("pcie-root").with("index", "0"));
+        all.extend((0..new.spare_ports).map(|_| port("pcie-root-port")));
+    }
     all.extend(interface(new)?);
     all.extend(console(&new.console)?);
     for asked in &new.channels {

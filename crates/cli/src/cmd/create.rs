@@ -8,8 +8,9 @@ use strongroom_borg::Encryption;
 use strongroom_engine::config::Vm;
 use strongroom_engine::create::machine::{Limits, Typed};
 use strongroom_engine::create::{self, Created, MARK, Request, input, tang};
+use strongroom_engine::template::Description;
 use strongroom_engine::vm::{Accelerator, Creation as _, Extras, Firmware, LaunchSecurity, Network};
-use strongroom_guest::protocol;
+use strongroom_guest::protocol::{self, Backups};
 
 use super::{init, template};
 use crate::args::{Create, Extra, Firmware as Wanted, Unlock, VirtType};
@@ -20,8 +21,27 @@ use crate::settings::{Parts, Settings};
 use crate::ui::Ui;
 use crate::ui::human::bytes;
 
+/// What a machine is for that makes backups of others.
+pub struct Role<'a> {
+    /// What it is told.
+    pub backups: Backups,
+    /// Ports for disks that are attached to it.
+    pub ports: u8,
+    /// Whether a template is one for such a machine.
+    pub fits: &'a dyn Fn(&Description) -> Result<(), Failure>,
+}
+
 /// Makes a machine, puts it into the configuration, makes its repository, and starts it if that is wanted.
 pub fn run(settings: &Settings, args: &Create) -> Result<Exit, Failure> {
+    let made = make(settings, args, None)?;
+    if settings.ui.json() {
+        Ui::document(&json!({ "created": made, "warnings": settings.ui.said() }));
+    }
+    Ok(Exit::Done)
+}
+
+/// The same, and what the machine is for. One that makes backups is not backed up by the one that makes it.
+pub(super) fn make(settings: &Settings, args: &Create, role: Option<&Role<'_>>) -> Result<Created, Failure> {
     let parts = Settings::parts(settings.config()?)?;
     let name = &args.name;
     if parts.config.vm.contains_key(name) {
@@ -33,7 +53,11 @@ pub fn run(settings: &Settings, args: &Create) -> Result<Exit, Failure> {
         );
     }
     // All that somebody may be asked for comes first.
-    let request = request(settings, &parts, args)?;
+    let mut request = request(settings, &parts, args)?;
+    if let Some(role) = role {
+        request.backups = Some(role.backups.clone());
+        request.spare_ports = role.ports;
+    }
     let typed = typed(args)?;
     settings.signals.undo_first();
     let (store, signing) = template::store(&parts.config);
@@ -42,14 +66,17 @@ pub fn run(settings: &Settings, args: &Create) -> Result<Exit, Failure> {
         args.template
     ));
     let template = store.open(&args.template, &signing, settings.signals.cancel())?;
+    role.map_or(Ok(()), |role| (role.fits)(&template.description))?;
     let context = settings.context(&parts);
     let made = create::run(&context, &template, &request, typed)?;
     tell(settings, &made, &request);
-    after(settings, &parts, args, &made);
-    if settings.ui.json() {
-        Ui::document(&json!({ "created": made, "warnings": settings.ui.said() }));
+    if role.is_none() {
+        protect(settings, &parts, &made);
     }
-    Ok(Exit::Done)
+    if args.start {
+        start(settings, &parts, &made);
+    }
+    Ok(made)
 }
 
 fn request(settings: &Settings, parts: &Parts, args: &Create) -> Result<Request, Failure> {
@@ -116,6 +143,8 @@ fn request(settings: &Settings, parts: &Parts, args: &Create) -> Result<Request,
             balloon: args.with.contains(&Extra::Balloon),
         },
         launch_security,
+        backups: None,
+        spare_ports: 0,
         channels: args.channel.clone(),
         limits: Limits::default(),
     };
@@ -240,24 +269,30 @@ fn tell(settings: &Settings, made: &Created, request: &Request) {
 }
 
 /// The machine is there. What fails from here on can be done again by hand, so it is a warning.
-fn after(settings: &Settings, parts: &Parts, args: &Create, made: &Created) {
+fn warn(settings: &Settings, failure: Failure) {
+    let hint = failure.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+    settings.ui.warn(&format!("failed to {}{hint}", failure.message));
+}
+
+/// Puts it into the configuration and makes its repository.
+fn protect(settings: &Settings, parts: &Parts, made: &Created) {
     let name = &made.name;
-    let warn = |failure: Failure| {
-        let hint = failure.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
-        settings.ui.warn(&format!("failed to {}{hint}", failure.message));
-    };
     let protected = init::add_vm(&settings.path, name, Vm::default())
         .and_then(|()| init::repository(settings, &parts.config, name, Encryption::RepokeyBlake2));
     match protected {
         Ok(()) => settings
             .ui
             .info(format!("{name}: `strongroom backup {name}` backs it up")),
-        Err(failure) => warn(failure.hint(format!("`strongroom init {name}` makes its repository"))),
+        Err(failure) => warn(
+            settings,
+            failure.hint(format!("`strongroom init {name}` makes its repository")),
+        ),
     }
-    if args.start {
-        match parts.hypervisor.start(made.uuid, MARK) {
-            Ok(()) => settings.ui.info(format!("{name}: started")),
-            Err(error) => warn(Failure::failed(error)),
-        }
+}
+
+fn start(settings: &Settings, parts: &Parts, made: &Created) {
+    match parts.hypervisor.start(made.uuid, MARK) {
+        Ok(()) => settings.ui.info(format!("{}: started", made.name)),
+        Err(error) => warn(settings, Failure::failed(error)),
     }
 }

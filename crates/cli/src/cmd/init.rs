@@ -35,8 +35,14 @@ pub(super) fn add(settings: &Settings, args: &Init) -> Result<(), Failure> {
         text,
         new_signing,
     } = draft(settings, args)?;
+    // Nothing in particular is wanted: what the configuration says already.
+    let vms = if args.vms.is_empty() && args.signing_key.is_none() {
+        config.vm.keys().cloned().collect()
+    } else {
+        args.vms.clone()
+    };
     let parts = Settings::parts(settings.with_uri(config))?;
-    for name in &args.vms {
+    for name in &vms {
         describe(settings, &parts, name)?;
     }
     settings.signals.undo_first();
@@ -44,7 +50,7 @@ pub(super) fn add(settings: &Settings, args: &Init) -> Result<(), Failure> {
         signing_key::make(settings, signing, args.unprotected_signing_key)?;
     }
     // The repositories come first: a configuration never names one that could not be made.
-    for name in &args.vms {
+    for name in &vms {
         settings.signals.cancel().check().map_err(Failure::failed)?;
         repository(settings, &parts.config, name, encryption)?;
     }

@@ -8,7 +8,8 @@ use strongroom_engine::backup::{BackupError, Report};
 use strongroom_engine::event::Event;
 use strongroom_engine::manifest::Manifest;
 use strongroom_engine::restore::{self, ImageFormat, Outcome, Request};
-use strongroom_engine::vm::Hypervisor as _;
+use strongroom_engine::vm::{BackupJob, Hypervisor as _, JobDisk};
+use strongroom_libvirt::Libvirt;
 use strongroom_testkit::{Format, Lab, run, sha256_of_raw, virsh};
 
 use super::running::Said;
@@ -141,4 +142,35 @@ pub fn fingerprint(directory: &Path) -> String {
         .collect();
     lines.sort();
     lines.join("\n")
+}
+
+/// SHA-256 of what a guest that is paused has on its disk, by a job of the host's own.
+#[track_caller]
+pub fn sha256_at_rest(lab: &Lab, local: &Libvirt, vm: &str) -> String {
+    let domain = local.domain(vm).unwrap();
+    let socket = local
+        .socket_directory(domain.uuid)
+        .unwrap()
+        .join("reference.sock");
+    begin_job(lab, local, vm, &socket);
+    let hash = sha256_of_export(&local.export(&socket, "vda").unwrap());
+    local.end_backup(domain.uuid).unwrap();
+    hash
+}
+
+/// Begins a job of the host's own, of `vda` in full.
+#[track_caller]
+pub fn begin_job(lab: &Lab, local: &Libvirt, vm: &str, socket: &Path) {
+    let disk = JobDisk {
+        target: "vda".into(),
+        scratch: lab.path("reference.scratch"),
+        since: None,
+        checkpoint: false,
+    };
+    let job = BackupJob {
+        disks: vec![disk],
+        checkpoint: None,
+        socket: socket.to_owned(),
+    };
+    local.begin_backup(local.domain(vm).unwrap().uuid, &job).unwrap();
 }

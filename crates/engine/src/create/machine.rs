@@ -175,7 +175,7 @@ pub fn run(
     drop(sender);
     let report = converse(machine, order, &ours, &heard, terminal.as_ref(), observer, cancel);
     if let Ok(report) = &report {
-        report.check(order.recovery.is_some())?;
+        report.check(order.recovery.is_some(), order.backups.is_some())?;
         running.end(cancel)?;
     }
     report

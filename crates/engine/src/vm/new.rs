@@ -209,6 +209,8 @@ pub struct NewDomain {
     pub no_reboot: bool,
     /// What it has beyond the needful.
     pub extras: Extras,
+    /// PCI Express ports for what is attached while it runs.
+    pub spare_ports: u8,
     /// Whether its memory is encrypted.
     pub launch_security: Option<LaunchSecurity>,
 }
@@ -235,6 +237,7 @@ impl NewDomain {
             watchdog: false,
             no_reboot: false,
             extras: Extras::default(),
+            spare_ports: 0,
             launch_security: None,
         }
     }

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use super::tool::run;
 use super::{Failed, luks};
-use crate::protocol::Order;
+use crate::protocol::{BackupKeys, Order};
 
-/// Public facts about the machine's SSH host key.
-pub struct HostKey {
+/// Public facts about an SSH key.
+pub struct PublicKey {
     /// `ssh-ed25519 AAAA…`.
     pub public: String,
     /// `SHA256:…`.
@@ -17,7 +17,7 @@ pub struct HostKey {
 }
 
 /// Writes it all into the new system.
-pub fn write(root: &Path, order: &Order) -> Result<HostKey, Failed> {
+pub fn write(root: &Path, order: &Order) -> Result<PublicKey, Failed> {
     let name = &order.hostname;
     let put = |path: &str, text: &str| put(root, path, text, 0o644);
     put("etc/hostname", &format!("{name}\n"))?;
@@ -29,14 +29,52 @@ pub fn write(root: &Path, order: &Order) -> Result<HostKey, Failed> {
     put("etc/fstab", &fstab(order))?;
     put("etc/machine-id", &format!("{}\n", machine_id()?))?;
     if !order.authorized_keys.is_empty() {
-        let directory = root.join("root/.ssh");
-        fs::create_dir_all(&directory)
-            .and_then(|()| fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)))
-            .map_err(|error| format!("make {}: {error}", directory.display()))?;
+        private(root, "root/.ssh")?;
         let keys = order.authorized_keys.join("\n") + "\n";
         self::put(root, "root/.ssh/authorized_keys", &keys, 0o600)?;
     }
-    host_key(root, name)
+    key_pair(root, "etc/ssh/ssh_host_ed25519_key", &format!("root@{name}"))
+}
+
+/// What a machine has that makes backups: its configuration, and keys of its own making, which nobody else ever has. The
+/// repositories' passphrase goes out once, encrypted: without it, nothing could be restored when the machine is lost.
+pub fn backups(root: &Path, order: &Order) -> Result<Option<BackupKeys>, Failed> {
+    let Some(backups) = &order.backups else {
+        return Ok(None);
+    };
+    let recipient = order
+        .recovery
+        .as_ref()
+        .ok_or("make the repositories' passphrase: nobody is named to encrypt it to")?;
+    private(root, "etc/strongroom")?;
+    private(root, "root/.ssh")?;
+    put(
+        root,
+        "etc/strongroom/strongroom.toml",
+        &backups.configuration,
+        0o600,
+    )?;
+    put(root, "root/.ssh/known_hosts", &backups.known_hosts, 0o600)?;
+    let passphrase = luks::recovery_secret()?;
+    let text = std::str::from_utf8(&passphrase).map_err(|error| format!("make a passphrase: {error}"))?;
+    put(root, "etc/strongroom/passphrase", text, 0o600)?;
+    let key = key_pair(
+        root,
+        "root/.ssh/id_ed25519",
+        &format!("strongroom@{}", order.hostname),
+    )?;
+    Ok(Some(BackupKeys {
+        ssh_key: key.public,
+        passphrase: luks::encrypt_to(recipient, &passphrase)?,
+    }))
+}
+
+/// Makes a directory that is root's alone.
+fn private(root: &Path, path: &str) -> Result<(), Failed> {
+    let directory = root.join(path);
+    fs::create_dir_all(&directory)
+        .and_then(|()| fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)))
+        .map_err(|error| format!("make {}: {error}", directory.display()))
 }
 
 /// One line for what the initramfs opens. That discards pass, or not, is noted in the volume's header, so that the
@@ -76,13 +114,12 @@ fn machine_id() -> Result<String, Failed> {
         }))
 }
 
-fn host_key(root: &Path, name: &str) -> Result<HostKey, Failed> {
-    let file = root.join("etc/ssh/ssh_host_ed25519_key");
-    let file = file.to_str().ok_or("make the SSH host key: no such path")?;
-    let comment = format!("root@{name}");
+fn key_pair(root: &Path, path: &str, comment: &str) -> Result<PublicKey, Failed> {
+    let file = root.join(path);
+    let file = file.to_str().ok_or("make an SSH key: no such path")?;
     run(
         "ssh-keygen",
-        &["-q", "-t", "ed25519", "-N", "", "-C", &comment, "-f", file],
+        &["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", file],
     )?;
     let public =
         fs::read_to_string(format!("{file}.pub")).map_err(|error| format!("read {file}.pub: {error}"))?;
@@ -95,7 +132,7 @@ fn host_key(root: &Path, name: &str) -> Result<HostKey, Failed> {
             .collect::<Vec<_>>()
             .join(" ")
     };
-    Ok(HostKey {
+    Ok(PublicKey {
         public: words(&public, &[0, 1]),
         fingerprint: words(&listed, &[1]),
     })

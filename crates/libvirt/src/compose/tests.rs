@@ -65,6 +65,7 @@ fn what_was_not_asked_for_is_ruled_out() {
         "<serial",
         "<tpm",
         "launchSecurity",
+        "pcie",
     ] {
         assert!(!xml.contains(part), "{part} in {xml}");
     }
@@ -82,6 +83,7 @@ fn what_was_asked_for_is_there() {
         tpm: true,
         watchdog: true,
         no_reboot: true,
+        spare_ports: 2,
         network: Network::Bridge("br0".into()),
         console: Console::File("/var/log/a & b".into()),
         firmware: Firmware::SecureBoot,
@@ -89,6 +91,7 @@ fn what_was_asked_for_is_there() {
         ..minimal()
     };
     let xml = domain(&new).unwrap();
+    assert_eq!(xml.matches("model=\"pcie-root-port\"").count(), 2, "{xml}");
     for part in [
         "<graphics type=\"vnc\"",
         "<clipboard copypaste=\"yes\"/>",

@@ -45,6 +45,7 @@ fn everything(name: &str, dir: &Path) -> NewDomain {
         ],
         console: Console::Terminal,
         watchdog: true,
+        spare_ports: 2,
         extras: Extras {
             graphics: true,
             usb: true,

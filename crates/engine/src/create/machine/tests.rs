@@ -95,6 +95,7 @@ fn order() -> Order {
         unlock: Unlock::Passphrase { asked: false },
         recovery: None,
         authorized_keys: Vec::new(),
+        backups: None,
     }
 }
 
