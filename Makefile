@@ -6,10 +6,10 @@ CARGO ?= cargo
 # nobody's every day: they run only by targets of their own.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help setup build lint test test-fast test-borg test-vm test-long bench-stall deny fuzz demo bench bench-quick man clean
+.PHONY: help setup build lint test test-fast test-borg test-vm test-long bench-stall deny fuzz demo demo-backup-vm bench bench-quick man clean
 
 help: ## Lists the targets
-	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: ## Installs what building, testing and the demo need (Debian packages; root or sudo)
 	scripts/setup
@@ -59,6 +59,9 @@ fuzz: ## Runs each fuzz target for SECONDS=60 (needs cargo-fuzz)
 
 demo: setup build ## Backs up, destroys and restores a real virtual machine
 	scripts/demo/run
+
+demo-backup-vm: setup build ## The same by an encrypted VM that backs up its neighbour
+	scripts/demo/backup-vm
 
 bench: build ## Measures Strongroom beside its peers for half an hour (root): target/bench.json, and a report from it
 	scripts/setup --bench
