@@ -16,7 +16,7 @@ use strongroom_engine::vm::HypervisorError;
 use crate::exit::Exit;
 
 /// Why a command ends early.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Failure {
     /// What failed, as a fragment that fits "failed to …".
     pub message: String,

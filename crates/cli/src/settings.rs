@@ -87,12 +87,20 @@ impl Settings {
         Ok(self.with_uri(config))
     }
 
-    /// Applies `--connect`.
+    /// Applies `--connect`, which is about all VMs.
     pub fn with_uri(&self, mut config: Config) -> Config {
         if let Some(uri) = &self.connect {
             config.hypervisor.clone_from(uri);
+            for vm in config.vm.values_mut() {
+                vm.hypervisor = None;
+            }
         }
         config
+    }
+
+    /// The hypervisor that a new VM has to name in a configuration file that says this.
+    pub fn own_hypervisor(&self, file: &Config) -> Option<String> {
+        self.connect.clone().filter(|uri| *uri != file.hypervisor)
     }
 
     /// Connects to the hypervisor and opens the state directory.

@@ -6,7 +6,9 @@ mod common;
 use std::net::TcpListener;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use common::tiny::{MIB, Tiny, noise};
 use common::{Bench, Hook, sha256_of_export};
 use strongroom_engine::backup::Report;
 use strongroom_engine::event::Event;
@@ -14,7 +16,7 @@ use strongroom_engine::manifest::Mode;
 use strongroom_engine::vm::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 use strongroom_nbd::Target;
-use strongroom_testkit::{Format, Lab, Sshd, sha256_of_raw};
+use strongroom_testkit::{Format, Lab, Sshd, run, sha256_of_raw, virsh};
 
 /// A bench whose hypervisor is another machine, as far as it can tell.
 fn remote(lab: &Lab, vms: &[&str], sshd: &Sshd) -> Bench {
@@ -146,4 +148,96 @@ fn a_hypervisor_that_cannot_be_reached_is_named() {
     bench
         .says(&lab, &["backup", "vm"])
         .expect(1, &["no answer within 30 s"]);
+}
+
+/// Four VMs on four hypervisors: this machine, another one, one that takes connections and never says a word, one that is
+/// not there.
+#[test]
+fn hypervisors_are_served_side_by_side_and_a_dead_one_holds_nobody() {
+    let lab = Lab::new();
+    let sshd = Sshd::start();
+    let here = Tiny::define(&lab, "here");
+    let there = Tiny::define(&lab, "there");
+    let mut bench = Bench::new(&lab, &[&here.name, &there.name, "hangs", "gone"]);
+    for (tiny, seed) in [(&here, 1), (&there, 2)] {
+        tiny.set("vda", &noise(seed, 6 * MIB));
+        run(virsh(["start", &tiny.name]).arg("--paused"));
+    }
+    let hung = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = hung.local_addr().unwrap().port();
+    for (vm, hypervisor) in [
+        (there.name.as_str(), sshd.libvirt()),
+        ("hangs", format!("qemu+ssh://127.0.0.1:{port}/system?no_tty=1")),
+        ("gone", "qemu+unix:///system?socket=/nonexistent".into()),
+    ] {
+        let settings = bench.config.vm.get_mut(vm).unwrap();
+        settings.hypervisor = Some(hypervisor);
+        settings.plaintext = true;
+    }
+
+    // The dead ones have their turn first.
+    let vms = ["hangs", "gone", &there.name, &here.name];
+    let begin = Instant::now();
+    let said = bench.says(&lab, &[&["--json", "backup", "--jobs", "2"][..], &vms].concat());
+    let took = begin.elapsed();
+    said.expect(
+        1,
+        &[
+            "back up hangs",
+            "no answer within 30 s",
+            "back up gone",
+            "/nonexistent",
+        ],
+    );
+    assert!(took < Duration::from_mins(2), "{took:?}");
+    let document = said.json();
+    let points = |tiny: &Tiny| bench.archives(&tiny.name);
+    for (tiny, at) in [(&there, 2), (&here, 3)] {
+        let report = &document["backups"][at];
+        assert_eq!(report["vm"], tiny.name.as_str());
+        let archives = points(tiny);
+        assert_eq!(archives.len(), 1, "{said:?}");
+        let hash = sha256_of_raw(&tiny.disk("vda"), Format::Qcow2);
+        let file = lab.path("restored.qcow2");
+        let point = format!("{}@latest", tiny.name);
+        let to = ["restore", &point, "--disk", "vda", "--to", file.to_str().unwrap()];
+        bench.says(&lab, &to).expect(0, &[]);
+        assert_eq!(sha256_of_raw(&file, Format::Qcow2), hash);
+        std::fs::remove_file(&file).unwrap();
+    }
+
+    // Everything else asks the hypervisor that a VM is on, and says of a dead one what is known without it.
+    let status = bench.says(&lab, &["--json", "status"]);
+    let vms = status.json()["vms"].clone();
+    let vms = vms.as_array().unwrap();
+    let of = |name: &str| vms.iter().find(|vm| vm["vm"] == name).unwrap();
+    for tiny in [&here, &there] {
+        assert_eq!(of(&tiny.name)["state"], "paused");
+        assert_eq!(of(&tiny.name)["next"], "incremental");
+    }
+    for dead in ["hangs", "gone"] {
+        assert_eq!(of(dead)["state"], "unknown");
+        assert!(
+            of(dead)["problem"].as_str().unwrap().contains("connect"),
+            "{status:?}"
+        );
+    }
+    bench.says(&lab, &["recover"]).expect(
+        1,
+        &[
+            "recover gone: connect",
+            &format!("{}: nothing to do", here.name),
+            &format!("{}: nothing to do", there.name),
+        ],
+    );
+    // A VM that is put under protection on another machine is looked for there from then on.
+    let uri = sshd.libvirt();
+    let other = Tiny::define(&lab, "other");
+    let place = lab.path("repo-{vm}").display().to_string();
+    let add = ["--connect", &uri, "init", "--repository", &place, &other.name];
+    let config = bench.config_file(&lab);
+    bench.says(&lab, &add).expect(0, &["made repository"]);
+    let text = std::fs::read_to_string(config).unwrap();
+    let table = text.split(&format!("[vm.{}]", other.name)).nth(1).unwrap();
+    assert!(table.contains(&format!("hypervisor = \"{uri}\"")), "{text}");
 }

@@ -94,7 +94,7 @@ pub struct VmReport {
 }
 
 /// What was found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Default, Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// The VMs asked for.
     pub vms: Vec<VmReport>,
@@ -103,6 +103,12 @@ pub struct Report {
 }
 
 impl Report {
+    /// Adds what was found on another hypervisor. VMs of different hypervisors are not compared.
+    pub fn extend(&mut self, other: Self) {
+        self.vms.extend(other.vms);
+        self.not_compared.extend(other.not_compared);
+    }
+
     /// Whether anything matters more than a note.
     pub fn is_unsafe(&self) -> bool {
         let mut findings = self.vms.iter().flat_map(|vm| &vm.findings);
@@ -135,10 +141,7 @@ struct Seen {
 
 /// Looks at these VMs, and compares them with all others of the hypervisor. A backup older than `max_age` is a finding.
 pub fn run(context: &Context<'_>, vms: &[String], max_age: SignedDuration) -> Result<Report, AuditError> {
-    let mut report = Report {
-        vms: Vec::new(),
-        not_compared: Vec::new(),
-    };
+    let mut report = Report::default();
     let mut seen = Vec::new();
     for name in vms {
         match context.hypervisor.domain(name) {

@@ -49,7 +49,7 @@ pub enum ConfigError {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// libvirt URI of the hypervisor.
+    /// libvirt URI of the hypervisor, for VMs that name no other.
     #[serde(default = "default_hypervisor")]
     pub hypervisor: String,
     /// The domain on the hypervisor in which this program runs. Disks are then attached to it, read-only, and read there
@@ -298,6 +298,9 @@ pub struct Vm {
     /// Other disks that are left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
+    /// libvirt URI of this VM's hypervisor, where it is not the one of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hypervisor: Option<String>,
     /// This VM's repository, where the pattern does not fit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
@@ -596,6 +599,40 @@ impl Config {
             .get(name)
             .ok_or_else(|| ConfigError::UnknownVm(name.to_owned()))?;
         Ok((vm, self.repository_of(name)))
+    }
+
+    /// libvirt URI of the hypervisor of a VM of this name, configured or not.
+    pub fn hypervisor_of(&self, name: &str) -> &str {
+        let own = self.vm.get(name).and_then(|vm| vm.hypervisor.as_deref());
+        own.unwrap_or(&self.hypervisor)
+    }
+
+    /// The configuration as it is for the VMs on one hypervisor. The domain in which this program runs is on the hypervisor
+    /// of all.
+    #[must_use]
+    pub fn on(&self, hypervisor: &str) -> Self {
+        let mut config = self.clone();
+        if config.hypervisor != hypervisor {
+            hypervisor.clone_into(&mut config.hypervisor);
+            config.own_domain = None;
+        }
+        config
+    }
+
+    /// These VMs, hypervisor by hypervisor, with the configuration as it is there. Both in the order in which they are named.
+    pub fn by_hypervisor(&self, vms: &[String]) -> Vec<(Self, Vec<String>)> {
+        let mut groups: Vec<(&str, Vec<String>)> = Vec::new();
+        for vm in vms {
+            let hypervisor = self.hypervisor_of(vm);
+            match groups.iter_mut().find(|(other, _)| *other == hypervisor) {
+                Some((_, group)) => group.push(vm.clone()),
+                None => groups.push((hypervisor, vec![vm.clone()])),
+            }
+        }
+        groups
+            .into_iter()
+            .map(|(hypervisor, group)| (self.on(hypervisor), group))
+            .collect()
     }
 
     /// Where the repository of a VM of this name is, configured or not.

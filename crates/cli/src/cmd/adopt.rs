@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use strongroom_engine::audit;
+use strongroom_engine::config::Config;
 use strongroom_engine::vm::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 
@@ -21,12 +22,8 @@ pub fn run(settings: &Settings, args: &Adopt) -> Result<Exit, Failure> {
         .as_ref()
         .is_some_and(|config| config.vm.contains_key(&args.vm));
     if !known {
-        let uri = match (&settings.connect, &configured) {
-            (Some(uri), _) => uri.clone(),
-            (None, Some(config)) => config.hypervisor.clone(),
-            (None, None) => strongroom_engine::config::Config::new(String::new()).hypervisor,
-        };
-        let hypervisor = Libvirt::connect(&uri).map_err(Failure::failed)?;
+        let config = configured.unwrap_or_else(|| settings.with_uri(Config::new(String::new())));
+        let hypervisor = Libvirt::connect(&config.hypervisor).map_err(Failure::failed)?;
         if hypervisor.is_local() {
             let domain = hypervisor.domain(&args.vm).map_err(Failure::failed)?;
             let found = audit::swap_disks(&domain).into_iter();
@@ -42,7 +39,8 @@ pub fn run(settings: &Settings, args: &Adopt) -> Result<Exit, Failure> {
         unprotected_signing_key: false,
     };
     init::add(settings, &wanted)?;
-    let parts = Settings::parts(settings.config()?)?;
+    let config = settings.config()?;
+    let parts = Settings::parts(config.on(config.hypervisor_of(&args.vm)))?;
     let report = audit_command::report(settings, &parts, std::slice::from_ref(&args.vm), args.max_age)?;
     if settings.ui.json() {
         Ui::document(

@@ -14,13 +14,28 @@ use crate::ui::human;
 
 /// Says what is unsafe about VMs.
 pub fn run(settings: &Settings, args: &Audit) -> Result<Exit, Failure> {
-    let parts = Settings::parts(settings.config()?)?;
-    let names = if args.all {
-        parts.hypervisor.domain_names().map_err(Failure::failed)?
+    let config = settings.config()?;
+    let groups = if args.all {
+        // Each hypervisor that the configuration names, and all that it has.
+        let mut groups = config.by_hypervisor(&config.vm.keys().cloned().collect::<Vec<_>>());
+        if groups
+            .iter()
+            .all(|(other, _)| other.hypervisor != config.hypervisor)
+        {
+            groups.push((config, Vec::new()));
+        }
+        groups
     } else {
-        Settings::chosen(&parts.config, &args.vms)?
+        config.by_hypervisor(&Settings::chosen(&config, &args.vms)?)
     };
-    let report = report(settings, &parts, &names, args.max_age)?;
+    let mut report = Report::default();
+    for (config, mut names) in groups {
+        let parts = Settings::parts(config)?;
+        if args.all {
+            names = parts.hypervisor.domain_names().map_err(Failure::failed)?;
+        }
+        report.extend(self::report(settings, &parts, &names, args.max_age)?);
+    }
     if settings.ui.json() {
         Ui::document(&json!({ "audit": report, "warnings": settings.ui.said() }));
     }

@@ -24,8 +24,10 @@ pub fn run(settings: &Settings, args: &Backup) -> Result<Exit, Failure> {
     }
     let vms = Settings::chosen(&config, &args.vms)?;
     let jobs = args.jobs.map_or(config.jobs, usize::from);
-    // A hypervisor that cannot be reached is said once, and while there is nothing to undo.
-    drop(Settings::parts(config.clone())?);
+    // A hypervisor that cannot be reached is said once, and while there is nothing to undo; of several it is the matter of its VMs.
+    if let [(only, _)] = config.by_hypervisor(&vms).as_slice() {
+        drop(Settings::parts(only.clone())?);
+    }
     yield_the_disk();
     settings.signals.undo_first();
     let work = Work {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 use strongroom_borg::Encryption;
-use strongroom_engine::config::Vm;
+use strongroom_engine::config::{Config, Vm};
 use strongroom_engine::create::machine::{Limits, Typed};
 use strongroom_engine::create::{self, Created, MARK, Request, input, tang};
 use strongroom_engine::template::Description;
@@ -277,7 +277,12 @@ fn warn(settings: &Settings, failure: Failure) {
 /// Puts it into the configuration and makes its repository.
 fn protect(settings: &Settings, parts: &Parts, made: &Created) {
     let name = &made.name;
-    let protected = init::add_vm(&settings.path, name, Vm::default())
+    let file = Config::read(&settings.path).ok();
+    let vm = Vm {
+        hypervisor: file.and_then(|file| settings.own_hypervisor(&file)),
+        ..Vm::default()
+    };
+    let protected = init::add_vm(&settings.path, name, vm)
         .and_then(|()| init::repository(settings, &parts.config, name, Encryption::RepokeyBlake2));
     match protected {
         Ok(()) => settings

@@ -41,9 +41,12 @@ pub(super) fn add(settings: &Settings, args: &Init) -> Result<(), Failure> {
     } else {
         args.vms.clone()
     };
-    let parts = Settings::parts(settings.with_uri(config))?;
-    for name in &vms {
-        describe(settings, &parts, name)?;
+    let config = settings.with_uri(config);
+    for (config, vms) in config.by_hypervisor(&vms) {
+        let parts = Settings::parts(config)?;
+        for name in &vms {
+            describe(settings, &parts, name)?;
+        }
     }
     settings.signals.undo_first();
     if let Some(signing) = &new_signing {
@@ -52,7 +55,7 @@ pub(super) fn add(settings: &Settings, args: &Init) -> Result<(), Failure> {
     // The repositories come first: a configuration never names one that could not be made.
     for name in &vms {
         settings.signals.cancel().check().map_err(Failure::failed)?;
-        repository(settings, &parts.config, name, encryption)?;
+        repository(settings, &config, name, encryption)?;
     }
     if let Some(text) = text {
         write(&settings.path, &text)
@@ -104,6 +107,7 @@ fn draft(settings: &Settings, args: &Init) -> Result<Draft, Failure> {
                 let vm = Vm {
                     swap: args.protect.swap.clone(),
                     exclude: args.protect.exclude.clone(),
+                    hypervisor: settings.own_hypervisor(&config),
                     repository,
                     ..Vm::default()
                 };

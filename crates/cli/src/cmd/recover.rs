@@ -1,6 +1,7 @@
 //! `strongroom recover`.
 
 use serde_json::json;
+use strongroom_engine::config::Config;
 use strongroom_engine::recover::{Request, recover};
 
 use crate::args::Recover;
@@ -12,17 +13,17 @@ use crate::ui::Ui;
 /// Undoes what interrupted runs left of the VMs, one after the other. One that stays as it is does not keep the others from
 /// their turn.
 pub fn run(settings: &Settings, args: &Recover) -> Result<Exit, Failure> {
-    let parts = Settings::parts(settings.config()?)?;
+    let config = settings.config()?;
+    let vms = Settings::chosen(&config, &args.vms)?;
     settings.signals.undo_first();
-    let context = settings.context(&parts);
     let request = Request {
         dry_run: args.dry_run,
         repair_status: args.repair_libvirt_status,
     };
     let mut documents = Vec::new();
     let mut worst = Exit::Done;
-    for vm in Settings::chosen(&parts.config, &args.vms)? {
-        match recover(&context, &vm, request) {
+    for (vm, result) in recover_all(settings, &config, &vms, request) {
+        match result {
             Ok(found) => {
                 if !found.is_empty() && worst == Exit::Done {
                     worst = Exit::Warnings;
@@ -40,8 +41,8 @@ pub fn run(settings: &Settings, args: &Recover) -> Result<Exit, Failure> {
                 }
                 documents.push(json!({ "vm": vm, "found": found }));
             }
-            Err(error) => {
-                let failure = Failure::failed(format!("recover {vm}: {error}"));
+            Err(mut failure) => {
+                failure.message.insert_str(0, &format!("recover {vm}: "));
                 documents.push(json!({ "vm": vm, "error": failure.message }));
                 worst = Exit::Failed;
                 settings.ui.failure(&failure);
@@ -52,4 +53,27 @@ pub fn run(settings: &Settings, args: &Recover) -> Result<Exit, Failure> {
         Ui::document(&json!({ "vms": documents, "warnings": settings.ui.said() }));
     }
     Ok(worst)
+}
+
+/// What came of each VM, hypervisor by hypervisor.
+fn recover_all<'a>(
+    settings: &'a Settings,
+    config: &Config,
+    vms: &[String],
+    request: Request,
+) -> impl Iterator<Item = (String, Result<Vec<String>, Failure>)> + use<'a> {
+    config
+        .by_hypervisor(vms)
+        .into_iter()
+        .flat_map(move |(config, vms)| {
+            let mut parts = Settings::parts(config);
+            let each = move |vm: String| {
+                let result = match &mut parts {
+                    Ok(parts) => recover(&settings.context(parts), &vm, request).map_err(Failure::failed),
+                    Err(failure) => Err(failure.clone()),
+                };
+                (vm, result)
+            };
+            vms.into_iter().map(each)
+        })
 }

@@ -12,7 +12,8 @@ use crate::ui::human::bytes;
 
 /// Restores a VM, or some of its disks.
 pub fn run(settings: &Settings, args: &Restore) -> Result<Exit, Failure> {
-    let parts = Settings::parts(settings.config()?)?;
+    let config = settings.config()?;
+    let parts = Settings::parts(config.on(config.hypervisor_of(&args.point.vm)))?;
     settings.signals.undo_first();
     let request = Request {
         point: args.point.clone(),

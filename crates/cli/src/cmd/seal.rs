@@ -57,8 +57,8 @@ pub fn run(settings: &Settings, args: &Seal) -> Result<Exit, Failure> {
             documents.push(json!({ "vm": vm, "used": there }));
         }
     } else {
-        let parts = Settings::parts(config)?;
         for vm in &args.vms {
+            let parts = Settings::parts(config.on(config.hypervisor_of(vm)))?;
             let (seal, place) = seal(settings, &parts.config, &parts.hypervisor, &parts.state, vm, args)?;
             settings.ui.info(format!(
                 "{vm}: sealed ({}), as {}",
@@ -200,7 +200,7 @@ fn definition(
     let failed = |reason: String| Failure::failed(format!("verify {vm}: {reason}"));
     let xml = match &args.definition {
         None => {
-            let hypervisor = Libvirt::connect(&config.hypervisor).map_err(Failure::failed)?;
+            let hypervisor = Libvirt::connect(config.hypervisor_of(vm)).map_err(Failure::failed)?;
             at_rest(&hypervisor, vm)?.xml
         }
         Some(path) => {

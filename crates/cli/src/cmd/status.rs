@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use strongroom_borg::{Access, ArchiveInfo};
+use strongroom_engine::config::Config;
 use strongroom_engine::history;
 use strongroom_engine::storage::{self, Pool};
 use strongroom_engine::vm::{Domain, Hypervisor as _, HypervisorError, RunState};
@@ -25,17 +26,42 @@ struct Vm {
     problem: Option<String>,
 }
 
+impl Vm {
+    fn unknown(name: &str, problem: impl Into<Option<String>>) -> Self {
+        Self {
+            name: name.to_owned(),
+            state: None,
+            newest: None,
+            points: 0,
+            interrupted: false,
+            tracking: false,
+            problem: problem.into(),
+        }
+    }
+}
+
 /// Says for each VM whether it is protected. A VM that cannot be looked at is a warning.
 pub fn run(settings: &Settings, args: &Status) -> Result<Exit, Failure> {
-    let parts = Settings::parts(settings.config()?)?;
-    let names = Settings::chosen(&parts.config, &args.vms)?;
-    let vms: Vec<Vm> = names.iter().map(|name| look(settings, &parts, name)).collect();
+    let config = settings.config()?;
+    let names = Settings::chosen(&config, &args.vms)?;
+    let (mut vms, mut pools) = (Vec::new(), Vec::new());
+    for (config, names) in config.by_hypervisor(&names) {
+        match Settings::parts(config.clone()) {
+            Ok(parts) => {
+                vms.extend(names.iter().map(|name| look(settings, &parts, name)));
+                pools.extend(storage_of(settings, &parts, &names));
+            }
+            Err(failure) => vms.extend(names.iter().map(|name| {
+                let unknown = Vm::unknown(name, format!("failed to {}", failure.message));
+                with_archives(settings, &config, unknown)
+            })),
+        }
+    }
     for vm in &vms {
         if let Some(problem) = &vm.problem {
             settings.ui.warn(&format!("{}: {problem}", vm.name));
         }
     }
-    let pools = pools(settings, &parts, &names);
     for pool in &pools {
         if let Some(lack) = pool.overcommitted() {
             settings.ui.warn(&format!(
@@ -78,7 +104,7 @@ pub fn run(settings: &Settings, args: &Status) -> Result<Exit, Failure> {
 
 /// The storage of these VMs' images, with what all VMs of the hypervisor have there. Empty for a hypervisor on another
 /// machine, whose storage is not to be seen from here.
-fn pools(settings: &Settings, parts: &Parts, names: &[String]) -> Vec<Pool> {
+fn storage_of(settings: &Settings, parts: &Parts, names: &[String]) -> Vec<Pool> {
     let look = || -> Result<Vec<Pool>, String> {
         let all = parts
             .hypervisor
@@ -119,15 +145,7 @@ fn pool_row(pool: &Pool) -> Vec<String> {
 }
 
 fn look(settings: &Settings, parts: &Parts, name: &str) -> Vm {
-    let mut vm = Vm {
-        name: name.to_owned(),
-        state: None,
-        newest: None,
-        points: 0,
-        interrupted: false,
-        tracking: false,
-        problem: None,
-    };
+    let mut vm = Vm::unknown(name, None);
     match parts.hypervisor.domain(name) {
         Ok(domain) => {
             vm.state = Some(domain.state);
@@ -147,7 +165,11 @@ fn look(settings: &Settings, parts: &Parts, name: &str) -> Vm {
         Err(HypervisorError::NoSuchDomain(..)) => vm.problem = Some("the hypervisor does not know it".into()),
         Err(error) => vm.problem = Some(format!("failed to {error}")),
     }
-    match archives(settings, &parts.config.repository_of(name)) {
+    with_archives(settings, &parts.config, vm)
+}
+
+fn with_archives(settings: &Settings, config: &Config, mut vm: Vm) -> Vm {
+    match archives(settings, &config.repository_of(&vm.name)) {
         Ok(archives) => {
             vm.points = archives.len();
             vm.newest = archives.into_iter().max_by_key(|info| info.time);

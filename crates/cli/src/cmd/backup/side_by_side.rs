@@ -159,16 +159,17 @@ fn one(
     observer: &Arc<OfVm>,
     connection: &OnceLock<Timed<Libvirt>>,
 ) -> Result<Outcome, Failure> {
-    let opened = Libvirt::connect(&work.config.hypervisor).map_err(Failure::failed)?;
+    let config = work.config.on(work.config.hypervisor_of(vm));
+    let opened = Libvirt::connect(&config.hypervisor).map_err(Failure::failed)?;
     let hypervisor = connection.get_or_init(|| Timed::new(opened));
-    let state = StateDirectory::open(work.config.state_directory()).map_err(Failure::failed)?;
+    let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
     let watchdog = thaw_watchdog::launch(hypervisor.uri());
     let mut repositories = work.repositories.clone();
     let heard = Arc::clone(observer);
     repositories.settings.events = Some(Arc::new(move |event| heard.repository(&event)));
     let context = Context {
         hypervisor,
-        config: &work.config,
+        config: &config,
         state: &state,
         repositories: &repositories,
         observer: &**observer,
