@@ -159,8 +159,10 @@ fn hypervisors_are_served_side_by_side_and_a_dead_one_holds_nobody() {
     let here = Tiny::define(&lab, "here");
     let there = Tiny::define(&lab, "there");
     let mut bench = Bench::new(&lab, &[&here.name, &there.name, "hangs", "gone"]);
-    for (tiny, seed) in [(&here, 1), (&there, 2)] {
+    let mut hashes = Vec::new();
+    for (tiny, seed) in [(&there, 1), (&here, 2)] {
         tiny.set("vda", &noise(seed, 6 * MIB));
+        hashes.push(sha256_of_raw(&tiny.disk("vda"), Format::Qcow2));
         run(virsh(["start", &tiny.name]).arg("--paused"));
     }
     let hung = TcpListener::bind(("127.0.0.1", 0)).unwrap();
@@ -192,12 +194,11 @@ fn hypervisors_are_served_side_by_side_and_a_dead_one_holds_nobody() {
     assert!(took < Duration::from_mins(2), "{took:?}");
     let document = said.json();
     let points = |tiny: &Tiny| bench.archives(&tiny.name);
-    for (tiny, at) in [(&there, 2), (&here, 3)] {
+    for ((tiny, at), hash) in [(&there, 2), (&here, 3)].into_iter().zip(hashes) {
         let report = &document["backups"][at];
         assert_eq!(report["vm"], tiny.name.as_str());
         let archives = points(tiny);
         assert_eq!(archives.len(), 1, "{said:?}");
-        let hash = sha256_of_raw(&tiny.disk("vda"), Format::Qcow2);
         let file = lab.path("restored.qcow2");
         let point = format!("{}@latest", tiny.name);
         let to = ["restore", &point, "--disk", "vda", "--to", file.to_str().unwrap()];
