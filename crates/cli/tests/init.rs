@@ -44,7 +44,11 @@ fn what_the_file_holds_is_kept() {
     fs::write(&file, &before).unwrap();
     init(directory.path(), &["-c", HYPERVISOR, VM]).expect(0, &["made repository"]);
     let after = fs::read_to_string(&file).unwrap();
-    assert_eq!(after, format!("{before}\n[vm.{VM}]\n"));
+    // It names its hypervisor, which is not that of the others.
+    assert_eq!(
+        after,
+        format!("{before}\n[vm.{VM}]\nhypervisor = \"{HYPERVISOR}\"\n")
+    );
     assert!(directory.path().join(VM).join("config").exists());
     // Once more: nothing is left to do.
     init(directory.path(), &["-c", HYPERVISOR, VM]).expect(0, &["is there"]);

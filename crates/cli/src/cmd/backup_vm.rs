@@ -175,9 +175,10 @@ fn path_of(repo: &str) -> String {
     };
     let path = path.strip_prefix("/./").unwrap_or(path);
     let before = path.split("{vm}").next().unwrap_or_default();
-    let directory = match before.rsplit_once('/') {
-        Some((directory, _)) if before != path => directory,
-        _ => path,
+    let directory = if before == path {
+        path
+    } else {
+        before.rsplit_once('/').map_or("", |(directory, _)| directory)
     };
     match directory {
         "" if path.starts_with('/') => "/".into(),
