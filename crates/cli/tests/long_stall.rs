@@ -199,6 +199,7 @@ fn the_stall() {
     let document = json!({ "rounds": rounds, "load_mib_s": LOAD, "read_mib": READ, "guest": documents });
     table(&document);
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/stall.json");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
     std::fs::write(&file, format!("{document:#}\n")).unwrap();
     println!("\n{}", file.display());
 }
