@@ -105,7 +105,9 @@ impl Settings {
 
     /// Connects to the hypervisor and opens the state directory.
     pub fn parts(config: Config) -> Result<Parts, Failure> {
-        let hypervisor = Libvirt::connect(&config.hypervisor).map_err(Failure::failed)?;
+        let hypervisor = Libvirt::connect(&config.hypervisor)
+            .map_err(Failure::failed)?
+            .with_nbd_tls(config.nbd_tls.clone());
         let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
         let watchdog = thaw_watchdog::launch(hypervisor.uri());
         Ok(Parts {

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::account::{ACCOUNT, Account};
-use common::checks::{begin_job, sha256_at_rest};
+use common::checks::{begin_job, sha256_at_rest, socket_of};
 use common::{Bench, sha256_of_export};
 use serde_json::Value;
 use strongroom_engine::rights;
-use strongroom_engine::vm::{Hypervisor as _, Lending as _, Lent};
+use strongroom_engine::vm::{Hypervisor as _, Lending as _, Lent, Listener};
 use strongroom_libvirt::Libvirt;
 use strongroom_testkit::{Lab, OwnLibvirtd, Sshd, TestGuest, output_of, polkit, run, ssh_keygen, virsh};
 
@@ -216,12 +216,10 @@ fn a_backup_vm_backs_up_its_neighbour_by_both_ways_with_the_least_rights() {
 fn nothing_can_be_written(lab: &Lab, backup: &BackupVm<'_>, account: &Account, vm: &str) {
     let local = Libvirt::connect(common::URI).unwrap();
     let domain = local.domain(vm).unwrap();
-    let socket = local
-        .socket_directory(domain.uuid)
-        .unwrap()
-        .join("sr-0123abcd.sock");
-    begin_job(lab, &local, vm, &socket);
-    let export = local.export(&socket, "vda").unwrap();
+    let socket = socket_of(&local, domain.uuid, "sr-0123abcd.sock");
+    let listener = Listener::Socket(socket.clone());
+    begin_job(lab, &local, vm, &listener);
+    let export = local.export(&listener, "vda").unwrap();
     let hash = sha256_of_export(&export);
     let there = Libvirt::connect(&account.uri).unwrap();
     let own = backup.guest.name();

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::checks::fingerprint;
+use common::checks::{fingerprint, socket_of};
 use common::running::{Running, Said};
 use common::tmpfs::Tmpfs;
 use common::{Bench, Hook};
@@ -387,12 +387,7 @@ fn a_foreign_checkpoint(scene: &Scene<'_>) {
 
 fn a_foreign_backup_job(scene: &Scene<'_>) {
     let uuid = scene.bench.hypervisor.domain(scene.vm()).unwrap().uuid;
-    let socket = scene
-        .bench
-        .hypervisor
-        .socket_directory(uuid)
-        .unwrap()
-        .join("theirs.sock");
+    let socket = socket_of(&scene.bench.hypervisor, uuid, "theirs.sock");
     let (socket, scratch) = (socket.display(), scene.lab.path("theirs"));
     let xml = scene.lab.path("theirs.xml");
     let job = format!(

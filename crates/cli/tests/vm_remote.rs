@@ -34,7 +34,7 @@ fn backup(bench: &Bench, vm: &str) -> (Report, String) {
         if let Event::Captured { exports, .. } = event {
             assert!(matches!(exports[0].at, Target::Command { .. }), "{exports:?}");
             let run = bench.run_of(vm).unwrap();
-            *hash.lock().unwrap() = sha256_of_export(&local.export(&run.socket, "vda").unwrap());
+            *hash.lock().unwrap() = sha256_of_export(&local.export(&run.listener.unwrap(), "vda").unwrap());
         }
     });
     let report = bench.backup(vm, &hook).unwrap();

@@ -48,7 +48,8 @@ fn an_account_can_back_up_the_vms_it_is_for_and_nothing_else() {
         let hook = Hook::new(|event| {
             if let Event::Captured { exports, .. } = event {
                 let run = bench.run_of(vm).unwrap();
-                *hash.lock().unwrap() = sha256_of_export(&local.export(&run.socket, "vda").unwrap());
+                *hash.lock().unwrap() =
+                    sha256_of_export(&local.export(&run.listener.unwrap(), "vda").unwrap());
                 during(&account, vm, &exports[0].at);
             }
         });

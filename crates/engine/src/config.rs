@@ -13,6 +13,10 @@ use strongroom_borg::{Compression, Location};
 
 use crate::rights;
 
+mod nbd_tls;
+
+pub use self::nbd_tls::NbdTls;
+
 /// What is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -77,6 +81,9 @@ pub struct Config {
     /// are.
     #[serde(default, skip_serializing_if = "is_default")]
     pub ciphertext_only: bool,
+    /// How the disks of another machine's VMs are reached where that is not over ssh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nbd_tls: Option<NbdTls>,
     /// How a running guest's disks are read.
     #[serde(default)]
     pub reader: Reader,
@@ -474,6 +481,7 @@ impl Config {
             templates: None,
             compression: default_compression(),
             ciphertext_only: false,
+            nbd_tls: None,
             reader: Reader::default(),
             jobs: default_jobs(),
             limits: Limits::default(),
@@ -540,9 +548,15 @@ impl Config {
             return Err("jobs: 1 to 64 VMs at the same time".into());
         }
         self.audit.check()?;
+        self.nbd_tls.as_ref().map_or(Ok(()), NbdTls::check)?;
         self.signing.as_ref().map_or(Ok(()), Signing::check)?;
         self.witness.as_ref().map_or(Ok(()), Witness::check)?;
         if let Some(own) = &self.own_domain {
+            if self.nbd_tls.is_some() {
+                return Err(
+                    "own_domain: what is attached to it is served at a socket, not by nbd_tls".into(),
+                );
+            }
             if !rights::is_plain(own) {
                 return Err("own_domain: letters, digits and ._+- only".into());
             }
@@ -811,6 +825,22 @@ mod tests {
             (
                 "repository = '/srv/{vm}'\n[vm.a.quiesce]\nlevel = 'application'\npre = 'x'\nssh = '-oProxyCommand=x'\n",
                 "vm.a.quiesce: ssh",
+            ),
+            (
+                "repository = '/srv/{vm}'\n[nbd_tls]\nports = '0-4'\n",
+                "nbd_tls.ports",
+            ),
+            (
+                "repository = '/srv/{vm}'\n[nbd_tls]\nlisten = 'hv1'\n",
+                "nbd_tls.listen",
+            ),
+            (
+                "repository = '/srv/{vm}'\n[nbd_tls]\ncertificates = 'pki'\n",
+                "nbd_tls.certificates",
+            ),
+            (
+                "repository = '/srv/{vm}'\nown_domain = 'b'\n[nbd_tls]\n",
+                "own_domain",
             ),
             ("repository = '/srv/{vm}'\n[signing]\nkey = 'id'\n", "signing.key"),
             ("repository = '/srv/{vm}'\n[witness]\n", "a file or a command"),

@@ -13,14 +13,14 @@
 //! A Borg transaction that was not committed vanishes by itself. Only objects that the journal names are touched,
 //! and a job only if it listens on the journal's socket.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::backup::capture::{end_job, take_back};
 use crate::context::Context;
 use crate::overlay::{HomeError, Homecoming, bring_home};
 use crate::quiesce;
 use crate::state::{StateError, VmState};
-use crate::vm::{Domain, HypervisorError};
+use crate::vm::{Domain, HypervisorError, Listener};
 
 /// Why the traces of a run could not be removed.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +91,8 @@ pub fn reconcile(context: &Context<'_>, domain: &Domain, state: &mut VmState) ->
     }
     // Scratch files of a job that still runs, somebody else's, have other names.
     if context.hypervisor.is_local() {
-        for path in run.scratch.iter().chain([&run.socket]) {
+        let socket = run.listener.as_ref().and_then(Listener::socket);
+        for path in run.scratch.iter().map(PathBuf::as_path).chain(socket) {
             remove_leftover(context, path);
         }
     }

@@ -22,6 +22,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::vm::Listener;
+
 /// The version of the state file.
 const VERSION: u32 = 1;
 
@@ -63,8 +65,9 @@ pub struct Run {
     pub archive: String,
     /// The checkpoint that it makes, if any.
     pub checkpoint: Option<String>,
-    /// The NBD socket of its backup job.
-    pub socket: PathBuf,
+    /// Where its backup job is served.
+    #[serde(default, rename = "socket")]
+    pub listener: Option<Listener>,
     /// Its scratch files, on the hypervisor.
     pub scratch: Vec<PathBuf>,
     /// Whether the guest ran when it began: then it has to run afterwards.
@@ -402,10 +405,31 @@ mod tests {
             started: Timestamp::UNIX_EPOCH,
             archive: format!("vm-{id}"),
             checkpoint: Some(format!("strongroom-{id}")),
-            socket: "/run/x".into(),
+            listener: Some(Listener::Socket("/run/x".into())),
             scratch: vec!["/images/scratch".into()],
             running: true,
             overlays: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_journal_names_a_socket_or_a_port() {
+        let mut run = run("1");
+        for (listener, written) in [
+            (Some(Listener::Socket("/run/x".into())), r#""/run/x""#),
+            (
+                Some(Listener::Tls {
+                    address: "::".into(),
+                    port: 10809,
+                }),
+                r#"{"address":"::","port":10809}"#,
+            ),
+            (None, "null"),
+        ] {
+            run.listener = listener;
+            let text = serde_json::to_string(&run).unwrap();
+            assert!(text.contains(&format!(r#""socket":{written}"#)), "{text}");
+            assert_eq!(serde_json::from_str::<Run>(&text).unwrap(), run);
         }
     }
 

@@ -10,6 +10,7 @@
 mod agent;
 mod chains;
 mod lending;
+mod listener;
 mod new;
 mod timed;
 
@@ -25,6 +26,7 @@ use crate::config::Vm;
 pub use self::agent::{Agent, FreezeStatus, GuestExit};
 pub use self::chains::{BlockJob, BlockJobState, Chain, Chains, SnapshotDisk};
 pub use self::lending::{Lending, Lent, MAX_SERIAL};
+pub use self::listener::Listener;
 pub use self::new::{
     Accelerator, Boot, Channel, Console, Creation, Extras, Firmware, Host, ImageFormat, LaunchSecurity,
     Network, NewDisk, NewDomain, Support,
@@ -257,8 +259,8 @@ pub struct BackupJob {
     pub disks: Vec<JobDisk>,
     /// Name of the checkpoint to make at the same instant; `None` for none.
     pub checkpoint: Option<String>,
-    /// Unix socket that the hypervisor listens on; its directory must be writable for QEMU's user.
-    pub socket: PathBuf,
+    /// Where it is served.
+    pub listener: Listener,
 }
 
 impl BackupJob {
@@ -272,9 +274,9 @@ impl BackupJob {
 /// A backup job found running on a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningJob {
-    /// Its NBD socket, if it listens on one: tells whose job it is.
+    /// Its NBD socket, if it listens on one.
     pub socket: Option<PathBuf>,
-    /// Its scratch files.
+    /// Its scratch files: they tell whose job it is.
     pub scratch: Vec<PathBuf>,
 }
 
@@ -364,11 +366,12 @@ pub trait Hypervisor: Agent + Chains + Creation + Lending + Send + Sync {
     /// a domain that is paused for another reason stays so.
     fn resume_after_io_error(&self, domain: Uuid) -> Result<bool, HypervisorError>;
 
-    /// A directory on the hypervisor in which QEMU may make the sockets of this (running) domain.
-    fn socket_directory(&self, domain: Uuid) -> Result<PathBuf, HypervisorError>;
+    /// Where a backup job of this (running) domain can be served so that a client on this machine reaches it; `name` is
+    /// what a socket is called. Fails where there is no such place.
+    fn listener(&self, domain: Uuid, name: &str) -> Result<Listener, HypervisorError>;
 
-    /// How a client on this machine reaches an export at a socket on the hypervisor.
-    fn export(&self, socket: &Path, export: &str) -> Result<Target, HypervisorError>;
+    /// How a client on this machine reaches an export that is served there.
+    fn export(&self, listener: &Listener, export: &str) -> Result<Target, HypervisorError>;
 
     /// The content of a small file on another machine's storage, at most `limit` bytes.
     fn fetch(&self, path: &Path, limit: u64) -> Result<Vec<u8>, HypervisorError>;

@@ -1,11 +1,14 @@
 //! A connection to a libvirt daemon: opened, kept alive, opened again.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use strongroom_engine::config::NbdTls;
 use strongroom_engine::vm::HypervisorError;
+use uuid::Uuid;
 use virt::connect::Connect;
 use virt::error::Error;
 
@@ -29,6 +32,10 @@ pub struct Libvirt {
     configured: String,
     link: Mutex<Link>,
     pub(crate) events: Arc<Events>,
+    /// How disks are reached over TLS, if that was said.
+    pub(crate) nbd_tls: Option<NbdTls>,
+    /// The ports that domains have been given last.
+    pub(crate) ports: Mutex<HashMap<Uuid, u16>>,
 }
 
 /// The connection of the moment, and what is registered on it.
@@ -62,7 +69,18 @@ impl Libvirt {
                 connection,
             }),
             events: Arc::default(),
+            nbd_tls: None,
+            ports: Mutex::default(),
         })
+    }
+
+    /// The same; disks of another machine are read over NBD with TLS if there are settings for it.
+    #[must_use]
+    pub fn with_nbd_tls(self, settings: Option<NbdTls>) -> Self {
+        Self {
+            nbd_tls: settings,
+            ..self
+        }
     }
 
     /// The connection, opened again if it was lost; with a registration for events once anybody wants them.

@@ -8,8 +8,8 @@ use strongroom_engine::cancel::Cancel;
 use strongroom_engine::exec::{self, Call};
 use strongroom_engine::rights;
 use strongroom_engine::vm::{
-    BackupJob, BadBitmap, Disk, DiskSource, Domain, Hypervisor, HypervisorError, Requests, Retarget,
-    RunState, RunningJob,
+    BackupJob, BadBitmap, Disk, DiskSource, Domain, Hypervisor, HypervisorError, Listener, Requests,
+    Retarget, RunState, RunningJob,
 };
 use strongroom_nbd::Target;
 use uuid::Uuid;
@@ -25,7 +25,7 @@ use crate::connection::{Libvirt, words};
 use crate::job::Described;
 use crate::sys::Checkpoint;
 use crate::uri::Uri;
-use crate::{capabilities, definition, image, job, retarget, sockets, ssh, storage, sys};
+use crate::{capabilities, definition, image, job, retarget, ssh, storage, sys};
 
 /// How long an aborted job may take to go away: QEMU closes its scratch files first, and libvirt hears of its end only after it
 /// has waited half a minute for each time that the guest was reset meanwhile.
@@ -165,10 +165,13 @@ impl Hypervisor for Libvirt {
         };
         // Asked of a busy domain, libvirt would wait half a minute for its lock.
         if let Some(running) = self.described(&handle)? {
-            let socket = running.running.socket.unwrap_or_default();
+            let at = running
+                .running
+                .socket
+                .map(|socket| format!(" with the socket {}", socket.display()));
             return Err(busy(format!(
-                "a backup job with the socket {} runs already",
-                socket.display()
+                "a backup job{} runs already",
+                at.unwrap_or_default()
             )));
         }
         let failed = |error: Error| {
@@ -258,36 +261,12 @@ impl Hypervisor for Libvirt {
         Ok(true)
     }
 
-    fn socket_directory(&self, domain: Uuid) -> Result<PathBuf, HypervisorError> {
-        let handle = self.handle(domain)?;
-        let what = || format!("find the directory for sockets of domain {domain}");
-        let fail = |message| HypervisorError::Failed {
-            what: what(),
-            message,
-        };
-        let name = handle.name().map_err(|error| self.failed(what(), &error))?;
-        let id = handle
-            .id()
-            .ok_or_else(|| fail("the domain does not run".into()))?;
-        sockets::directory(&self.reported, self.local(), id, &name).map_err(fail)
+    fn listener(&self, domain: Uuid, name: &str) -> Result<Listener, HypervisorError> {
+        self.listener_of(domain, name)
     }
 
-    fn export(&self, socket: &Path, export: &str) -> Result<Target, HypervisorError> {
-        let export = export.to_owned();
-        if self.local() {
-            let path = socket.to_owned();
-            return Ok(Target::Unix { path, export });
-        }
-        let uri = Uri::parse(&self.reported).unwrap_or_default();
-        let command = ssh::to_socket(&uri, socket).map_err(|message| HypervisorError::Failed {
-            what: "reach a disk's export".into(),
-            message,
-        })?;
-        Ok(Target::Command {
-            command,
-            place: format!("{} on {}", socket.display(), uri.host),
-            export,
-        })
+    fn export(&self, listener: &Listener, export: &str) -> Result<Target, HypervisorError> {
+        self.export_at(listener, export)
     }
 
     fn fetch(&self, path: &Path, limit: u64) -> Result<Vec<u8>, HypervisorError> {
@@ -564,9 +543,10 @@ pub(crate) fn is(error: &Error, number: ErrorNumber) -> bool {
     error.code().is(number)
 }
 
-/// Another job holds the domain. The daemon may speak any language, hence the code first.
+/// Another job holds the domain, or its port. The daemon may speak any language, hence the code first.
 pub(crate) fn is_busy(error: &Error) -> bool {
     is(error, ErrorNumber::OperationTimeout)
         || error.message().contains("state change lock")
         || error.message().contains("already in active")
+        || error.message().contains("Address already in use")
 }

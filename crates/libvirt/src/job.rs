@@ -1,6 +1,6 @@
 //! Backup jobs and checkpoints in libvirt's XML (`formatbackup`, `formatcheckpoint`).
 
-use strongroom_engine::vm::{BackupJob, Disk, JobDisk, RunningJob};
+use strongroom_engine::vm::{BackupJob, Disk, JobDisk, Listener, RunningJob};
 
 use crate::sockets::MAX_SOCKET;
 use crate::tree::Element;
@@ -44,14 +44,9 @@ pub fn request(job: &BackupJob, domain: &[Disk]) -> Result<Request, String> {
                 .with("checkpoint", kind),
         );
     }
-    let socket = writable_path("the socket", &job.socket)?;
     let backup = Element::new("domainbackup")
         .with("mode", "pull")
-        .with_child(
-            Element::new("server")
-                .with("transport", "unix")
-                .with("socket", socket),
-        )
+        .with_child(server(&job.listener)?)
         .with_child(backup_disks);
     let checkpoint = match &job.checkpoint {
         None => None,
@@ -60,6 +55,20 @@ pub fn request(job: &BackupJob, domain: &[Disk]) -> Result<Request, String> {
     Ok(Request {
         backup: backup.to_xml()?,
         checkpoint,
+    })
+}
+
+fn server(listener: &Listener) -> Result<Element, String> {
+    let server = Element::new("server");
+    Ok(match listener {
+        Listener::Socket(path) => server
+            .with("transport", "unix")
+            .with("socket", writable_path("the socket", path)?),
+        Listener::Tls { address, port } => server
+            .with("transport", "tcp")
+            .with("tls", "yes")
+            .with("name", address)
+            .with("port", &port.to_string()),
     })
 }
 
@@ -114,11 +123,13 @@ fn check(job: &BackupJob, domain: &[Disk]) -> Result<(), String> {
     if job.checkpoint.is_some() && !job.disks.iter().any(|disk| disk.checkpoint) {
         return Err("a checkpoint was asked for, but no disk for it".into());
     }
-    let length = job.socket.as_os_str().len();
-    if length > MAX_SOCKET {
+    if let Some(socket) = job.listener.socket()
+        && socket.as_os_str().len() > MAX_SOCKET
+    {
         return Err(format!(
-            "the path of the socket {} has {length} bytes, more than {MAX_SOCKET}",
-            job.socket.display()
+            "the path of the socket {} has {} bytes, more than {MAX_SOCKET}",
+            socket.display(),
+            socket.as_os_str().len()
         ));
     }
     Ok(())

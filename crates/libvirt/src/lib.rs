@@ -9,6 +9,7 @@
 //! * `sys` wraps the calls that the `virt` crate lacks, the only unsafe code here; `events` counts what it hears;
 //! * `definition` reads domain XML, `retarget` rewrites it, `job` speaks backup and checkpoint XML, all over the
 //!   guards of `xml` and the tree of `tree`;
+//! * `serving` says where a backup job's exports are served, and how they are reached: at a socket, or over TLS;
 //! * `image` and `sockets` know the two facts that libvirt does not tell: an image's version, a domain's directory;
 //! * `agent` talks to the guest agent, and believes nothing;
 //! * `chains` says who names which image of a disk (definitions, and QEMU itself through `qemu`), and takes, commits
@@ -38,6 +39,7 @@ mod machine;
 mod qemu;
 mod repair;
 mod retarget;
+mod serving;
 mod sockets;
 mod ssh;
 mod storage;

@@ -32,7 +32,7 @@ pub fn on(uri: &Uri, remote: &str) -> Result<Vec<OsString>, String> {
     // libssh and libssh2 are other implementations of the same, with the same keys and servers.
     if !matches!(uri.transport.as_str(), "ssh" | "libssh" | "libssh2") {
         return Err(format!(
-            "sockets on {} can be reached with qemu+ssh only",
+            "sockets on {} can be reached with qemu+ssh only; [nbd_tls] in the configuration does without",
             uri.host
         ));
     }

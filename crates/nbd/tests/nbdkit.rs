@@ -14,9 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{MIB, Nbdkit, run, wait_for};
+use common::{MIB, Nbdkit, wait_for};
 use strongroom_disk::{BlockSource, Extent, ExtentMap, Kind, ReadError};
 use strongroom_nbd::{Client, Error, Options, ReadOptions, Target, TlsSettings, WriteOptions};
+use strongroom_testkit::certificates;
 
 fn connect(server: &Nbdkit) -> Client {
     Client::connect(&server.target(), &Options::default()).unwrap()
@@ -421,50 +422,6 @@ fn connects_by_uri() {
         Client::connect(&long, &Options::default()),
         Err(Error::Unusable { .. })
     ));
-}
-
-/// A certificate authority, a server `localhost` and a client, made with certtool (gnutls-bin) or openssl.
-fn certificates(dir: &Path) {
-    let at = |name: &str| dir.join(name).to_str().unwrap().to_owned();
-    let key = ["req", "-newkey", "rsa:2048", "-nodes", "-batch"];
-    let (ca_key, ca) = (at("ca-key.pem"), at("ca-cert.pem"));
-    let name = [
-        "-subj",
-        "/CN=test authority",
-        "-x509",
-        "-days",
-        "2",
-        "-keyout",
-        &ca_key,
-        "-out",
-        &ca,
-    ];
-    run("openssl", key.iter().chain(&name));
-    for (who, cn) in [("server", "/CN=localhost"), ("client", "/CN=client")] {
-        let (key_file, cert) = (at(&format!("{who}-key.pem")), at(&format!("{who}-cert.pem")));
-        let sign = [
-            "-x509",
-            "-days",
-            "2",
-            "-CA",
-            &ca,
-            "-CAkey",
-            &ca_key,
-            "-addext",
-            "basicConstraints=CA:FALSE",
-        ];
-        let name = [
-            "-subj",
-            cn,
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-keyout",
-            &key_file,
-            "-out",
-            &cert,
-        ];
-        run("openssl", key.iter().chain(&sign).chain(&name));
-    }
 }
 
 fn free_port() -> u16 {

@@ -30,7 +30,11 @@ const DAEMONS: [&str; 2] = ["virtlogd", "libvirtd"];
 const LIMIT: Duration = Duration::from_mins(1);
 
 /// The daemon of the test that runs inside.
-pub struct OwnLibvirtd(());
+#[derive(Default)]
+pub struct OwnLibvirtd {
+    /// It takes connections over TLS.
+    listens: bool,
+}
 
 impl OwnLibvirtd {
     /// Called first in the test function of this name. Outside it runs the function once more, inside, to its end, and
@@ -38,7 +42,7 @@ impl OwnLibvirtd {
     #[must_use = "outside there is nothing left to do"]
     pub fn enter(test: &str) -> Option<Self> {
         if std::env::var_os(INSIDE).is_some() {
-            let daemon = Self(());
+            let daemon = Self::default();
             daemon.start();
             return Some(daemon);
         }
@@ -84,6 +88,34 @@ impl OwnLibvirtd {
         });
     }
 
+    /// Has libvirtd take connections over TLS at a port of 127.0.0.1, and QEMU show the same certificate, from a directory
+    /// that its user can read ([`crate::certificates`]). It is started again.
+    pub fn listen(&mut self, certificates: &Path, port: u16) {
+        let at = |name: &str| certificates.join(name).display().to_string();
+        let append = |file: &str, text: String| {
+            let file = Path::new("/etc/libvirt").join(file);
+            let before = fs::read_to_string(&file).unwrap_or_default();
+            fs::write(&file, format!("{before}\n{text}")).expect("write libvirt's configuration");
+        };
+        append(
+            "libvirtd.conf",
+            format!(
+                "listen_tls = 1\nlisten_tcp = 0\nlisten_addr = \"127.0.0.1\"\ntls_port = \"{port}\"\n\
+                 key_file = \"{}\"\ncert_file = \"{}\"\nca_file = \"{}\"\n",
+                at("server-key.pem"),
+                at("server-cert.pem"),
+                at("ca-cert.pem")
+            ),
+        );
+        append(
+            "qemu.conf",
+            format!("default_tls_x509_cert_dir = \"{}\"\n", certificates.display()),
+        );
+        self.listens = true;
+        self.end("TERM");
+        self.start();
+    }
+
     /// Starts what does not run, and waits until it answers.
     pub fn start(&self) {
         for daemon in DAEMONS {
@@ -94,8 +126,9 @@ impl OwnLibvirtd {
                 run(Command::new("env")
                     .args(["-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"])
                     .args(["TMPDIR=/var/cache/libvirt/tmp", "sh", "-c"])
-                    .arg("cd / && umask 022 && exec setsid \"$0\" -d -p \"$1\" </dev/null >/dev/null 2>&1")
-                    .args([daemon, &file]));
+                    .arg("cd / && umask 022 && exec setsid \"$0\" -d -p \"$@\" </dev/null >/dev/null 2>&1")
+                    .args([daemon, &file])
+                    .args((daemon == "libvirtd" && self.listens).then_some("--listen")));
             }
         }
         wait("libvirtd does not answer", || {

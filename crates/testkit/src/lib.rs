@@ -20,6 +20,7 @@
 //! ```
 
 mod borg;
+mod certificates;
 mod daemon;
 mod disk;
 mod guest;
@@ -32,6 +33,7 @@ mod sshd;
 mod xml;
 
 pub use borg::Borg;
+pub use certificates::certificates;
 pub use daemon::OwnLibvirtd;
 pub use disk::{Format, create_disk, sha256_of_raw};
 pub use guest::{GuestBuilder, ProbePort, TestGuest};

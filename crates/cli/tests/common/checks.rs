@@ -1,6 +1,6 @@
 //! What has to hold between two runs, whatever happened in the one before.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
@@ -8,9 +8,10 @@ use strongroom_engine::backup::{BackupError, Report};
 use strongroom_engine::event::Event;
 use strongroom_engine::manifest::Manifest;
 use strongroom_engine::restore::{self, ImageFormat, Outcome, Request};
-use strongroom_engine::vm::{BackupJob, Hypervisor as _, JobDisk};
+use strongroom_engine::vm::{BackupJob, Hypervisor as _, JobDisk, Listener};
 use strongroom_libvirt::Libvirt;
 use strongroom_testkit::{Format, Lab, run, sha256_of_raw, virsh};
+use uuid::Uuid;
 
 use super::running::Said;
 use super::{Bench, Hook, names, sha256_of_export};
@@ -46,7 +47,8 @@ impl Bench {
                 checkpoints.split_whitespace().collect::<Vec<_>>(),
                 committed.iter().collect::<Vec<_>>()
             );
-            let sockets = names(&self.hypervisor.socket_directory(domain.uuid).unwrap());
+            let local = Libvirt::connect(super::URI).unwrap();
+            let sockets = names(socket_of(&local, domain.uuid, "x").parent().unwrap());
             assert!(!sockets.iter().any(|name| name.starts_with("sr-")), "{sockets:?}");
         }
         let left = |name: &String| {
@@ -148,19 +150,22 @@ pub fn fingerprint(directory: &Path) -> String {
 #[track_caller]
 pub fn sha256_at_rest(lab: &Lab, local: &Libvirt, vm: &str) -> String {
     let domain = local.domain(vm).unwrap();
-    let socket = local
-        .socket_directory(domain.uuid)
-        .unwrap()
-        .join("reference.sock");
-    begin_job(lab, local, vm, &socket);
-    let hash = sha256_of_export(&local.export(&socket, "vda").unwrap());
+    let listener = Listener::Socket(socket_of(local, domain.uuid, "reference.sock"));
+    begin_job(lab, local, vm, &listener);
+    let hash = sha256_of_export(&local.export(&listener, "vda").unwrap());
     local.end_backup(domain.uuid).unwrap();
     hash
 }
 
+/// Where a socket of this name would be.
+pub fn socket_of(local: &Libvirt, domain: Uuid, name: &str) -> PathBuf {
+    let listener = local.listener(domain, name).unwrap();
+    listener.socket().unwrap().to_owned()
+}
+
 /// Begins a job of the host's own, of `vda` in full.
 #[track_caller]
-pub fn begin_job(lab: &Lab, local: &Libvirt, vm: &str, socket: &Path) {
+pub fn begin_job(lab: &Lab, local: &Libvirt, vm: &str, listener: &Listener) {
     let disk = JobDisk {
         target: "vda".into(),
         scratch: lab.path("reference.scratch"),
@@ -170,7 +175,7 @@ pub fn begin_job(lab: &Lab, local: &Libvirt, vm: &str, socket: &Path) {
     let job = BackupJob {
         disks: vec![disk],
         checkpoint: None,
-        socket: socket.to_owned(),
+        listener: listener.clone(),
     };
     local.begin_backup(local.domain(vm).unwrap().uuid, &job).unwrap();
 }

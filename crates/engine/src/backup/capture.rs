@@ -61,15 +61,9 @@ pub fn intent(
     domain: &Domain,
     started: Timestamp,
 ) -> Result<Run, BackupError> {
-    let socket = match plan.method {
-        Method::Checkpoint => {
-            let directory = context.hypervisor.socket_directory(plan.uuid)?;
-            let socket = directory.join(socket_name(plan));
-            // One that cannot be reached from here is a reason not to begin.
-            context.hypervisor.export(&socket, "")?;
-            socket
-        }
-        Method::Snapshot | Method::Offline => PathBuf::new(),
+    let listener = match plan.method {
+        Method::Checkpoint => Some(context.hypervisor.listener(plan.uuid, &socket_name(plan))?),
+        Method::Snapshot | Method::Offline => None,
     };
     let scratch = match plan.method {
         Method::Checkpoint => plan.disks.iter().map(|disk| disk.scratch.clone()).collect(),
@@ -84,7 +78,7 @@ pub fn intent(
         started,
         archive: plan.archive.clone(),
         checkpoint: plan.checkpoint.clone(),
-        socket,
+        listener,
         scratch,
         running: domain.state == RunState::Running,
         overlays,

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{
     Agent, BackupJob, BadBitmap, Chain, Chains, Creation, Domain, FreezeStatus, GuestExit, Host, Hypervisor,
-    HypervisorError, Lending, Lent, NewDomain, Requests, Retarget, RunningJob, SnapshotDisk,
+    HypervisorError, Lending, Lent, Listener, NewDomain, Requests, Retarget, RunningJob, SnapshotDisk,
 };
 use crate::state::Overlay;
 
@@ -105,7 +105,7 @@ pass! { Hypervisor
         fn end_backup(&self, domain: Uuid) -> Told<()>;
         fn requests(&self, domain: Uuid, targets: &[&str]) -> Told<Vec<Requests>>;
         fn resume_after_io_error(&self, domain: Uuid) -> Told<bool>;
-        fn socket_directory(&self, domain: Uuid) -> Told<PathBuf>;
+        fn listener(&self, domain: Uuid, name: &str) -> Told<Listener>;
         fn fetch(&self, path: &Path, limit: u64) -> Told<Vec<u8>>;
         fn stopped_by_io_error(&self, domain: Uuid) -> Told<bool>;
         fn check_definable(&self, xml: &str, replace: bool) -> Told<()>;
@@ -114,7 +114,7 @@ pass! { Hypervisor
     untimed {
         fn uri(&self) -> &str;
         fn is_local(&self) -> bool;
-        fn export(&self, socket: &Path, export: &str) -> Told<Target>;
+        fn export(&self, listener: &Listener, export: &str) -> Told<Target>;
         fn tpm_directory(&self, domain: Uuid) -> PathBuf;
         fn retarget(&self, xml: &str, change: &Retarget) -> Told<String>;
     }

@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use strongroom_engine::vm::{BackupJob, Disk, JobDisk};
+use strongroom_engine::vm::{BackupJob, Disk, JobDisk, Listener};
 
 use super::{checkpoint, described, request, without_size};
 use crate::definition::read;
@@ -25,8 +25,35 @@ fn job(disks: Vec<JobDisk>) -> BackupJob {
     BackupJob {
         disks,
         checkpoint: Some("new-cp.1".into()),
-        socket: "/run/'s'".into(),
+        listener: Listener::Socket("/run/'s'".into()),
     }
+}
+
+#[test]
+fn a_port_is_served_with_tls_only() {
+    let listener = Listener::Tls {
+        address: "0.0.0.0".into(),
+        port: 10809,
+    };
+    let disks = vec![disk("vda", None, true)];
+    let request = request(
+        &BackupJob {
+            listener,
+            ..job(disks)
+        },
+        &domain(),
+    )
+    .unwrap();
+    assert!(
+        request
+            .backup
+            .contains(r#"<server transport="tcp" tls="yes" name="0.0.0.0" port="10809"/>"#),
+        "{}",
+        request.backup
+    );
+    let described = described(&request.backup).unwrap();
+    assert_eq!(described.running.socket, None);
+    assert_eq!(described.running.scratch, [Path::new("/s & t/vda")]);
 }
 
 #[test]
@@ -109,7 +136,7 @@ fn impossible_jobs_are_refused() {
         (job(vec![disk("vda", Some(".a"), true)]), "cannot be the name"),
         (
             BackupJob {
-                socket: format!("/{}", "s".repeat(107)).into(),
+                listener: Listener::Socket(format!("/{}", "s".repeat(107)).into()),
                 ..job(vec![disk("vda", None, true)])
             },
             "108 bytes",

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use strongroom_engine::vm::{BackupJob, Hypervisor, HypervisorError, RunningJob};
+use strongroom_engine::vm::{BackupJob, Hypervisor, HypervisorError, Listener, RunningJob};
 
 use crate::fixture::{Guest, dirty, exports, holds, nbd_uri, virsh};
 
@@ -41,16 +41,16 @@ fn full_then_incremental() {
         took > Duration::ZERO && took < Duration::from_secs(10),
         "{took:?}"
     );
-    assert_eq!(exports(&job.socket), ["vda", "vdc"]);
+    assert_eq!(exports(&guest.socket()), ["vda", "vdc"]);
     assert_eq!(
         libvirt.backup_job(guest.uuid).unwrap(),
         Some(RunningJob {
-            socket: Some(job.socket.clone()),
+            socket: Some(guest.socket()),
             scratch: vec![guest.scratch("vda"), guest.scratch("vdc")],
         })
     );
     let swap = Command::new("nbdinfo")
-        .arg(nbd_uri(&job.socket, "vdb"))
+        .arg(nbd_uri(&guest.socket(), "vdb"))
         .output()
         .unwrap();
     assert!(!swap.status.success(), "the swap disk must not be exported");
@@ -59,19 +59,19 @@ fn full_then_incremental() {
     guest.write("vda", 0xbb, "1M", "64k");
     guest.write("vda", 0xcc, "40M", "1M");
     guest.write("vdb", 0xdd, "0", "1M");
-    assert!(holds(&job.socket, "vda", 0xaa, "1M", "64k"));
-    assert!(holds(&job.socket, "vda", 0, "40M", "1M"));
+    assert!(holds(&guest.socket(), "vda", 0xaa, "1M", "64k"));
+    assert!(holds(&guest.socket(), "vda", 0, "40M", "1M"));
 
     // A second one is refused at once, and does no harm to the first.
     let start = Instant::now();
     let second = libvirt.begin_backup(guest.uuid, &job).unwrap_err();
     assert!(matches!(&second, HypervisorError::Busy { .. }), "{second}");
     assert!(start.elapsed() < Duration::from_secs(5));
-    assert_eq!(exports(&job.socket), ["vda", "vdc"]);
+    assert_eq!(exports(&guest.socket()), ["vda", "vdc"]);
 
     libvirt.end_backup(guest.uuid).unwrap();
     no_leftovers(&guest);
-    assert!(!job.socket.exists());
+    assert!(!guest.socket().exists());
     libvirt.end_backup(guest.uuid).unwrap();
 
     // Incremental: exactly what was written since the checkpoint; another disk goes in full beside it.
@@ -84,9 +84,9 @@ fn full_then_incremental() {
     };
     let job = guest.job(Some("cp-2"), disks());
     libvirt.begin_backup(guest.uuid, &job).unwrap();
-    assert_eq!(exports(&job.socket), ["vda", "vdb", "vdd"]);
-    assert_eq!(dirty(&job.socket, "vda"), [(MIB, 64 * KIB), (40 * MIB, MIB)]);
-    assert!(holds(&job.socket, "vda", 0xbb, "1M", "64k"));
+    assert_eq!(exports(&guest.socket()), ["vda", "vdb", "vdd"]);
+    assert_eq!(dirty(&guest.socket(), "vda"), [(MIB, 64 * KIB), (40 * MIB, MIB)]);
+    assert!(holds(&guest.socket(), "vda", 0xbb, "1M", "64k"));
     libvirt.end_backup(guest.uuid).unwrap();
     assert_eq!(libvirt.checkpoints(guest.uuid).unwrap(), ["cp-1", "cp-2"]);
 
@@ -99,10 +99,10 @@ fn full_then_incremental() {
     let job = guest.job(None, disks);
     libvirt.begin_backup(guest.uuid, &job).unwrap();
     assert_eq!(
-        dirty(&job.socket, "vda"),
+        dirty(&guest.socket(), "vda"),
         [(MIB, 64 * KIB), (2 * MIB, 64 * KIB), (40 * MIB, MIB)]
     );
-    assert_eq!(dirty(&job.socket, "vdb"), []);
+    assert_eq!(dirty(&guest.socket(), "vdb"), []);
     libvirt.end_backup(guest.uuid).unwrap();
     assert_eq!(libvirt.checkpoints(guest.uuid).unwrap(), ["cp-1", "cp-2"]);
 }
@@ -112,7 +112,7 @@ fn domains_may_have_odd_names() {
     let guest = Guest::start(" \"ü & <x>' {🔒} % ");
     let job = guest.job(Some("-1_a.B"), vec![guest.disk("vda", None, true)]);
     guest.libvirt.begin_backup(guest.uuid, &job).unwrap();
-    assert_eq!(exports(&job.socket), ["vda"]);
+    assert_eq!(exports(&guest.socket()), ["vda"]);
     guest.libvirt.end_backup(guest.uuid).unwrap();
     assert_eq!(guest.libvirt.checkpoints(guest.uuid).unwrap(), ["-1_a.B"]);
     guest.libvirt.check_checkpoint(guest.uuid, "-1_a.B").unwrap();
@@ -141,7 +141,7 @@ fn what_cannot_start_leaves_nothing() {
     begin(&guest.job(None, vec![guest.disk("sda", None, false)]));
     let job = guest.job(Some("cp"), vec![guest.disk("vda", None, true)]);
     begin(&BackupJob {
-        socket: "/nonexistent/sock".into(),
+        listener: Listener::Socket("/nonexistent/sock".into()),
         ..job.clone()
     });
     let mut nowhere = job.clone();
@@ -167,7 +167,7 @@ fn a_job_that_somebody_else_ends() {
     guest.virsh(&["domjobabort"], &[]);
     guest.libvirt.end_backup(guest.uuid).unwrap();
     no_leftovers(&guest);
-    assert!(!job.socket.exists());
+    assert!(!guest.socket().exists());
 
     guest.libvirt.begin_backup(guest.uuid, &job).unwrap();
     guest.virsh(&["destroy"], &[]);

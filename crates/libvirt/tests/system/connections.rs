@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use strongroom_engine::vm::{Bitmaps, Hypervisor, HypervisorError};
+use strongroom_engine::vm::{Bitmaps, Hypervisor, HypervisorError, Listener};
 use strongroom_libvirt::Libvirt;
 use strongroom_nbd::Target;
 use strongroom_testkit::Sshd;
 
-use crate::fixture::{Guest, URI};
+use crate::fixture::{Guest, URI, socket_of};
 
 #[test]
 fn no_connection() {
@@ -116,14 +116,16 @@ fn another_machine() {
         "its files are not looked at"
     );
     assert_eq!(facts.disks[0].size, guest.facts().disks[0].size);
-    let directory = |libvirt: &Libvirt| libvirt.socket_directory(guest.uuid).unwrap();
+    let directory = |libvirt: &Libvirt| socket_of(libvirt, guest.uuid, "x").unwrap();
     assert_eq!(
         directory(&remote),
         directory(&guest.libvirt),
         "rule and directory agree"
     );
     // Sockets beside libvirt's own are reached by the same command.
-    let target = remote.export(Path::new("/run/x.sock"), "vda").unwrap();
+    let target = remote
+        .export(&Listener::Socket("/run/x.sock".into()), "vda")
+        .unwrap();
     let Target::Command { command, .. } = target else {
         panic!("{target:?}")
     };

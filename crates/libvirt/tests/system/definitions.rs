@@ -6,7 +6,7 @@ use std::process::Command;
 use strongroom_engine::vm::{Bitmaps, DiskSource, Hypervisor, HypervisorError, Retarget, RunState};
 use uuid::Uuid;
 
-use crate::fixture::{Guest, expect, unique_name};
+use crate::fixture::{Guest, expect, socket_of, unique_name};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -112,7 +112,7 @@ fn what_is_not_there_is_said_so() {
     missing(libvirt.delete_checkpoint(absent, "a").unwrap_err());
     missing(libvirt.backup_job(absent).unwrap_err());
     missing(libvirt.end_backup(absent).unwrap_err());
-    missing(libvirt.socket_directory(absent).unwrap_err());
+    missing(socket_of(libvirt, absent, "x").unwrap_err());
 }
 
 #[test]
@@ -126,15 +126,13 @@ fn an_image_that_is_gone_has_no_size() {
 #[test]
 fn sockets_have_a_place() {
     let guest = Guest::define("");
-    let error = guest
-        .libvirt
-        .socket_directory(guest.uuid)
+    let error = socket_of(&guest.libvirt, guest.uuid, "x")
         .unwrap_err()
         .to_string();
     assert!(error.contains("does not run"), "{error}");
     guest.virsh(&["start"], &[]);
-    let directory = guest.libvirt.socket_directory(guest.uuid).unwrap();
-    let types: Vec<_> = std::fs::read_dir(directory)
+    let socket = socket_of(&guest.libvirt, guest.uuid, "x").unwrap();
+    let types: Vec<_> = std::fs::read_dir(socket.parent().unwrap())
         .unwrap()
         .map(|entry| entry.unwrap().file_type().unwrap())
         .collect();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use strongroom_engine::vm::{BackupJob, Domain, Hypervisor, JobDisk};
+use strongroom_engine::vm::{BackupJob, Domain, Hypervisor, HypervisorError, JobDisk, Listener};
 use strongroom_libvirt::Libvirt;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -124,10 +124,7 @@ impl Guest {
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.libvirt
-            .socket_directory(self.uuid)
-            .unwrap()
-            .join("strongroom.sock")
+        socket_of(&self.libvirt, self.uuid, "strongroom.sock").unwrap()
     }
 
     pub fn scratch(&self, target: &str) -> PathBuf {
@@ -148,7 +145,7 @@ impl Guest {
         BackupJob {
             disks,
             checkpoint: checkpoint.map(Into::into),
-            socket: self.socket(),
+            listener: Listener::Socket(self.socket()),
         }
     }
 
@@ -158,6 +155,12 @@ impl Guest {
         self.libvirt.begin_backup(self.uuid, &job).unwrap();
         self.libvirt.end_backup(self.uuid).unwrap();
     }
+}
+
+/// Where a socket of this name would be.
+pub fn socket_of(libvirt: &Libvirt, domain: Uuid, name: &str) -> Result<PathBuf, HypervisorError> {
+    let listener = libvirt.listener(domain, name)?;
+    Ok(listener.socket().expect("a socket").to_owned())
 }
 
 /// Removes a domain of that name, whoever made it in the test, also after a panic.

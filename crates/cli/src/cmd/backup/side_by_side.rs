@@ -160,7 +160,9 @@ fn one(
     connection: &OnceLock<Timed<Libvirt>>,
 ) -> Result<Outcome, Failure> {
     let config = work.config.on(work.config.hypervisor_of(vm));
-    let opened = Libvirt::connect(&config.hypervisor).map_err(Failure::failed)?;
+    let opened = Libvirt::connect(&config.hypervisor)
+        .map_err(Failure::failed)?
+        .with_nbd_tls(config.nbd_tls.clone());
     let hypervisor = connection.get_or_init(|| Timed::new(opened));
     let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
     let watchdog = thaw_watchdog::launch(hypervisor.uri());

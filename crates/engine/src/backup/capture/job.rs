@@ -1,6 +1,5 @@
 //! The frozen view of a running VM as a pull-mode backup job.
 
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use crate::event::OpenExport;
 use crate::manifest::Mode;
 use crate::quiesce::Rest;
 use crate::state::Run;
-use crate::vm::{BackupJob, BadBitmap, HypervisorError, JobDisk};
+use crate::vm::{BackupJob, BadBitmap, HypervisorError, JobDisk, Listener};
 
 /// How long a hypervisor that does not answer is asked again.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,11 +27,16 @@ pub fn begin(
     run: &Run,
     rest: &mut Rest<'_>,
 ) -> Result<Begun, BackupError> {
+    // A plan for a job has been given one.
+    let listener = run.listener.as_ref().ok_or_else(|| HypervisorError::Failed {
+        what: format!("start the backup of {}", plan.vm),
+        message: "the journal does not say where it is served".into(),
+    })?;
     let mut failure = loop {
-        let job = job(plan, &run.socket);
+        let job = job(plan, listener);
         let error = match rest.around(|| context.hypervisor.begin_backup(plan.uuid, &job))? {
             Ok(call) => {
-                let exports = exports(context, plan, &run.socket);
+                let exports = exports(context, plan, listener);
                 if exports.is_err() {
                     take_down(context, plan, run)?;
                 }
@@ -60,11 +64,15 @@ pub fn begin(
 }
 
 /// Where the disks of the job are read.
-fn exports(context: &Context<'_>, plan: &Plan, socket: &Path) -> Result<Vec<OpenExport>, HypervisorError> {
+fn exports(
+    context: &Context<'_>,
+    plan: &Plan,
+    listener: &Listener,
+) -> Result<Vec<OpenExport>, HypervisorError> {
     let export = |disk: &DiskPlan| {
         Ok(OpenExport {
             target: disk.target.clone(),
-            at: context.hypervisor.export(socket, &disk.target)?,
+            at: context.hypervisor.export(listener, &disk.target)?,
         })
     };
     plan.disks.iter().map(export).collect()
@@ -122,7 +130,7 @@ fn blame(incremental: &[&str], bad: &[BadBitmap], refusal: &str) -> Vec<(String,
     found.into_iter().map(because).collect()
 }
 
-/// Ends the run's backup job, known by its socket, if it is there. If its scratch file had filled the storage, so that
+/// Ends the run's backup job, known by its scratch files, if it is there. If its scratch file had filled the storage, so that
 /// QEMU stopped the guest, the guest runs on, also if the job has ended before, in a call that failed all the same. A
 /// hypervisor that does not answer is asked for half a minute: libvirtd may be restarting, and a job that stays grows.
 pub fn end_job(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<(), HypervisorError> {
@@ -138,7 +146,7 @@ pub fn end_job(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<(), Hyp
 fn try_end_job(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<(), HypervisorError> {
     let hypervisor = context.hypervisor;
     let running = hypervisor.backup_job(domain)?;
-    if running.is_some_and(|job| job.socket.as_deref() == Some(&run.socket)) {
+    if running.is_some_and(|job| job.scratch.iter().any(|file| run.scratch.contains(file))) {
         hypervisor.end_backup(domain)?;
     }
     if run.running {
@@ -156,7 +164,7 @@ fn take_down(context: &Context<'_>, plan: &Plan, run: &Run) -> Result<(), Backup
     Ok(())
 }
 
-fn job(plan: &Plan, socket: &Path) -> BackupJob {
+fn job(plan: &Plan, listener: &Listener) -> BackupJob {
     let disk = |disk: &DiskPlan| JobDisk {
         target: disk.target.clone(),
         scratch: disk.scratch.clone(),
@@ -166,7 +174,7 @@ fn job(plan: &Plan, socket: &Path) -> BackupJob {
     BackupJob {
         disks: plan.disks.iter().map(disk).collect(),
         checkpoint: plan.checkpoint.clone(),
-        socket: socket.to_owned(),
+        listener: listener.clone(),
     }
 }
 

@@ -18,7 +18,7 @@ use super::super::plan::{DiskPlan, Plan};
 use super::short_id;
 use crate::context::Context;
 use crate::state::Run;
-use crate::vm::{self, MAX_SERIAL};
+use crate::vm::{self, Listener, MAX_SERIAL};
 
 /// Where Linux lists the disks of this machine.
 const DISKS: &str = "/sys/block";
@@ -81,8 +81,9 @@ fn one(context: &Context<'_>, own: &str, run: &Run, disk: &DiskPlan) -> Result<L
     if serial.len() > MAX_SERIAL {
         return Err("name it: its target name is too long".into());
     }
+    let socket = run.listener.as_ref().and_then(Listener::socket);
     let lent = vm::Lent {
-        socket: &run.socket,
+        socket: socket.ok_or("attach it: it is not served at a socket")?,
         export: &disk.target,
         serial: &serial,
     };
