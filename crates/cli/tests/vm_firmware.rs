@@ -7,10 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::Bench;
+use common::pool::Pool;
 use common::tiny::with_signing;
-use strongroom_testkit::{Format, Lab, create_disk, run, virsh};
+use strongroom_testkit::{Format, Lab, Sshd, create_disk, run, virsh};
 
-fn definition(name: &str, disk: &Path, variables: &Path) -> String {
+const TPM: &str = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>";
+
+fn definition(name: &str, disk: &Path, variables: &Path, more: &str) -> String {
     format!(
         "<domain type='qemu'><name>{name}</name><memory unit='MiB'>256</memory><vcpu>1</vcpu>
          <os><type arch='x86_64' machine='q35'>hvm</type>
@@ -18,8 +21,7 @@ fn definition(name: &str, disk: &Path, variables: &Path) -> String {
          <nvram template='/usr/share/OVMF/OVMF_VARS_4M.fd'>{}</nvram></os>
          <features><acpi/></features>
          <devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}'/>
-         <target dev='vda' bus='virtio'/></disk>
-         <tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm></devices></domain>",
+         <target dev='vda' bus='virtio'/></disk>{more}</devices></domain>",
         variables.display(),
         disk.display()
     )
@@ -42,7 +44,7 @@ fn uefi_variables_and_tpm_state_come_back_with_the_vm_and_its_copy() {
     let (disk, variables) = (lab.path("firmware.qcow2"), lab.path("firmware-vars.fd"));
     create_disk(&disk, Format::Qcow2, 16);
     let xml = lab.path("firmware.xml");
-    std::fs::write(&xml, definition(&name, &disk, &variables)).unwrap();
+    std::fs::write(&xml, definition(&name, &disk, &variables, TPM)).unwrap();
     run(&mut virsh(["define", xml.to_str().unwrap()]));
     // A TPM directory that is not empty is not "manufactured" by libvirt: swtpm makes a blank TPM in it. That is
     // all this test needs, and it needs no certificate authority on the host.
@@ -85,6 +87,20 @@ fn uefi_variables_and_tpm_state_come_back_with_the_vm_and_its_copy() {
     run(&mut virsh(["start", &copy]));
     run(&mut virsh(["destroy", &copy]));
 
+    // A TPM's state cannot be taken to another machine.
+    let sshd = Sshd::start();
+    let away = [
+        "--connect",
+        &sshd.libvirt(),
+        "restore",
+        &name,
+        "--as",
+        &lab.name("away"),
+    ];
+    bench
+        .says(&lab, &away)
+        .expect(1, &["state of its TPM", "another machine"]);
+
     // Gone, and back.
     let state = tpm_state(&name);
     run(&mut virsh(["undefine", "--nvram", "--tpm", &name]));
@@ -120,4 +136,29 @@ fn uefi_variables_and_tpm_state_come_back_with_the_vm_and_its_copy() {
     for name in [&copy, &name] {
         run(&mut virsh(["undefine", "--nvram", "--tpm", name]));
     }
+}
+
+#[test]
+fn uefi_variables_go_to_another_machine_with_the_vm() {
+    let lab = Lab::new();
+    let (name, away) = (lab.name("firmware"), lab.name("away"));
+    let (disk, variables) = (lab.path("firmware.qcow2"), lab.path("firmware-vars.fd"));
+    create_disk(&disk, Format::Qcow2, 16);
+    let xml = lab.path("firmware.xml");
+    std::fs::write(&xml, definition(&name, &disk, &variables, "")).unwrap();
+    run(&mut virsh(["define", xml.to_str().unwrap()]));
+    run(&mut virsh(["start", &name]));
+    run(&mut virsh(["destroy", &name]));
+    let bench = Bench::new(&lab, &[&name]);
+    bench.json(&lab, &["backup", &name]);
+
+    let sshd = Sshd::start();
+    let _pool = Pool::of(lab.dir(), &away);
+    let restore = ["--connect", &sshd.libvirt(), "restore", &name, "--as", &away];
+    bench.says(&lab, &restore).expect(0, &["defined as"]);
+    assert_eq!(
+        std::fs::read(lab.path(&format!("{away}-nvram.fd"))).unwrap(),
+        std::fs::read(&variables).unwrap()
+    );
+    run(&mut virsh(["start", &away]));
 }

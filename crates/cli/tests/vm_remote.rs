@@ -4,19 +4,23 @@
 mod common;
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use common::pool::Pool;
+use common::running::{Running, Said};
 use common::tiny::{MIB, Tiny, noise};
-use common::{Bench, Hook, sha256_of_export};
+use common::tmpfs::Tmpfs;
+use common::{Bench, Hook, names, sha256_of_export};
 use strongroom_engine::backup::Report;
 use strongroom_engine::event::Event;
 use strongroom_engine::manifest::Mode;
 use strongroom_engine::vm::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 use strongroom_nbd::Target;
-use strongroom_testkit::{Format, Lab, Sshd, run, sha256_of_raw, virsh};
+use strongroom_testkit::{Format, Lab, Sshd, output_of, run, sha256_of_raw, virsh};
 
 /// A bench whose hypervisor is another machine, as far as it can tell.
 fn remote(lab: &Lab, vms: &[&str], sshd: &Sshd) -> Bench {
@@ -112,10 +116,32 @@ fn a_vm_of_another_machine_is_backed_up_verified_and_restored_over_ssh() {
     guest.probe("pattern stop");
     guest.probe("verify");
 
-    // What this machine cannot do for another one is refused, with what to do instead.
+    // A whole VM comes back there: as one that boots, with what the guest wrote.
+    let copy = lab.name("copy");
     bench
-        .says(&lab, &["restore", vm, "--as", "copy"])
-        .expect(1, &["another machine", "--disk"]);
+        .says(&lab, &["restore", vm, "--as", &copy])
+        .expect(1, &["storage pool", "pool-create-as"]);
+    let _pool = Pool::of(lab.dir(), &copy);
+    bench
+        .says(&lab, &["restore", vm, "--as", &copy])
+        .expect(0, &["defined as"]);
+    assert_eq!(
+        sha256_of_raw(&lab.path(&format!("{copy}-vda.qcow2")), Format::Qcow2),
+        points.last().unwrap().1
+    );
+    let restored = lab.open(&copy);
+    restored.boot();
+    restored.probe("verify");
+    restored.destroy();
+    // What is there is not replaced.
+    bench
+        .says(&lab, &["restore", vm, "--as", &copy])
+        .expect(1, &["exists already"]);
+    bench
+        .says(&lab, &["restore", vm, "--overwrite"])
+        .expect(1, &["another machine", "remove it there first"]);
+
+    // What this machine cannot do for another one is refused, with what to do instead.
     guest.shutdown();
     bench
         .says(&lab, &["backup", vm])
@@ -129,6 +155,70 @@ fn a_vm_of_another_machine_is_backed_up_verified_and_restored_over_ssh() {
     assert!(error.contains("disk vda is not ciphertext"), "{error}");
     here.config.ciphertext_only = false;
     here.backup(vm, &()).unwrap();
+}
+
+/// A restore onto another machine is all or nothing.
+#[test]
+fn a_restore_that_does_not_get_there_leaves_nothing_there() {
+    let lab = Lab::new();
+    let sshd = Sshd::start();
+    let tiny = Tiny::with_disks(&lab, "vm", &[("vda", 64), ("vdb", 12)]);
+    tiny.set("vda", &noise(3, 60 * MIB));
+    tiny.set("vdb", &noise(4, 8 * MIB));
+    let hashes = ["vda", "vdb"].map(|target| (target, sha256_of_raw(&tiny.disk(target), Format::Qcow2)));
+    run(virsh(["start", &tiny.name]).arg("--paused"));
+    let mut bench = remote(&lab, &[&tiny.name], &sshd);
+    bench.config.vm.get_mut(&tiny.name).unwrap().plaintext = true;
+    bench.backup(&tiny.name, &()).unwrap();
+
+    let copy = lab.name("copy");
+    let files = |directory: &Path| {
+        names(directory)
+            .into_iter()
+            .filter(|name| name.contains("copy"))
+            .collect::<Vec<_>>()
+    };
+    let nothing = |directory: &Path| {
+        assert_eq!(files(directory), Vec::<String>::new());
+        assert!(output_of(&mut virsh(["domstate", &copy])).is_err());
+        assert_eq!(names(&lab.path("staging")), Vec::<String>::new());
+    };
+    std::fs::create_dir(lab.path("staging")).unwrap();
+    let restore = |bench: &Bench| {
+        let mut program = bench.program(&lab);
+        program.args(["-v", "restore", &tiny.name, "--as", &copy]);
+        program.env("TMPDIR", lab.path("staging"));
+        program
+    };
+
+    // No room there: the first disk fits, the second does not.
+    let small = Tmpfs::new(lab.path("small"), 65);
+    let _small = Pool::of(small.path(), &lab.name("small"));
+    small.path().clone_into(&mut bench.config.images);
+    Said::of(&mut restore(&bench)).expect(1, &["vdb.qcow2"]);
+    nothing(small.path());
+
+    // Interrupted on the way, and cut off from there.
+    lab.dir().clone_into(&mut bench.config.images);
+    let _pool = Pool::of(lab.dir(), &copy);
+    for fault in ["INT", "cut"] {
+        let mut running = Running::start(&mut restore(&bench));
+        running.wait_for("take ");
+        match fault {
+            "cut" => sshd.cut(),
+            signal => running.signal(signal),
+        }
+        let said = running.end();
+        said.expect(1, &["vda.qcow2"]);
+        nothing(lab.dir());
+    }
+    Said::of(&mut restore(&bench)).expect(0, &["defined as"]);
+    assert_eq!(names(&lab.path("staging")), Vec::<String>::new());
+    run(&mut virsh(["domstate", &copy]));
+    for (target, hash) in hashes {
+        let restored = lab.path(&format!("{copy}-{target}.qcow2"));
+        assert_eq!(sha256_of_raw(&restored, Format::Qcow2), hash, "{target}");
+    }
 }
 
 #[test]

@@ -481,7 +481,7 @@ fn look(system: &Draft, request: &Request, report: &Report) -> Result<LuksFacts,
 }
 
 /// They stay. The domain is defined: nothing that goes wrong now takes its disks away.
-fn keep(context: &Context<'_>, files: Vec<Published>) {
+fn keep(context: &Context<'_>, files: Vec<Published<'_>>) {
     for file in files {
         if let Err(error) = file.keep() {
             context.report(&Event::Warning(format!(

@@ -18,11 +18,11 @@ const RETRY: Duration = Duration::from_millis(500);
 ///
 /// A hypervisor that says that it failed may have done it all the same, and died before it could say so: so files go only
 /// if no domain has them, and stay where that cannot be told.
-pub fn define(
+pub fn define<'a>(
     context: &Context<'_>,
     xml: &str,
-    files: Vec<Published>,
-) -> Result<(Uuid, Vec<Published>), HypervisorError> {
+    files: Vec<Published<'a>>,
+) -> Result<(Uuid, Vec<Published<'a>>), HypervisorError> {
     let error = match context.hypervisor.define(xml, false) {
         Ok(uuid) => return Ok((uuid, files)),
         Err(error) => error,

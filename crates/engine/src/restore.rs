@@ -1,13 +1,15 @@
 //! The story of one restore, from top to bottom.
 //!
-//! [`run`] decides where everything goes ([`plan`]), finds the LUKS headers that open the disks ([`header`]), writes the disks beside their final places ([`write`]), moves
-//! there when all are whole ([`draft`]), and defines the domain last. What fails leaves everything as it was.
+//! [`run`] decides where everything goes ([`plan`]), finds the LUKS headers that open the disks ([`header`]), writes the disks
+//! ([`write`]) beside their final places, or here for another machine (`stage`), moves them there when all are whole
+//! ([`draft`]), and defines the domain last. What fails leaves everything as it was.
 
 pub mod draft;
 pub mod header;
 pub mod onto;
 pub mod plan;
 mod sink;
+mod stage;
 pub mod write;
 
 use std::path::PathBuf;
@@ -18,6 +20,7 @@ use uuid::Uuid;
 
 use self::draft::{Draft, Published};
 pub use self::plan::{DiskContent, DiskTarget, RestorePlan};
+use self::stage::Stage;
 use self::write::WriteError;
 use crate::cancel::Cancelled;
 use crate::context::Context;
@@ -244,13 +247,17 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
 
     // Everything is written under other names first.
     context.report(&Event::Step(Step::Restore));
-    let (drafts, failures) = write_all(context, request, &mut repository, &point, &plan, &headers)?;
+    let stage = Stage::new(context, request.disks.is_empty())?;
+    let (drafts, failures) = write_all(context, request, &mut repository, &point, &plan, &headers, &stage)?;
     repository.close()?;
     context.cancel.check()?;
 
     // All is there. What held hours ago may not hold any more; only then take the places, and tell the hypervisor.
     plan::check(context, request, &plan, definition.as_deref())?;
-    let mut published = publish(drafts, request)?;
+    let mut published: Vec<Published<'_>> = drafts
+        .into_iter()
+        .map(|draft| stage.publish(context, draft, request.overwrite))
+        .collect::<Result<_, _>>()?;
     let mut uuid = None;
     if let Some(definition) = definition.filter(|_| failures.is_empty()) {
         let defined;
@@ -385,12 +392,13 @@ fn write_all(
     point: &Point,
     plan: &RestorePlan,
     headers: &header::Search<'_>,
+    stage: &Stage<'_>,
 ) -> Result<(Vec<Draft>, Vec<String>), RestoreError> {
     let mut drafts = Vec::new();
     let mut failures = headers.missing().to_vec();
     for disk in &plan.disks {
         context.cancel.check()?;
-        match write::disk(context, repository, point, disk, headers.of(&disk.target)) {
+        match write::disk(context, repository, point, disk, headers.of(&disk.target), stage) {
             Ok(draft) => drafts.push(draft),
             Err(source) if request.keep_going && !context.cancel.is_cancelled() => {
                 failures.push(format!("disk {}: {source}", disk.target));
@@ -406,7 +414,8 @@ fn write_all(
     for file in &plan.files {
         let limit = firmware::limit(&file.path).unwrap_or_default();
         let written = checked_file(repository, point, &file.path, limit).and_then(|bytes| {
-            Draft::of_bytes(&file.to, &bytes).map_err(|source| RestoreError::File {
+            let draft = stage.draft(&file.to).and_then(|draft| draft.with(&bytes));
+            draft.map_err(|source| RestoreError::File {
                 path: file.path.clone(),
                 source: WriteError::File {
                     path: file.to.clone(),
@@ -423,23 +432,6 @@ fn write_all(
         }
     }
     Ok((drafts, failures))
-}
-
-/// Moves all files to their places. If one place is taken, all places are given back.
-fn publish(drafts: Vec<Draft>, request: &Request) -> Result<Vec<Published>, RestoreError> {
-    let mut published = Vec::new();
-    for draft in drafts {
-        let path = draft.place().to_owned();
-        published.push(
-            draft
-                .publish(request.overwrite)
-                .map_err(|source| RestoreError::File {
-                    path: path.display().to_string(),
-                    source: WriteError::File { path, source },
-                })?,
-        );
-    }
-    Ok(published)
 }
 
 /// The definition as it will be.

@@ -9,6 +9,7 @@
 
 mod agent;
 mod chains;
+mod files;
 mod lending;
 mod listener;
 mod new;
@@ -25,6 +26,7 @@ use crate::config::Vm;
 
 pub use self::agent::{Agent, FreezeStatus, GuestExit};
 pub use self::chains::{BlockJob, BlockJobState, Chain, Chains, SnapshotDisk};
+pub use self::files::Files;
 pub use self::lending::{Lending, Lent, MAX_SERIAL};
 pub use self::listener::Listener;
 pub use self::new::{
@@ -316,7 +318,7 @@ pub struct BadBitmap {
 }
 
 /// The hypervisor. Implementations are shared between threads.
-pub trait Hypervisor: Agent + Chains + Creation + Lending + Send + Sync {
+pub trait Hypervisor: Agent + Chains + Creation + Files + Lending + Send + Sync {
     /// The URI as configured, for messages.
     fn uri(&self) -> &str;
 
@@ -372,9 +374,6 @@ pub trait Hypervisor: Agent + Chains + Creation + Lending + Send + Sync {
 
     /// How a client on this machine reaches an export that is served there.
     fn export(&self, listener: &Listener, export: &str) -> Result<Target, HypervisorError>;
-
-    /// The content of a small file on another machine's storage, at most `limit` bytes.
-    fn fetch(&self, path: &Path, limit: u64) -> Result<Vec<u8>, HypervisorError>;
 
     /// Whether a domain is paused because of an I/O error (its storage was full).
     fn stopped_by_io_error(&self, domain: Uuid) -> Result<bool, HypervisorError>;

@@ -1,7 +1,7 @@
 //! The port, put together.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use strongroom_engine::cancel::Cancel;
@@ -25,7 +25,7 @@ use crate::connection::{Libvirt, words};
 use crate::job::Described;
 use crate::sys::Checkpoint;
 use crate::uri::Uri;
-use crate::{capabilities, definition, image, job, retarget, ssh, storage, sys};
+use crate::{capabilities, definition, image, job, retarget, ssh, sys};
 
 /// How long an aborted job may take to go away: QEMU closes its scratch files first, and libvirt hears of its end only after it
 /// has waited half a minute for each time that the guest was reset meanwhile.
@@ -267,13 +267,6 @@ impl Hypervisor for Libvirt {
 
     fn export(&self, listener: &Listener, export: &str) -> Result<Target, HypervisorError> {
         self.export_at(listener, export)
-    }
-
-    fn fetch(&self, path: &Path, limit: u64) -> Result<Vec<u8>, HypervisorError> {
-        storage::fetch(&self.connection()?, path, limit).map_err(|message| HypervisorError::Failed {
-            what: format!("fetch {} from {}", path.display(), self.uri),
-            message,
-        })
     }
 
     fn stopped_by_io_error(&self, domain: Uuid) -> Result<bool, HypervisorError> {

@@ -5,6 +5,7 @@ pub mod account;
 pub mod checks;
 pub mod deaths;
 pub mod luks;
+pub mod pool;
 pub mod running;
 pub mod segments;
 pub mod template;

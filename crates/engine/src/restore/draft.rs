@@ -1,7 +1,8 @@
 //! Files that take their places all together, or not at all.
 //!
-//! A [`Draft`] is a finished file under a temporary name, beside its place. [`Draft::publish`] moves it there and gives
-//! a [`Published`] file, which goes back to how it was unless it is kept: the domain is defined in between.
+//! A [`Draft`] is a finished file under a temporary name, beside its place, or in a directory here if its place is on another
+//! machine. [`Draft::publish`] moves it there ([`Draft::publish_there`] copies it) and gives a [`Published`] file, which goes
+//! back to how it was unless it is kept: the domain is defined in between.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -9,6 +10,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::RestoredDisk;
+use crate::vm::{Hypervisor, HypervisorError};
 
 /// A finished file under a temporary name. Dropped, it is removed.
 #[derive(Debug)]
@@ -22,14 +24,25 @@ pub struct Draft {
 }
 
 /// A file that has taken its place. Dropped, it goes, and what was there before comes back.
-#[derive(Debug)]
-pub struct Published {
+pub struct Published<'a> {
     path: PathBuf,
-    made: Vec<PathBuf>,
-    /// Where what was there before is now.
-    before: Option<PathBuf>,
+    undo: Undo<'a>,
     disk: Option<RestoredDisk>,
-    kept: bool,
+}
+
+/// How a file gives its place back.
+enum Undo<'a> {
+    /// It stays.
+    Kept,
+    /// It is on this machine.
+    Here {
+        /// Directories that were made for it, innermost first.
+        made: Vec<PathBuf>,
+        /// Where what was there before is now.
+        before: Option<PathBuf>,
+    },
+    /// It is on another machine, where nothing was before.
+    There(&'a dyn Hypervisor),
 }
 
 fn beside(path: &Path, what: &str) -> PathBuf {
@@ -62,13 +75,27 @@ impl Draft {
         })
     }
 
+    /// Nothing yet, in a directory of this machine: its place will be on another one.
+    pub fn aside(directory: &Path, path: &Path) -> Self {
+        Self {
+            temporary: directory.join(path.file_name().unwrap_or_default()),
+            path: path.to_owned(),
+            made: Vec::new(),
+            disk: None,
+        }
+    }
+
     /// A small file, readable by its owner alone.
     pub fn of_bytes(path: &Path, bytes: &[u8]) -> io::Result<Self> {
-        let draft = Self::new(path)?;
-        let mut file = draft.create()?;
+        Self::new(path)?.with(bytes)
+    }
+
+    /// Makes the file, with this content.
+    pub fn with(self, bytes: &[u8]) -> io::Result<Self> {
+        let mut file = self.create()?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        Ok(draft)
+        Ok(self)
     }
 
     /// Makes the file, readable by its owner alone.
@@ -91,7 +118,7 @@ impl Draft {
     }
 
     /// Moves the file to its place: only if that is free, unless `overwrite`.
-    pub fn publish(mut self, overwrite: bool) -> io::Result<Published> {
+    pub fn publish<'a>(mut self, overwrite: bool) -> io::Result<Published<'a>> {
         let before = beside(&self.path, "old");
         let replaced = overwrite && self.path.symlink_metadata().is_ok();
         if replaced {
@@ -100,10 +127,11 @@ impl Draft {
         // From here on a drop puts everything back.
         let published = Published {
             path: self.path.clone(),
-            made: std::mem::take(&mut self.made),
-            before: replaced.then_some(before),
+            undo: Undo::Here {
+                made: std::mem::take(&mut self.made),
+                before: replaced.then_some(before),
+            },
             disk: self.disk.take(),
-            kept: false,
         };
         // Unlike a rename, a link never replaces what came to be there meanwhile.
         if let Err(error) = std::fs::hard_link(&self.temporary, &self.path) {
@@ -111,6 +139,20 @@ impl Draft {
             return Err(error);
         }
         Ok(published)
+    }
+
+    /// Copies the file to its place on another machine, if that is free. `moved` is told of bytes as they go; false ends it.
+    pub fn publish_there<'a>(
+        mut self,
+        hypervisor: &'a dyn Hypervisor,
+        moved: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Published<'a>, HypervisorError> {
+        hypervisor.store(&self.temporary, &self.path, moved)?;
+        Ok(Published {
+            path: self.path.clone(),
+            undo: Undo::There(hypervisor),
+            disk: self.disk.take(),
+        })
     }
 }
 
@@ -123,15 +165,16 @@ impl Drop for Draft {
     }
 }
 
-impl Published {
+impl Published<'_> {
     /// The file stays; what was there before is removed.
     pub fn keep(mut self) -> io::Result<Option<RestoredDisk>> {
-        self.kept = true;
-        if let Some(directory) = self.path.parent() {
-            File::open(directory)?.sync_all()?;
-        }
-        if let Some(before) = &self.before {
-            std::fs::remove_file(before)?;
+        if let Undo::Here { before, .. } = std::mem::replace(&mut self.undo, Undo::Kept) {
+            if let Some(directory) = self.path.parent() {
+                File::open(directory)?.sync_all()?;
+            }
+            if let Some(before) = before {
+                std::fs::remove_file(before)?;
+            }
         }
         Ok(self.disk.take())
     }
@@ -143,33 +186,36 @@ impl Published {
 
     /// The file stays, and so does what was there before, under its other name.
     pub fn leave(mut self) {
-        self.kept = true;
+        self.undo = Undo::Kept;
     }
 
     /// Gives the place back without touching what came to be there.
     fn put_back(mut self) {
-        self.kept = true;
-        if let Some(before) = &self.before {
-            let _ = std::fs::hard_link(before, &self.path).and_then(|()| std::fs::remove_file(before));
+        if let Undo::Here {
+            before: Some(before), ..
+        } = std::mem::replace(&mut self.undo, Undo::Kept)
+        {
+            let _ = std::fs::hard_link(&before, &self.path).and_then(|()| std::fs::remove_file(&before));
         }
     }
 }
 
-impl Drop for Published {
+impl Drop for Published<'_> {
     fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
-        match &self.before {
-            Some(before) => {
-                let _ = std::fs::rename(before, &self.path);
+        match &self.undo {
+            Undo::Kept => {}
+            Undo::There(hypervisor) => {
+                let _ = hypervisor.discard(&self.path);
             }
-            None => {
-                let _ = std::fs::remove_file(&self.path);
+            Undo::Here { made, before } => {
+                let _ = match before {
+                    Some(before) => std::fs::rename(before, &self.path),
+                    None => std::fs::remove_file(&self.path),
+                };
+                for directory in made {
+                    let _ = std::fs::remove_dir(directory);
+                }
             }
-        }
-        for directory in &self.made {
-            let _ = std::fs::remove_dir(directory);
         }
     }
 }

@@ -134,11 +134,19 @@ pub enum PlanError {
     /// The hypervisor could not be asked.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
-    /// Disks can be written only where we run.
-    #[error(
-        "restore onto {0}: it is another machine; restore there, or take single disks with --disk and --to"
-    )]
+    /// Images can be changed only where we run.
+    #[error("change an image on {0}: it is another machine; run `strongroom restore` there")]
     Remote(String),
+    /// What another machine has is not replaced.
+    #[error(
+        "replace a VM on another machine: remove it there first (`virsh undefine --remove-all-storage`), or give the restored          one another name with --as"
+    )]
+    RemoteOverwrite,
+    /// A TPM's state can be put only where we run.
+    #[error(
+        "restore onto {0}: the state of its TPM cannot be taken to another machine; run `strongroom restore` there, or take          single disks with --disk and --to"
+    )]
+    RemoteTpm(String),
     /// A name that cannot be a file's.
     #[error("restore as {0:?}: a VM's name has no slash and no leading dot")]
     Name(String),
@@ -185,7 +193,12 @@ pub fn make(context: &Context<'_>, request: &Request, point: &Point) -> Result<R
         return Err(PlanError::RawDomain);
     }
     if !context.hypervisor.is_local() {
-        return Err(PlanError::Remote(context.hypervisor.uri().to_owned()));
+        if request.overwrite {
+            return Err(PlanError::RemoteOverwrite);
+        }
+        if plan.files.iter().any(|file| file.path != NVRAM_PATH) {
+            return Err(PlanError::RemoteTpm(context.hypervisor.uri().to_owned()));
+        }
     }
     let define = definition_change(request, point, &plan, uuid);
     Ok(RestorePlan {
@@ -207,7 +220,14 @@ pub fn check(
         .map(|disk| &disk.path)
         .chain(plan.files.iter().map(|file| &file.to))
         .collect();
+    let away = plan.define.is_some() && !context.hypervisor.is_local();
     for path in &paths {
+        if away {
+            if context.hypervisor.is_there(path)? {
+                return Err(PlanError::FileExists((*path).clone()));
+            }
+            continue;
+        }
         match path.symlink_metadata() {
             Ok(found) if !found.is_file() => return Err(PlanError::NotAFile((*path).clone())),
             Ok(_) if !request.overwrite => return Err(PlanError::FileExists((*path).clone())),
@@ -262,7 +282,7 @@ pub fn owner(context: &Context<'_>, image: &Path) -> Result<Option<(Domain, Stri
             let Some(path) = disk.source.path() else { continue };
             if same_file(path, image) {
                 owner = Some((domain.clone(), disk.format.clone()));
-            } else if disk.format == "qcow2" && is_below(image, path) {
+            } else if context.hypervisor.is_local() && disk.format == "qcow2" && is_below(image, path) {
                 return Err(PlanError::Below {
                     path: image.to_owned(),
                     above: path.to_owned(),

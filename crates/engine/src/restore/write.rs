@@ -13,6 +13,7 @@ use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Sparse};
 use super::draft::Draft;
 use super::header::Found;
 use super::sink::Sink;
+use super::stage::Stage;
 use super::{DiskContent, DiskTarget, ImageFormat, RestoredDisk};
 use crate::batch::{Batches, join, workers_wanted};
 use crate::cancel::Cancelled;
@@ -108,12 +109,13 @@ pub fn disk(
     point: &Point,
     disk: &DiskTarget,
     headers: &[Found],
+    stage: &Stage<'_>,
 ) -> Result<Draft, WriteError> {
     let file_error = |source| WriteError::File {
         path: disk.path.clone(),
         source,
     };
-    let mut draft = Draft::new(&disk.path).map_err(file_error)?;
+    let mut draft = stage.draft(&disk.path).map_err(file_error)?;
     let bytes_written = match disk.format {
         ImageFormat::Raw => {
             let mut file = draft.create().map_err(file_error)?;

@@ -14,8 +14,9 @@ use strongroom_nbd::Target;
 use uuid::Uuid;
 
 use super::{
-    Agent, BackupJob, BadBitmap, Chain, Chains, Creation, Domain, FreezeStatus, GuestExit, Host, Hypervisor,
-    HypervisorError, Lending, Lent, Listener, NewDomain, Requests, Retarget, RunningJob, SnapshotDisk,
+    Agent, BackupJob, BadBitmap, Chain, Chains, Creation, Domain, Files, FreezeStatus, GuestExit, Host,
+    Hypervisor, HypervisorError, Lending, Lent, Listener, NewDomain, Requests, Retarget, RunningJob,
+    SnapshotDisk,
 };
 use crate::state::Overlay;
 
@@ -106,7 +107,6 @@ pass! { Hypervisor
         fn requests(&self, domain: Uuid, targets: &[&str]) -> Told<Vec<Requests>>;
         fn resume_after_io_error(&self, domain: Uuid) -> Told<bool>;
         fn listener(&self, domain: Uuid, name: &str) -> Told<Listener>;
-        fn fetch(&self, path: &Path, limit: u64) -> Told<Vec<u8>>;
         fn stopped_by_io_error(&self, domain: Uuid) -> Told<bool>;
         fn check_definable(&self, xml: &str, replace: bool) -> Told<()>;
         fn define(&self, xml: &str, replace: bool) -> Told<Uuid>;
@@ -161,6 +161,17 @@ pass! { Creation
     }
     untimed {
         fn compose(&self, new: &NewDomain) -> Told<String>;
+    }
+}
+
+pass! { Files
+    timed {
+        fn fetch(&self, path: &Path, limit: u64) -> Told<Vec<u8>>;
+        fn is_there(&self, path: &Path) -> Told<bool>;
+        fn discard(&self, path: &Path) -> Told<()>;
+    }
+    untimed {
+        fn store(&self, file: &Path, to: &Path, moved: &mut dyn FnMut(u64) -> bool) -> Told<()>;
     }
 }
 
