@@ -832,7 +832,7 @@ mod tests {
             ),
             (
                 "repository = '/srv/{vm}'\n[nbd_tls]\nlisten = 'hv1'\n",
-                "nbd_tls.listen",
+                "listen = 'hv1'",
             ),
             (
                 "repository = '/srv/{vm}'\n[nbd_tls]\ncertificates = 'pki'\n",

@@ -119,6 +119,9 @@ pub struct Created {
     /// Public part of the SSH key of a machine that makes backups.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ssh_key: Option<String>,
+    /// Public part of the key by which it signs restore points.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signing_key: Option<String>,
     /// Public part of the SSH host key.
     pub ssh_host_key: String,
     /// Its fingerprint.
@@ -260,6 +263,7 @@ pub fn run(
     let keys = report.backups.as_ref();
     let passphrase = keep_secret(keys.map(|keys| &keys.passphrase), "-repositories")?;
     let ssh_key = keys.map(|keys| keys.ssh_key.clone());
+    let signing_key = keys.map(|keys| keys.signing_key.clone());
     let (uuid, kept) = define(context, &xml, kept)?;
     keep(context, kept);
     Ok(Created {
@@ -272,6 +276,7 @@ pub fn run(
         recovery,
         passphrase,
         ssh_key,
+        signing_key,
         ssh_host_key: report.ssh_host_key,
         ssh_fingerprint: report.ssh_fingerprint,
         template: template.description.name.clone(),

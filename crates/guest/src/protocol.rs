@@ -22,6 +22,10 @@ pub const MAX_CIPHERTEXT: usize = 16 << 10;
 /// The name of the virtio-serial port on which the protocol is spoken.
 pub const PORT: &str = "org.strongroom.provision";
 
+/// Where a machine that makes backups has the key that it signs with, from the root on, and whose signatures it trusts.
+pub const SIGNING_KEY: &str = "etc/strongroom/signing";
+/// See [`SIGNING_KEY`].
+pub const ALLOWED_SIGNERS: &str = "etc/strongroom/allowed_signers";
 /// The name of the port on which a passphrase is typed.
 pub const PASSPHRASE_PORT: &str = "org.strongroom.passphrase";
 
@@ -192,6 +196,9 @@ pub struct Report {
 pub struct BackupKeys {
     /// Public part of the SSH key by which it reaches the hypervisor and the repositories, as in a `.pub` file.
     pub ssh_key: String,
+    /// Public part of the SSH key by which it signs restore points.
+    #[serde(default)]
+    pub signing_key: String,
     /// The passphrase of the repositories, encrypted by age to whom the recovery secret is encrypted, armored.
     pub passphrase: String,
 }
@@ -268,7 +275,9 @@ impl Report {
         plausible(self.backups.is_some() == with_backups, "the keys for backups")?;
         let keys = self.backups.as_ref();
         plausible(
-            keys.is_none_or(|keys| is_key(&keys.ssh_key) && is_ciphertext(&keys.passphrase)),
+            keys.is_none_or(|keys| {
+                is_key(&keys.ssh_key) && is_key(&keys.signing_key) && is_ciphertext(&keys.passphrase)
+            }),
             "the keys for backups",
         )
     }
@@ -457,6 +466,7 @@ mod tests {
     fn keys_for_backups_are_public_or_ciphertext() {
         let keys = BackupKeys {
             ssh_key: report().ssh_host_key,
+            signing_key: report().ssh_host_key,
             passphrase: report().recovery.unwrap(),
         };
         let with = |keys: BackupKeys| Report {
@@ -469,6 +479,10 @@ mod tests {
         for bad in [
             BackupKeys {
                 passphrase: "the passphrase".into(),
+                ..keys.clone()
+            },
+            BackupKeys {
+                signing_key: String::new(),
                 ..keys.clone()
             },
             BackupKeys {

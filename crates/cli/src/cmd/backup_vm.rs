@@ -5,9 +5,9 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
 use serde_json::json;
-use strongroom_engine::config::{Config, Vm};
+use strongroom_engine::config::{Config, Signing, Vm};
 use strongroom_engine::template::Description;
-use strongroom_guest::protocol::Backups;
+use strongroom_guest::protocol::{ALLOWED_SIGNERS, Backups, SIGNING_KEY};
 
 use super::create::{self, Role};
 use super::template;
@@ -112,6 +112,7 @@ fn create(settings: &Settings, args: &CreateBackupVm) -> Result<Exit, Failure> {
         ));
     }
     let key = made.ssh_key.as_deref().unwrap_or_default();
+    let signing = made.signing_key.as_deref().unwrap_or_default();
     let vms = args.vms.join(" ");
     for line in [
         format!(
@@ -124,6 +125,8 @@ fn create(settings: &Settings, args: &CreateBackupVm) -> Result<Exit, Failure> {
             "restrict,command=\"borg serve --append-only --restrict-to-path {}\" {key} {name}",
             path_of(&args.repo)
         ),
+        "# In allowed_signers wherever restore points are verified or restored:".to_owned(),
+        format!("strongroom@{name} namespaces=\"strongroom-*\" {signing}"),
     ] {
         Ui::out(&line);
     }
@@ -135,6 +138,12 @@ fn configuration(args: &CreateBackupVm) -> Result<Config, Failure> {
     let mut config = Config::new(&args.repo);
     config.hypervisor.clone_from(&args.hypervisor);
     config.own_domain = Some(args.create.name.clone());
+    let file = |path: &str| Some(Path::new("/").join(path));
+    config.signing = Some(Signing {
+        key: file(SIGNING_KEY),
+        allowed_signers: file(ALLOWED_SIGNERS),
+        ..Signing::default()
+    });
     for name in &args.vms {
         config.vm.insert(name.clone(), Vm::default());
     }

@@ -94,7 +94,8 @@ fn a_backup_vm_is_made_with_keys_of_its_own_and_backs_up_by_itself() {
     let modes = "stat -c %a /etc/strongroom /etc/strongroom/* /root/.ssh/id_ed25519 | sort -u";
     assert_eq!(
         inside(modes).split_whitespace().collect::<Vec<_>>(),
-        ["600", "700"]
+        ["600", "644", "700"],
+        "public keys may be seen"
     );
     let next = inside("systemctl show -p NextElapseUSecRealtime strongroom-backup.timer");
     assert!(next.contains("UTC"), "the timer runs: {next}");
@@ -123,7 +124,19 @@ fn a_backup_vm_is_made_with_keys_of_its_own_and_backs_up_by_itself() {
         "as a disk"
     );
 
-    // Whoever can decrypt the passphrase can restore without the machine.
+    // Whoever can decrypt the passphrase can restore without the machine, and sees that it was the machine that signed.
+    let signing = made["signing_key"].as_str().unwrap();
+    let trusted = lab.path("allowed_signers");
+    fs::write(
+        &trusted,
+        format!("strongroom@backup namespaces=\"strongroom-*\" {signing}\n"),
+    )
+    .unwrap();
+    let config = fs::read_to_string(&file).unwrap();
+    let others = shared.ancestors().nth(2).unwrap().join("allowed_signers");
+    let config = config.replace(others.to_str().unwrap(), trusted.to_str().unwrap());
+    assert!(config.contains(trusted.to_str().unwrap()), "{config}");
+    fs::write(&file, config).unwrap();
     let local = Libvirt::connect(URI).unwrap();
     let hash = sha256_at_rest(lab, &local, vm);
     let restored = lab.path("restored.qcow2");
@@ -131,8 +144,8 @@ fn a_backup_vm_is_made_with_keys_of_its_own_and_backs_up_by_itself() {
         making
             .program(&[
                 "restore",
+                "-v",
                 vm,
-                "--unsigned",
                 "--disk",
                 "vda",
                 "--to",
@@ -140,7 +153,7 @@ fn a_backup_vm_is_made_with_keys_of_its_own_and_backs_up_by_itself() {
             ])
             .env("BORG_PASSPHRASE", &passphrase),
     );
-    assert!(matches!(said.code, Some(0 | 3)), "{}", said.err);
+    said.expect(0, &["signed by strongroom@backup"]);
     assert_eq!(sha256_of_raw(&restored, Format::Qcow2), hash);
     // It is in no file of this host's.
     let found = output_of(

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::tool::run;
 use super::{Failed, luks};
-use crate::protocol::{BackupKeys, Order};
+use crate::protocol::{ALLOWED_SIGNERS, BackupKeys, Order, SIGNING_KEY};
 
 /// Public facts about an SSH key.
 pub struct PublicKey {
@@ -58,13 +58,14 @@ pub fn backups(root: &Path, order: &Order) -> Result<Option<BackupKeys>, Failed>
     let passphrase = luks::recovery_secret()?;
     let text = std::str::from_utf8(&passphrase).map_err(|error| format!("make a passphrase: {error}"))?;
     put(root, "etc/strongroom/passphrase", text, 0o600)?;
-    let key = key_pair(
-        root,
-        "root/.ssh/id_ed25519",
-        &format!("strongroom@{}", order.hostname),
-    )?;
+    let name = format!("strongroom@{}", order.hostname);
+    let key = key_pair(root, "root/.ssh/id_ed25519", &name)?;
+    let signing = key_pair(root, SIGNING_KEY, &name)?;
+    let trusted = format!("{name} namespaces=\"strongroom-*\" {}\n", signing.public);
+    put(root, ALLOWED_SIGNERS, &trusted, 0o600)?;
     Ok(Some(BackupKeys {
         ssh_key: key.public,
+        signing_key: signing.public,
         passphrase: luks::encrypt_to(recipient, &passphrase)?,
     }))
 }
