@@ -37,10 +37,15 @@ pub struct OwnLibvirtd {
 }
 
 impl OwnLibvirtd {
-    /// Called first in the test function of this name. Outside it runs the function once more, inside, to its end, and
+    /// Called first in the test function of this name in `module` (`module_path!()`). Outside it runs the function once more, inside, to its end, and
     /// gives nothing; inside it gives the daemon. Needs root.
     #[must_use = "outside there is nothing left to do"]
-    pub fn enter(test: &str) -> Option<Self> {
+    pub fn enter(module: &str, test: &str) -> Option<Self> {
+        // What libtest calls it: without the name of the test binary.
+        let test = match module.split_once("::") {
+            Some((_, module)) => format!("{module}::{test}"),
+            None => test.to_owned(),
+        };
         if std::env::var_os(INSIDE).is_some() {
             let daemon = Self::default();
             daemon.start();
@@ -70,7 +75,7 @@ impl OwnLibvirtd {
             ])
             .args(["--mount-proc", "bash", "-c", &script, "bash"])
             .arg(std::env::current_exe().expect("the test's own program"))
-            .args(["--exact", test, "--nocapture", "--include-ignored"])
+            .args(["--exact", &test, "--nocapture", "--include-ignored"])
             .env(INSIDE, id.to_string())
             .status()
             .expect("run unshare");

@@ -171,7 +171,7 @@ impl<'a> Patient<'a> {
         };
         let said = Said::of(
             Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "victim", "--ignored", "--nocapture"])
+                .args(["--exact", "kill::victim", "--ignored", "--nocapture"])
                 .env(ORDER, serde_json::to_string(&order).unwrap()),
         );
         if said.code.is_none() {

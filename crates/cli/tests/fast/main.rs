@@ -1,0 +1,12 @@
+//! Tests of the program that need no virtual machine.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod attest;
+mod corpus;
+mod init;
+mod interrupts;
+mod media;
+mod promises;
+mod reference;

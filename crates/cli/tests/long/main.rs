@@ -1,0 +1,7 @@
+//! Tests that take as long as they are told: they run only by `make` targets of their own.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod kill;
+mod stall;

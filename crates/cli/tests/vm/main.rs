@@ -1,0 +1,32 @@
+//! Tests with virtual machines: without hardware virtualisation one of them keeps both cores of a small machine busy,
+//! so they run one at a time.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod audit;
+mod backup_vm;
+mod costs;
+mod create;
+mod damage;
+mod disks;
+mod firmware;
+mod headers;
+mod interrupted;
+mod kill;
+mod onto;
+mod outcomes;
+mod own_daemon;
+mod quiesce;
+mod refusals;
+mod remote;
+mod restore;
+mod rights;
+mod seal;
+mod snapshot;
+mod spine;
+mod storage;
+mod tls;
+mod together;
+mod trust;
+mod verify;
