@@ -5,6 +5,7 @@ mod common;
 
 mod attest;
 mod corpus;
+mod formats;
 mod init;
 mod interrupts;
 mod media;
