@@ -2,8 +2,8 @@
 # after `make setup`; `make demo` does that itself.
 SHELL := /bin/bash
 CARGO ?= cargo
-# The tests of the binary `vm` run virtual machines: one at a time, after all others. Those of the binary `long` run only
-# by targets of their own.
+# The tests of the binary `vm` run virtual machines: few at a time, after all others. Those of the binary `long` run only
+# by targets of their own. What builds asks for `--workspace`: with `-p` dependencies get other features, and are built anew.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
 .PHONY: help setup build lint test test-fast test-borg test-vm test-long bench-stall deny fuzz demo demo-backup-vm bench bench-quick man clean
@@ -27,11 +27,11 @@ test: lint test-fast test-borg test-vm ## Runs every check and test, the quick o
 ifeq ($(NEXTEST),yes)
 FAST := nextest run --workspace --locked -E 'not (binary(vm) or binary(long))'
 VM := nextest run --workspace --locked -E 'binary(vm)'
-BORG := nextest run --locked -p strongroom-borg --test stock
+BORG := nextest run --workspace --locked -E 'package(strongroom-borg) and binary(stock)'
 else
 FAST := test --workspace --locked --lib --bins --test '[!lv]*'
 VM := test --workspace --locked --test vm -- --test-threads=1
-BORG := test --locked -p strongroom-borg --test stock
+BORG := test --workspace --locked --test stock
 endif
 
 test-fast: ## Runs the tests that need no virtual machine
@@ -45,10 +45,10 @@ test-vm: ## Runs the tests with real virtual machines
 	$(CARGO) $(VM)
 
 test-long: ## Kills programs, guests and daemons at random for STRONGROOM_LONG_MINUTES=20 (root)
-	$(CARGO) test --locked -p strongroom --test long -- --include-ignored --nocapture kill::the_guest_is_never_harmed
+	$(CARGO) test --workspace --locked --test long -- --include-ignored --nocapture kill::the_guest_is_never_harmed
 
 bench-stall: ## Measures what a guest feels of a backup, beside a control: table and target/stall.json (root)
-	$(CARGO) test --locked -p strongroom --test long -- --include-ignored --nocapture stall::the_stall
+	$(CARGO) test --workspace --locked --test long -- --include-ignored --nocapture stall::the_stall
 
 deny: ## Checks licences, sources and advisories of all dependencies (needs cargo-deny)
 	$(CARGO) deny --locked check

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::lab::PREFIX;
+use crate::patience::patience;
 use crate::run::{output_of, run, virsh};
 
 /// Set inside, to the id that the test's process has outside.
@@ -173,7 +174,7 @@ pub(crate) fn prepare(directory: &Path) {
 pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !done() {
-        assert!(begin.elapsed() < LIMIT, "{what}");
+        assert!(begin.elapsed() < patience(LIMIT), "{what}");
         thread::sleep(Duration::from_millis(50));
     }
 }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::disk::{self, Format};
 use crate::lab::{Lab, guest_files, remove_domain};
+use crate::patience::patience;
 use crate::probe;
 use crate::run::{output_of, run, virsh};
 use crate::xml::{self, Disk, Domain};
@@ -261,7 +262,7 @@ impl TestGuest {
 
     /// Waits until the probe of a started domain obeys.
     pub fn wait_ready(&self) {
-        if let Err(text) = self.ask("ping", BOOT_LIMIT) {
+        if let Err(text) = self.ask("ping", patience(BOOT_LIMIT)) {
             panic!("{} did not boot: {text}", self.name);
         }
     }
@@ -277,7 +278,7 @@ impl TestGuest {
 
     /// Gives the probe a command; an error is the probe's own or a guest that does not answer.
     pub fn try_probe(&self, command: &str) -> Result<Value, String> {
-        self.ask(command, COMMAND_LIMIT)
+        self.ask(command, patience(COMMAND_LIMIT))
     }
 
     fn ask(&self, command: &str, limit: Duration) -> Result<Value, String> {
@@ -351,7 +352,7 @@ impl TestGuest {
     }
 
     fn wait_off(&self) {
-        let deadline = Instant::now() + STOP_LIMIT;
+        let deadline = Instant::now() + patience(STOP_LIMIT);
         while self.state() != "shut off" {
             assert!(
                 Instant::now() < deadline,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::patience::patience;
 use crate::run::{output_of, run, ssh_keygen};
 
 /// An `sshd` that lets in whoever runs the test, by a key made for it, and others as they have it in their home
@@ -76,7 +77,7 @@ impl Sshd {
             .stderr(fs::File::create(file("log")).expect("make sshd's log"))
             .spawn()
             .expect("run /usr/sbin/sshd");
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + patience(Duration::from_secs(10));
         while process.try_wait().expect("look after sshd").is_none() && Instant::now() < deadline {
             if TcpStream::connect(("127.0.0.1", port)).is_ok() {
                 return Some(Self { dir, port, process });

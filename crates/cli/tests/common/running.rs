@@ -5,7 +5,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use strongroom_testkit::run;
+use strongroom_testkit::{patience, run};
 
 /// How a run of the program ended, and what it said.
 #[derive(Debug)]
@@ -123,7 +123,7 @@ impl Running {
         self.signal("INT");
         let said = self.end();
         said.expect(1, &["interrupted"]);
-        assert!(clock.elapsed() < Duration::from_secs(10), "{:?}", clock.elapsed());
+        assert!(clock.elapsed() < patience(Duration::from_secs(10)), "{:?}", clock.elapsed());
         said
     }
 }

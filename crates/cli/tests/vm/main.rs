@@ -1,5 +1,5 @@
-//! Tests with virtual machines: without hardware virtualisation one of them keeps both cores of a small machine busy,
-//! so they run one at a time.
+//! Tests with virtual machines: without hardware virtualisation a guest that runs keeps a core busy, so few of them run
+//! at the same time (`.config/nextest.toml`).
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -16,7 +16,7 @@ use strongroom_engine::event::Event;
 use strongroom_engine::manifest::{Consistency, Manifest};
 use strongroom_engine::state::Debt;
 use strongroom_engine::vm::{Agent as _, FreezeStatus, Hypervisor as _};
-use strongroom_testkit::{GuestBuilder, Lab, Sshd, TestGuest, output_of, run, virsh};
+use strongroom_testkit::{GuestBuilder, Lab, Sshd, TestGuest, output_of, patience, run, virsh};
 use uuid::Uuid;
 
 /// Long enough for a machine that is busy with other tests.
@@ -175,7 +175,7 @@ fn asked(level: Level) -> Quiesce {
 
 #[track_caller]
 fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PLENTY;
+    let deadline = Instant::now() + patience(PLENTY);
     while !holds() {
         assert!(Instant::now() < deadline, "it never comes that {what}");
         thread::sleep(Duration::from_millis(20));
@@ -427,7 +427,7 @@ fn over_the_budget(scene: &mut Scene<'_>) {
     let caught = Caught::new(scene, 1500);
     let clock = Instant::now();
     await_that("it is thawed", || scene.status() == FreezeStatus::Thawed);
-    assert!(clock.elapsed() < Duration::from_secs(3), "{:?}", clock.elapsed());
+    assert!(clock.elapsed() < patience(Duration::from_secs(3)), "{:?}", clock.elapsed());
     assert!(
         scene.watchdog().is_some(),
         "the run still waits, and so does its watchdog"
@@ -453,7 +453,7 @@ fn killed(scene: &mut Scene<'_>) {
     let clock = Instant::now();
     caught.running.signal("KILL");
     await_that("it is thawed", || scene.status() == FreezeStatus::Thawed);
-    assert!(clock.elapsed() < Duration::from_secs(3), "{:?}", clock.elapsed());
+    assert!(clock.elapsed() < patience(Duration::from_secs(3)), "{:?}", clock.elapsed());
     assert_eq!(caught.running.end().code, None);
     await_that("the watchdog is gone", || scene.watchdog().is_none());
     let debt = scene.debt();

@@ -14,7 +14,7 @@ use strongroom_engine::config::{Config, Vm};
 use strongroom_engine::event::Event;
 use strongroom_engine::manifest::Mode;
 use strongroom_engine::vm::Hypervisor as _;
-use strongroom_testkit::{Lab, TestGuest, run, virsh};
+use strongroom_testkit::{Lab, TestGuest, patience, run, virsh};
 
 /// A guest with one backup, in a repository on a file system of its own.
 struct Scene<'a> {
@@ -205,7 +205,7 @@ fn a_locked_repository(scene: &Scene<'_>) {
             1,
             &["locked by another client", "hint: wait for the other client"],
         );
-    assert!(clock.elapsed() < Duration::from_secs(15), "{:?}", clock.elapsed());
+    assert!(clock.elapsed() < patience(Duration::from_secs(15)), "{:?}", clock.elapsed());
 
     // Ctrl-C does not have to wait for the lock.
     let clock = Instant::now();
@@ -224,7 +224,7 @@ fn a_locked_repository(scene: &Scene<'_>) {
             assert_eq!(running.end().code, None);
         }
     }
-    assert!(clock.elapsed() < Duration::from_secs(15), "{:?}", clock.elapsed());
+    assert!(clock.elapsed() < patience(Duration::from_secs(15)), "{:?}", clock.elapsed());
     assert!(lock.exists(), "the other client's lock still stands");
     drop(holder.stdin.take());
     assert!(holder.wait().unwrap().success());
@@ -317,7 +317,7 @@ fn two_runs_at_once(scene: &Scene<'_>) {
     scene.bench.backup(scene.vm(), &hook).unwrap();
     let (said, took) = second.into_inner().unwrap().unwrap();
     said.expect(1, &[scene.vm(), "another run of strongroom works on it"]);
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(took < patience(Duration::from_secs(5)), "{took:?}");
 }
 
 #[test]
@@ -407,7 +407,7 @@ fn a_foreign_backup_job(scene: &Scene<'_>) {
             "hint: run the backup again when that is over",
         ],
     );
-    assert!(clock.elapsed() < Duration::from_secs(15), "{:?}", clock.elapsed());
+    assert!(clock.elapsed() < patience(Duration::from_secs(15)), "{:?}", clock.elapsed());
     let dry = scene
         .bench
         .says(scene.lab, &["--json", "backup", "-n", scene.vm()]);

@@ -11,7 +11,7 @@ use crate::common::{Bench, Hook, names};
 use strongroom_engine::backup::BackupError;
 use strongroom_engine::config::CaptureMethod;
 use strongroom_engine::event::Event;
-use strongroom_testkit::{Format, Lab, create_disk, output_of, run, virsh};
+use strongroom_testkit::{Format, Lab, create_disk, output_of, patience, run, virsh};
 
 /// A small file system of its own over a lab's directory.
 struct SmallStorage(PathBuf);
@@ -47,7 +47,7 @@ impl Drop for SmallStorage {
 fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !done() {
-        assert!(begin.elapsed() < Duration::from_mins(1), "{what}");
+        assert!(begin.elapsed() < patience(Duration::from_mins(1)), "{what}");
         sleep(Duration::from_millis(200));
     }
 }
@@ -164,7 +164,7 @@ fn a_snapshot_gives_way_although_the_repository_has_all_that_is_read() {
     assert!(matches!(error, BackupError::Scratch { .. }), "{error}");
     assert!(error.to_string().contains("has grown beyond 16 MiB"), "{error}");
     assert!(
-        begin.elapsed() < Duration::from_mins(1),
+        begin.elapsed() < patience(Duration::from_mins(1)),
         "the reading went on for {:.0?}",
         begin.elapsed()
     );
