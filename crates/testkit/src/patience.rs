@@ -18,7 +18,10 @@ pub fn patience(limit: Duration) -> Duration {
 }
 
 fn factor(loadavg: &str, cores: usize) -> f64 {
-    let load = loadavg.split_whitespace().next().and_then(|first| first.parse().ok());
+    let load = loadavg
+        .split_whitespace()
+        .next()
+        .and_then(|first| first.parse().ok());
     (1.0 + load.unwrap_or(0.0) / cores as f64).clamp(1.0, MOST)
 }
 

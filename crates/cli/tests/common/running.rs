@@ -123,7 +123,11 @@ impl Running {
         self.signal("INT");
         let said = self.end();
         said.expect(1, &["interrupted"]);
-        assert!(clock.elapsed() < patience(Duration::from_secs(10)), "{:?}", clock.elapsed());
+        assert!(
+            clock.elapsed() < patience(Duration::from_secs(10)),
+            "{:?}",
+            clock.elapsed()
+        );
         said
     }
 }

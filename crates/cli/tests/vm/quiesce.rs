@@ -427,7 +427,11 @@ fn over_the_budget(scene: &mut Scene<'_>) {
     let caught = Caught::new(scene, 1500);
     let clock = Instant::now();
     await_that("it is thawed", || scene.status() == FreezeStatus::Thawed);
-    assert!(clock.elapsed() < patience(Duration::from_secs(3)), "{:?}", clock.elapsed());
+    assert!(
+        clock.elapsed() < patience(Duration::from_secs(3)),
+        "{:?}",
+        clock.elapsed()
+    );
     assert!(
         scene.watchdog().is_some(),
         "the run still waits, and so does its watchdog"
@@ -453,7 +457,11 @@ fn killed(scene: &mut Scene<'_>) {
     let clock = Instant::now();
     caught.running.signal("KILL");
     await_that("it is thawed", || scene.status() == FreezeStatus::Thawed);
-    assert!(clock.elapsed() < patience(Duration::from_secs(3)), "{:?}", clock.elapsed());
+    assert!(
+        clock.elapsed() < patience(Duration::from_secs(3)),
+        "{:?}",
+        clock.elapsed()
+    );
     assert_eq!(caught.running.end().code, None);
     await_that("the watchdog is gone", || scene.watchdog().is_none());
     let debt = scene.debt();

@@ -205,7 +205,11 @@ fn a_locked_repository(scene: &Scene<'_>) {
             1,
             &["locked by another client", "hint: wait for the other client"],
         );
-    assert!(clock.elapsed() < patience(Duration::from_secs(15)), "{:?}", clock.elapsed());
+    assert!(
+        clock.elapsed() < patience(Duration::from_secs(15)),
+        "{:?}",
+        clock.elapsed()
+    );
 
     // Ctrl-C does not have to wait for the lock.
     let clock = Instant::now();
@@ -224,7 +228,11 @@ fn a_locked_repository(scene: &Scene<'_>) {
             assert_eq!(running.end().code, None);
         }
     }
-    assert!(clock.elapsed() < patience(Duration::from_secs(15)), "{:?}", clock.elapsed());
+    assert!(
+        clock.elapsed() < patience(Duration::from_secs(15)),
+        "{:?}",
+        clock.elapsed()
+    );
     assert!(lock.exists(), "the other client's lock still stands");
     drop(holder.stdin.take());
     assert!(holder.wait().unwrap().success());
@@ -407,7 +415,11 @@ fn a_foreign_backup_job(scene: &Scene<'_>) {
             "hint: run the backup again when that is over",
         ],
     );
-    assert!(clock.elapsed() < patience(Duration::from_secs(15)), "{:?}", clock.elapsed());
+    assert!(
+        clock.elapsed() < patience(Duration::from_secs(15)),
+        "{:?}",
+        clock.elapsed()
+    );
     let dry = scene
         .bench
         .says(scene.lab, &["--json", "backup", "-n", scene.vm()]);
