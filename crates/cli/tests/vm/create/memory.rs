@@ -66,8 +66,7 @@ fn memory_of(pid: u32) -> Vec<u8> {
 
 /// Whether these bytes are in there.
 pub fn contains(all: &[u8], wanted: &[u8]) -> bool {
-    all.windows(wanted.len())
-        .any(|window| window[0] == wanted[0] && window == wanted)
+    memchr::memmem::find(all, wanted).is_some()
 }
 
 /// Makes sure that no file below a directory holds one of these, but those that somebody else keeps: the operator's key
