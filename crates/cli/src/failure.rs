@@ -88,7 +88,7 @@ impl From<BackupError> for Failure {
                 "let it be merged by whoever took it, or with `virsh blockcommit VM DISK --active --pivot`; then run \
                  the backup again",
             ),
-            BackupError::Plan(error @ Unplanned::Away(_)) => Self::failed(error),
+            BackupError::Plan(error @ (Unplanned::Away(_) | Unplanned::Shared { .. })) => Self::failed(error),
             BackupError::Plaintext { ref vm, .. } => {
                 let hint = format!("encrypt it; or write `plaintext = true` into [vm.{vm}] of the configuration");
                 Self::failed(error).hint(hint)

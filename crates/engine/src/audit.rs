@@ -3,11 +3,12 @@
 //! Everything is only looked at. Images are opened read-only and without a lock, also those that a running guest writes
 //! to: headers do not move, and of the data only samples are taken, so that a block which is seen half-written decides
 //! nothing. `look` does that; `judge` (pure) makes findings of it; `clones` (pure) compares every volume of the
-//! hypervisor with every other.
+//! hypervisor with every other; `shared` (pure) finds images that belong to several VMs.
 
 mod clones;
 mod judge;
 mod look;
+mod shared;
 
 use std::cmp::Reverse;
 
@@ -18,6 +19,7 @@ use strongroom_disk::survey::Content;
 
 use crate::cancel::Cancelled;
 use crate::context::Context;
+use crate::files::Inventory;
 use crate::state::StateError;
 use crate::trust::memory::Memory;
 use crate::vm::{Domain, HypervisorError, RunState};
@@ -173,6 +175,12 @@ pub fn run(context: &Context<'_>, vms: &[String], max_age: SignedDuration) -> Re
             .extend(problems(&other).map(|problem| format!("{name} {problem}")));
         seen.push(other);
     }
+    let inventory = Inventory::take(context.hypervisor).unwrap_or_else(|error| {
+        report.not_compared.push(format!(
+            "it cannot be told which VMs use the same files: failed to {error}"
+        ));
+        Inventory::default()
+    });
     let places: Vec<clones::Place<'_>> = seen
         .iter()
         .flat_map(|vm| vm.disks.iter().flat_map(|disk| clones::places(&vm.name, disk)))
@@ -180,6 +188,7 @@ pub fn run(context: &Context<'_>, vms: &[String], max_age: SignedDuration) -> Re
     for vm in seen.iter().take(asked) {
         let mut findings = about(context, vm, max_age);
         findings.extend(clones::findings(&vm.name, &places));
+        findings.extend(shared::findings(&inventory, vm.domain.uuid));
         findings.sort_by_key(|finding| Reverse(finding.level));
         report.vms.push(VmReport {
             vm: vm.name.clone(),

@@ -18,6 +18,7 @@ pub mod pace;
 pub mod plan;
 pub mod scratch;
 pub mod seal;
+mod shared;
 pub mod stream;
 
 use std::collections::BTreeSet;
@@ -347,6 +348,15 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
             disk.target
         ));
     }
+    for difference in &domain.differences {
+        let text = format!("disk {}: {}", difference.target, difference.what);
+        if difference.medium {
+            context.note(text);
+        } else {
+            context.warn(text);
+        }
+    }
+    shared::check(context, &plan)?;
     if dry_run {
         repository.close()?;
         return Ok(Outcome::Planned(plan));

@@ -29,6 +29,7 @@ use crate::cancel::Cancelled;
 use crate::context::Context;
 use crate::define::define;
 use crate::event::Event;
+use crate::files::{InUse, Inventory, Own};
 use crate::restore::draft::{Draft, Published};
 use crate::template::Template;
 use crate::vm::{
@@ -178,6 +179,9 @@ pub enum CreateError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A domain has a file's place.
+    #[error(transparent)]
+    InUse(#[from] InUse),
     /// An image could not be made.
     #[error(transparent)]
     Image(#[from] strongroom_nbd::ImageError),
@@ -384,6 +388,7 @@ fn check(
         }
         .into());
     }
+    let inventory = Inventory::take(context.hypervisor)?;
     for path in places.disks() {
         if path.symlink_metadata().is_ok() {
             return Err(CreateError::File {
@@ -391,6 +396,8 @@ fn check(
                 source: rustix::io::Errno::EXIST.into(),
             });
         }
+        // A file that is not there may be a domain's all the same, which would take this one for its own.
+        inventory.check(path, &Own::none())?;
     }
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use crate::context::Context;
+use crate::files::Inventory;
 use crate::restore::draft::Published;
-use crate::restore::plan::{PlanError, owner};
 use crate::vm::HypervisorError;
 
 /// How long a hypervisor that does not answer is asked what it has done.
@@ -29,20 +29,17 @@ pub fn define<'a>(
     };
     let patience = Instant::now() + PATIENCE;
     loop {
-        let found = files
-            .iter()
-            .find_map(|file| owner(context, file.place()).transpose())
-            .transpose();
+        let found = Inventory::take(context.hypervisor).map(|inventory| {
+            let mut users = files.iter().flat_map(|file| inventory.users_of(file.place()));
+            users.next().map(|held| (held.domain.clone(), held.uuid))
+        });
         match found {
             Ok(None) => return Err(error),
-            Ok(Some((domain, _))) => {
-                context.warn(format!(
-                    "{} is defined, although this failed: {error}",
-                    domain.name
-                ));
-                return Ok((domain.uuid, files));
+            Ok(Some((domain, uuid))) => {
+                context.warn(format!("{domain} is defined, although this failed: {error}"));
+                return Ok((uuid, files));
             }
-            Err(PlanError::Hypervisor(_)) if Instant::now() < patience => std::thread::sleep(RETRY),
+            Err(_) if Instant::now() < patience => std::thread::sleep(RETRY),
             Err(unknown) => {
                 for file in files {
                     context.warn(format!(

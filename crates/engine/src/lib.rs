@@ -16,6 +16,7 @@ mod define;
 pub mod digest;
 pub mod event;
 pub mod exec;
+pub mod files;
 pub mod firmware;
 pub mod headers;
 pub mod history;

@@ -298,6 +298,17 @@ pub enum Exclusion {
     Removable,
 }
 
+impl Exclusion {
+    /// Why, in words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Swap => "swap",
+            Self::Configured => "left out by the configuration",
+            Self::Removable => "removable or read-only",
+        }
+    }
+}
+
 /// One file beside the disks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRecord {

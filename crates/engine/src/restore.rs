@@ -19,7 +19,7 @@ use strongroom_borg::{Access, Repository};
 use uuid::Uuid;
 
 use self::draft::{Draft, Published};
-pub use self::plan::{DiskContent, DiskTarget, RestorePlan};
+pub use self::plan::{DiskContent, DiskTarget, LeftOut, RestorePlan};
 use self::stage::Stage;
 use self::write::WriteError;
 use crate::cancel::Cancelled;
@@ -170,6 +170,8 @@ pub struct Report {
     pub archive: String,
     /// The disks written.
     pub disks: Vec<RestoredDisk>,
+    /// Disks and drives of its definition that it comes without.
+    pub left_out: Vec<LeftOut>,
     /// Seconds it took.
     pub seconds: f64,
 }
@@ -217,7 +219,7 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
     if let Some(image) = &request.onto {
         return bring_to_state(context, request, repository, &point, image, clock);
     }
-    let plan = plan::make(context, request, &point)?;
+    let mut plan = plan::make(context, request, &point)?;
     for disk in &plan.disks {
         if point
             .manifest
@@ -233,9 +235,11 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
     let definition = plan
         .define
         .as_ref()
-        .map(|change| definition(context, &mut repository, &point, change));
-    let definition = definition.transpose()?;
-    plan::check(context, request, &plan, definition.as_deref())?;
+        .map(|change| definition(context, &mut repository, &point, change, request.rename.is_some()));
+    let (definition, left_out) = definition.transpose()?.unzip();
+    plan.left_out = left_out.unwrap_or_default();
+    let vm = point.manifest.vm.uuid;
+    plan::check(context, request, &plan, vm, definition.as_deref())?;
     let mut headers = header::Search::new(context, &mut repository, request, &point)?;
     for disk in &plan.disks {
         headers.find(&mut repository, &disk.target)?;
@@ -253,7 +257,7 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
     context.cancel.check()?;
 
     // All is there. What held hours ago may not hold any more; only then take the places, and tell the hypervisor.
-    plan::check(context, request, &plan, definition.as_deref())?;
+    plan::check(context, request, &plan, vm, definition.as_deref())?;
     let mut published: Vec<Published<'_>> = drafts
         .into_iter()
         .map(|draft| stage.publish(context, draft, request.overwrite))
@@ -296,6 +300,7 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
         uuid,
         archive,
         disks,
+        left_out: plan.left_out,
         seconds,
     }))
 }
@@ -323,6 +328,7 @@ fn bring_to_state(
             archive: point.name(),
             disks: vec![disk],
             files: Vec::new(),
+            left_out: Vec::new(),
             define: None,
         }));
     }
@@ -341,6 +347,7 @@ fn bring_to_state(
         uuid: None,
         archive: point.name(),
         disks: vec![restored],
+        left_out: Vec::new(),
         seconds: clock.elapsed().as_secs_f64(),
     }))
 }
@@ -434,19 +441,22 @@ fn write_all(
     Ok((drafts, failures))
 }
 
-/// The definition as it will be.
+/// The definition as it will be, and what it leaves out.
 fn definition(
     context: &Context<'_>,
     repository: &mut Repository,
     point: &Point,
     change: &Retarget,
-) -> Result<String, RestoreError> {
+    copy: bool,
+) -> Result<(String, Vec<LeftOut>), RestoreError> {
     let bytes = checked_file(repository, point, DOMAIN_PATH, MAX_DOMAIN_XML)?;
     let text = String::from_utf8(bytes).map_err(|_| RestoreError::Altered {
         archive: point.name(),
         path: DOMAIN_PATH.to_owned(),
     })?;
-    Ok(context.hypervisor.retarget(&text, change)?)
+    let stored = context.hypervisor.disks_in(&text)?;
+    let (change, left_out) = plan::fit(change.clone(), &stored, &point.manifest, copy);
+    Ok((context.hypervisor.retarget(&text, &change)?, left_out))
 }
 
 /// A file of the archive, compared with the manifest.

@@ -14,6 +14,7 @@ mod lending;
 mod listener;
 mod new;
 mod timed;
+mod uses;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ pub use self::new::{
     Network, NewDisk, NewDomain, Support,
 };
 pub use self::timed::Timed;
+pub use self::uses::{Role, Store, Use, User, Uses};
 
 /// Why the hypervisor did not do, or did not say, what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +114,15 @@ pub enum DiskSource {
     File(PathBuf),
     /// A block device on the hypervisor.
     Block(PathBuf),
-    /// Anything else (network, volume, vhost-user …), named by libvirt's `type`.
+    /// A volume of a storage pool that the hypervisor has not resolved to a file or block device: the pool does not run, or
+    /// lacks it, or is network storage. Others are [`DiskSource::File`] and [`DiskSource::Block`].
+    Volume {
+        /// The pool's name.
+        pool: String,
+        /// The volume's name.
+        volume: String,
+    },
+    /// Anything else (network, vhost-user …), named by libvirt's `type`.
     Other(String),
     /// No medium (an empty drive).
     None,
@@ -123,7 +133,30 @@ impl DiskSource {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::File(path) | Self::Block(path) => Some(path),
-            Self::Other(_) | Self::None => None,
+            Self::Volume { .. } | Self::Other(_) | Self::None => None,
+        }
+    }
+
+    /// What it is, in words.
+    pub fn words(&self) -> String {
+        match self {
+            Self::File(path) | Self::Block(path) => path.display().to_string(),
+            Self::Volume { pool, volume } => format!("volume {volume} of storage pool {pool}"),
+            Self::Other(kind) => format!("storage of type {kind}"),
+            Self::None => "no medium".into(),
+        }
+    }
+
+    /// Why it has no path, and what to do; nothing if it has one.
+    pub fn why_no_path(&self) -> Option<String> {
+        match self {
+            Self::File(_) | Self::Block(_) => None,
+            Self::Volume { pool, volume } => Some(format!(
+                "storage pool {pool} does not tell where its volume {volume} is; `virsh pool-start {pool}` or \
+                 `virsh pool-refresh {pool}`"
+            )),
+            Self::Other(kind) => Some(format!("it is neither a file nor a block device ({kind})")),
+            Self::None => Some("it has no medium".into()),
         }
     }
 }
@@ -187,8 +220,11 @@ pub struct Domain {
     pub state: RunState,
     /// Its disks in the order of the definition (of the live one while it runs).
     pub disks: Vec<Disk>,
-    /// The inactive definition with its secrets: what [`Hypervisor::define`] takes back.
+    /// The definition with its secrets: what [`Hypervisor::define`] takes back. It is the stored one, but for the disks of a
+    /// domain that runs with others: those are as they run.
     pub xml: String,
+    /// How the disks that it runs with differ from those in its stored definition, a sentence each.
+    pub differences: Vec<Difference>,
     /// UEFI variable store, if any.
     pub nvram: Option<PathBuf>,
     /// Its memory is saved: the next start resumes it, with the disks as they are now.
@@ -208,6 +244,17 @@ pub struct Domain {
     pub busy: Option<String>,
     /// External snapshots that the hypervisor knows of and whose overlays are in use.
     pub snapshots: Vec<Snapshot>,
+}
+
+/// A disk that is not the same in the running domain and in its stored definition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Target device name.
+    pub target: String,
+    /// It is a removable or read-only one, of which nothing is backed up.
+    pub medium: bool,
+    /// What differs (`it is attached to the running domain only`).
+    pub what: String,
 }
 
 /// Without the definition, which holds secrets.
@@ -291,10 +338,13 @@ pub struct Retarget {
     pub uuid: Option<Uuid>,
     /// Drop the MAC addresses, so that new ones are made.
     pub new_macs: bool,
-    /// `(target, file)`: these disks become qcow2 files at these paths, without a backing store.
+    /// `(target, file)`: these disks become qcow2 files at these paths, without a backing store. A disk that the definition
+    /// lacks is added.
     pub disks: Vec<(String, PathBuf)>,
     /// These disks are taken out.
     pub drop_disks: Vec<String>,
+    /// These drives lose their medium.
+    pub empty_drives: Vec<String>,
     /// The UEFI variable store lies here.
     pub nvram: Option<PathBuf>,
 }
@@ -318,7 +368,7 @@ pub struct BadBitmap {
 }
 
 /// The hypervisor. Implementations are shared between threads.
-pub trait Hypervisor: Agent + Chains + Creation + Files + Lending + Send + Sync {
+pub trait Hypervisor: Agent + Chains + Creation + Files + Lending + Uses + Send + Sync {
     /// The URI as configured, for messages.
     fn uri(&self) -> &str;
 

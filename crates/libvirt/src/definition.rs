@@ -159,6 +159,20 @@ fn source(disk: Node<'_, '_>) -> DiskSource {
     match disk.attribute("type").unwrap_or("file") {
         "file" => path("file").map_or(DiskSource::None, DiskSource::File),
         "block" => path("dev").map_or(DiskSource::None, DiskSource::Block),
+        "volume" => {
+            let place = child(disk, "source");
+            let name = |attribute| {
+                place
+                    .and_then(|place| place.attribute(attribute))
+                    .map(str::to_owned)
+            };
+            match (name("pool"), name("volume")) {
+                (Some(pool), Some(volume)) => DiskSource::Volume { pool, volume },
+                _ => DiskSource::None,
+            }
+        }
+        // A drive without a medium keeps the type that the last one had.
+        _ if child(disk, "source").is_none() => DiskSource::None,
         other => DiskSource::Other(other.to_owned()),
     }
 }

@@ -38,6 +38,7 @@ pub fn retarget(xml: &str) {
             .map(|disk| (disk.target.clone(), place(&disk.target)))
             .collect(),
         drop_disks: Vec::new(),
+        empty_drives: Vec::new(),
         nvram: before.nvram.map(|_| place("vars")),
     };
     let Ok(result) = retarget::rewrite(xml, &change) else {

@@ -25,7 +25,7 @@ use crate::connection::{Libvirt, words};
 use crate::job::Described;
 use crate::sys::Checkpoint;
 use crate::uri::Uri;
-use crate::{capabilities, definition, image, job, retarget, ssh, sys};
+use crate::{capabilities, definition, image, job, retarget, running, ssh, sys};
 
 /// How long an aborted job may take to go away: QEMU closes its scratch files first, and libvirt hears of its end only after it
 /// has waited half a minute for each time that the guest was reset meanwhile.
@@ -416,24 +416,30 @@ impl Libvirt {
             Enum::Known(DomainState::Running | DomainState::Blocked) => RunState::Running,
             _ => RunState::Paused,
         };
-        let xml = match handle.xml_desc(VIR_DOMAIN_XML_INACTIVE | VIR_DOMAIN_XML_SECURE) {
+        let secure = |flags| match handle.xml_desc(flags | VIR_DOMAIN_XML_SECURE) {
             // Who may not see the passwords in a definition restores it without them.
-            Err(error) if is(&error, ErrorNumber::AccessDenied) => handle.xml_desc(VIR_DOMAIN_XML_INACTIVE),
+            Err(error) if is(&error, ErrorNumber::AccessDenied) => handle.xml_desc(flags),
             xml => xml,
         };
-        let xml = xml.map_err(failed)?;
+        let mut xml = secure(VIR_DOMAIN_XML_INACTIVE).map_err(failed)?;
         let definition = definition::read(&xml).map_err(bad)?;
-        let mut disks = if state.is_active() {
-            self.live_disks(handle)?
-        } else {
-            definition.disks
-        };
+        let mut disks = definition.disks;
+        let mut differences = Vec::new();
+        if state.is_active() {
+            let live = secure(0).map_err(failed)?;
+            disks = definition::read(&live).map_err(bad)?.disks;
+            let running = running::definition(&xml, &live).map_err(bad)?;
+            xml = running.xml.unwrap_or(xml);
+            differences = running.differences;
+        }
+        self.resolve(&mut disks)?;
         for disk in &mut disks {
             disk.bitmaps = image::bitmaps(&disk.format, &disk.source, self.local());
             disk.size = match size(handle, disk) {
                 // A running domain has its media open; that it cannot say how large they are is no missing medium.
                 Err(error) if state.is_active() => return Err(failed(error)),
-                size => size.ok().flatten(),
+                // Of a volume of a shut-off domain libvirt says nothing; its pool, or the image, has said it.
+                size => size.ok().flatten().or(disk.size),
             };
         }
         let reason = handle.state().map_err(failed)?.1;
@@ -458,6 +464,7 @@ impl Libvirt {
             state,
             disks,
             xml,
+            differences,
             nvram: definition.nvram,
             has_tpm: definition.has_tpm,
             memory_encryption: definition.launch_security,

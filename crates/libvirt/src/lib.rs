@@ -15,6 +15,8 @@
 //! * `chains` says who names which image of a disk (definitions, and QEMU itself through `qemu`), and takes, commits
 //!   and repairs external snapshots; `repair` mends libvirt's own memory of one;
 //! * `capabilities` says whether backup jobs can run;
+//! * `uses` says which files the domains use, `volumes` where a pool's volume lies; `running` puts the disks that a domain runs
+//!   with into its definition;
 //! * `compose` writes the definition of a new domain, `host` reads what its host can give it, `creation` makes it;
 //! * [`machine`] reads from a definition which files a VM consists of, without a connection: for libvirt's hook;
 //! * `hypervisor` puts the rest together behind the port.
@@ -39,6 +41,7 @@ mod machine;
 mod qemu;
 mod repair;
 mod retarget;
+mod running;
 mod serving;
 mod sockets;
 mod ssh;
@@ -46,6 +49,8 @@ mod storage;
 mod sys;
 mod tree;
 mod uri;
+mod uses;
+mod volumes;
 mod xml;
 
 #[doc(hidden)]

@@ -1,10 +1,12 @@
-//! Which files a VM consists of, read from its definition alone: libvirt's hook must not call libvirt.
+//! Which files a VM consists of, read from its definition alone: libvirt's hook must not call libvirt. Where it may be asked,
+//! volumes of storage pools are found, too.
 
 use std::path::PathBuf;
 
 use strongroom_engine::image_seal::NamedFile;
 use strongroom_engine::image_seal::vm::Machine;
 
+use crate::connection::Libvirt;
 use crate::definition;
 use crate::xml::{child, parse, text};
 
@@ -34,6 +36,16 @@ pub fn machine(xml: &str) -> Result<Machine, String> {
         disks: definition.disks,
         files,
     })
+}
+
+impl Libvirt {
+    /// The same, with each volume of a storage pool as the file or device that it is.
+    pub fn machine(&self, xml: &str) -> Result<Machine, String> {
+        let mut machine = machine(xml)?;
+        self.resolve(&mut machine.disks)
+            .map_err(|error| error.to_string())?;
+        Ok(machine)
+    }
 }
 
 #[cfg(test)]

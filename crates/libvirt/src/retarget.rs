@@ -1,8 +1,8 @@
 //! Rewrites a domain definition for another place, name or identity, and keeps all the rest of it as it was.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use strongroom_engine::vm::{Disk, DiskSource, Retarget};
+use strongroom_engine::vm::{Bitmaps, Disk, DiskSource, Retarget};
 use uuid::Uuid;
 
 use crate::definition::{self, Definition};
@@ -41,11 +41,22 @@ pub fn rewrite(xml: &str, change: &Retarget) -> Result<String, String> {
                 .find(|(name, _)| Some(name) == target.as_ref())
             {
                 to_file(disk, writable_path("the new place of a disk", file)?)?;
+            } else if target.is_some_and(|target| change.empty_drives.contains(&target)) {
+                disk.drop_elements(|child| child.name() == "source" || OF_THE_SOURCE.contains(&child.name()));
             }
         }
         if change.new_macs {
             let interfaces = devices.elements_mut("interface");
             interfaces.for_each(|interface| interface.drop_elements(|child| child.name() == "mac"));
+        }
+    }
+    if let Some(devices) = domain.elements_mut("devices").next() {
+        for (target, file) in lacking(&before, change) {
+            let mut disk = Element::new("disk")
+                .with("device", "disk")
+                .with_child(Element::new("target").with("dev", target));
+            to_file(&mut disk, writable_path("the new place of a disk", file)?)?;
+            devices.push(disk);
         }
     }
     if let Some(nvram) = &change.nvram {
@@ -91,9 +102,7 @@ pub fn facts(definition: Definition) -> Facts {
 fn wanted(before: &Definition, change: &Retarget) -> Result<Facts, String> {
     let mut disks = Vec::new();
     for (target, _) in &change.disks {
-        if !before.disks.iter().any(|disk| disk.target == *target) {
-            return Err(format!("it has no disk {target}"));
-        }
+        definition::check_target(target)?;
         if change.drop_disks.contains(target) {
             return Err(format!("disk {target} cannot be both placed and taken out"));
         }
@@ -110,9 +119,12 @@ fn wanted(before: &Definition, change: &Retarget) -> Result<Facts, String> {
             if disk.device == "lun" {
                 "disk".clone_into(&mut disk.device);
             }
+        } else if change.empty_drives.contains(&disk.target) {
+            disk.source = DiskSource::None;
         }
         disks.push(disk);
     }
+    disks.extend(lacking(before, change).map(|(target, file)| added(target, file)));
     if change.nvram.is_some() && before.nvram.is_none() {
         return Err("it has no UEFI variable store".into());
     }
@@ -125,6 +137,31 @@ fn wanted(before: &Definition, change: &Retarget) -> Result<Facts, String> {
         launch_security: before.launch_security.clone(),
         extras: before.extras.clone(),
     }))
+}
+
+/// Disks that the definition lacks. libvirt gives them a bus that fits their name.
+fn lacking<'a>(
+    before: &'a Definition,
+    change: &'a Retarget,
+) -> impl Iterator<Item = (&'a str, &'a Path)> + use<'a> {
+    let known = |target: &str| before.disks.iter().any(|disk| disk.target == target);
+    let new = change.disks.iter().filter(move |(target, _)| !known(target));
+    new.map(|(target, file)| (target.as_str(), file.as_path()))
+}
+
+fn added(target: &str, file: &Path) -> Disk {
+    Disk {
+        target: target.to_owned(),
+        device: "disk".into(),
+        source: DiskSource::File(file.to_owned()),
+        format: FORMAT.into(),
+        serial: None,
+        read_only: false,
+        discard: false,
+        size: None,
+        bitmaps: Bitmaps::Unknown,
+        encrypted: false,
+    }
 }
 
 /// Sets the UUID, also where the domain repeats it as that of its mainboard: libvirt refuses the two to differ.

@@ -33,6 +33,12 @@ pub fn backup_xml(domain: &Domain) -> Result<String, Error> {
     unsafe { owned_string(sys::virDomainBackupGetXMLDesc(domain.as_ptr(), 0)) }
 }
 
+/// The definition that a domain's saved memory is resumed with.
+pub fn managed_save_xml(domain: &Domain) -> Result<String, Error> {
+    // SAFETY: the domain is alive while borrowed; the result is null or a string that is ours to free.
+    unsafe { owned_string(sys::virDomainManagedSaveGetXMLDesc(domain.as_ptr(), 0)) }
+}
+
 /// Asks whatever job holds the domain to stop.
 pub fn abort_job(domain: &Domain) -> Result<(), Error> {
     // SAFETY: the domain is alive while borrowed.

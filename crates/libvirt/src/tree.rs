@@ -177,6 +177,24 @@ impl Element {
             .retain(|child| !matches!(child, Node::Element(element) if drop(element)));
     }
 
+    /// Adds a child behind the others.
+    pub fn push(&mut self, element: Element) {
+        self.children.push(Node::Element(element));
+    }
+
+    /// Takes out all child elements of that name, in order.
+    pub fn take_elements(&mut self, name: &str) -> Vec<Element> {
+        let (taken, kept) = std::mem::take(&mut self.children)
+            .into_iter()
+            .partition::<Vec<_>, _>(|child| matches!(child, Node::Element(found) if found.name() == name));
+        self.children = kept;
+        let elements = taken.into_iter().filter_map(|child| match child {
+            Node::Element(element) => Some(element),
+            Node::Other(_) => None,
+        });
+        elements.collect()
+    }
+
     /// Puts `element` where the first child of its name stands and takes out the others of that name; with none,
     /// it becomes the first child.
     pub fn replace_element(&mut self, element: Element) {

@@ -185,6 +185,14 @@ fn describe(settings: &Settings, parts: &Parts, name: &str) -> Result<(), Failur
             )));
         }
     }
+    if domain.disks.is_empty() {
+        return Err(Failure::usage(format!(
+            "protect {name}: it has no disk, so that there is nothing to back up"
+        ))
+        .hint(format!(
+            "`virsh dumpxml --inactive --security-info {name}` saves its definition"
+        )));
+    }
     for disk in domain.disks.iter().filter(|disk| disk.source != DiskSource::None) {
         let size = disk.size.map(bytes).unwrap_or_default();
         let marked = disk

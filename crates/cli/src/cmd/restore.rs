@@ -50,6 +50,9 @@ fn planned(settings: &Settings, plan: &RestorePlan) {
             disk.path.display()
         ));
     }
+    for left in &plan.left_out {
+        Ui::out(format!("{}: left out; {}", left.target, left.what));
+    }
 }
 
 fn done(settings: &Settings, report: &Report) {
@@ -65,6 +68,11 @@ fn done(settings: &Settings, report: &Report) {
         settings
             .ui
             .info(format!("{}: {} ({what})", disk.target, disk.path.display()));
+    }
+    for left in &report.left_out {
+        settings
+            .ui
+            .info(format!("{}: left out; {}", left.target, left.what));
     }
     let defined = report
         .uuid

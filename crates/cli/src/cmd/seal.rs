@@ -7,7 +7,7 @@ use strongroom_engine::config::{Config, Signing};
 use strongroom_engine::image_seal::vm::{Machine, disk_name};
 use strongroom_engine::image_seal::{self, Place, SealError};
 use strongroom_engine::state::StateDirectory;
-use strongroom_engine::vm::{Domain, Hypervisor as _, RunState};
+use strongroom_engine::vm::{Disk, DiskSource, Domain, Hypervisor as _, RunState};
 use strongroom_libvirt::{Libvirt, machine};
 
 use crate::args::{Seal, VerifyImage};
@@ -92,7 +92,9 @@ fn seal(
         )));
     }
     let domain = at_rest(hypervisor, vm)?;
-    let machine = machine(&domain.xml).map_err(|reason| Failure::failed(format!("seal {vm}: {reason}")))?;
+    let machine = hypervisor
+        .machine(&domain.xml)
+        .map_err(|reason| Failure::failed(format!("seal {vm}: {reason}")))?;
     let of_vm = config.vm.get(vm).cloned().unwrap_or_default();
     let files = machine.files(|disk| args.with_swap || !disk.is_swap(&of_vm))?;
     let signing = signing(config);
@@ -198,10 +200,11 @@ fn definition(
     args: &VerifyImage,
 ) -> Result<Machine, Failure> {
     let failed = |reason: String| Failure::failed(format!("verify {vm}: {reason}"));
-    let xml = match &args.definition {
+    let found = match &args.definition {
         None => {
             let hypervisor = Libvirt::connect(config.hypervisor_of(vm)).map_err(Failure::failed)?;
-            at_rest(&hypervisor, vm)?.xml
+            let xml = at_rest(&hypervisor, vm)?.xml;
+            hypervisor.machine(&xml)
         }
         Some(path) => {
             let mut text = String::new();
@@ -211,10 +214,19 @@ fn definition(
                 std::fs::File::open(path).and_then(|file| file.take(MAX_DEFINITION).read_to_string(&mut text))
             };
             read.map_err(|error| failed(format!("read {}: {error}", path.display())))?;
-            text
+            machine(&text)
         }
     };
-    let found = machine(&xml).map_err(failed)?;
+    let found = found.map_err(failed)?;
+    let volume = |disk: &&Disk| matches!(disk.source, DiskSource::Volume { .. });
+    if let (Some(_), Some(disk)) = (&args.definition, found.disks.iter().find(volume)) {
+        return Err(failed(format!(
+            "disk {} is {}, and only libvirt knows where that lies, which may not be asked from its hook",
+            disk.target,
+            disk.source.words()
+        ))
+        .hint("name the file in the definition (`<disk type='file'>`), or verify without --definition"));
+    }
     if found.name != vm {
         return Err(failed(format!("the definition is that of {:?}", found.name)));
     }

@@ -3,19 +3,18 @@
 //! Digests of equal keys differ, since they are salted; equal ones come from a copied header. Ciphertext does not lie: the
 //! same at the same place is the same plaintext under the same key.
 
-use std::path::Path;
-
 use strongroom_disk::survey::Samples;
 use strongroom_disk::{Luks, Survey};
 
 use super::{DiskLook, Finding, Level};
+use crate::files::identity::Identity;
 
 /// A volume, and where it is.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
     vm: &'a str,
     disk: &'a str,
-    image: Option<&'a Path>,
+    image: Option<&'a Identity>,
     luks: &'a Luks,
     samples: &'a Samples,
 }
@@ -27,7 +26,7 @@ pub fn places<'a>(vm: &'a str, disk: &'a DiskLook) -> Vec<Place<'a>> {
     let place = |(luks, samples)| Place {
         vm,
         disk: &disk.target,
-        image: disk.image.as_deref(),
+        image: disk.identity.as_ref(),
         luks,
         samples,
     };
@@ -39,7 +38,7 @@ pub fn findings(vm: &str, all: &[Place<'_>]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for own in all.iter().filter(|place| place.vm == vm) {
         for other in all {
-            // One image in two VMs is one volume.
+            // One image in two VMs is one volume, and so is one under two names.
             if own.image == other.image || (own.vm, own.disk) == (other.vm, other.disk) {
                 continue;
             }

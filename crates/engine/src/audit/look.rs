@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use strongroom_disk::Survey;
 use strongroom_nbd::{Backing, Client, Format, ImageInfo, Options, QemuNbd, Serve, image_info};
 
-use crate::vm::{Disk, DiskSource, Domain};
+use crate::files::identity::Identity;
+use crate::vm::{Disk, DiskSource, Domain, Store};
 
 /// How often a look is taken that fails: what a running guest's image says may be half-written.
 const LOOKS: usize = 3;
@@ -17,6 +18,8 @@ pub struct DiskLook {
     pub target: String,
     /// Its image.
     pub image: Option<PathBuf>,
+    /// What tells that from all others.
+    pub identity: Option<Identity>,
     /// It is said to hold nothing but swap.
     pub swap: bool,
     /// Discards reach the image.
@@ -35,10 +38,11 @@ pub fn disks(domain: &Domain, swap: &[String]) -> Vec<DiskLook> {
         let Some(disk) = disk else { continue };
         match (&look.image, format(disk)) {
             (Some(image), Ok(format)) => {
+                look.identity = Some(Identity::of(&Store::Path(image.clone()), true));
                 look.info = image_info(image, format, true).ok();
                 look.survey = survey(image, format);
             }
-            (None, _) => look.survey = Err("it lies on no file or block device".into()),
+            (None, _) => look.survey = Err(disk.source.why_no_path().unwrap_or_default()),
             (_, Err(reason)) => look.survey = Err(reason),
         }
     }
@@ -51,6 +55,7 @@ pub fn out_of_reach(domain: &Domain, swap: &[String]) -> Vec<DiskLook> {
     let look = |disk: &Disk| DiskLook {
         target: disk.target.clone(),
         image: disk.source.path().map(Path::to_owned),
+        identity: None,
         swap: swap.contains(&disk.target)
             || disk
                 .serial

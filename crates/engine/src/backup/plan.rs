@@ -113,9 +113,38 @@ pub enum PlanError {
         /// The snapshot.
         snapshot: Snapshot,
     },
-    /// All disks are excluded, or there are none.
-    #[error("plan the backup of {0}: no disk is left to back up")]
-    NoDisks(String),
+    /// It has no disks.
+    #[error(
+        "plan the backup of {0}: it has no disk, so that there is nothing to back up; \
+         `virsh dumpxml --inactive --security-info {0}` saves its definition"
+    )]
+    Diskless(String),
+    /// All disks are left out.
+    #[error(
+        "plan the backup of {vm}: none of its disks is to be backed up ({}); take one out of `exclude` or `swap`, or the VM \
+         out of the configuration", .disks.join(", ")
+    )]
+    NoDisks {
+        /// The VM.
+        vm: String,
+        /// Its disks and drives, and why each is left out.
+        disks: Vec<String>,
+    },
+    /// Another domain writes to what is to be read.
+    #[error(
+        "back up {vm}: it is shut off, but {domain:?} runs and writes to {} of its disk {target}; shut {domain} down, or leave \
+         the disk out with `exclude`", .store
+    )]
+    Shared {
+        /// The VM.
+        vm: String,
+        /// Its disk.
+        target: String,
+        /// The image.
+        store: String,
+        /// Who writes to it.
+        domain: String,
+    },
     /// A disk's size is not known.
     #[error("plan the backup of {vm}: the hypervisor does not tell the size of disk {target}")]
     NoSize {
@@ -126,13 +155,15 @@ pub enum PlanError {
     },
     /// A disk of a shut-off VM that cannot be opened as a file or device.
     #[error(
-        "plan the backup of {vm}: it is shut off, and disk {target} is neither a file nor a block device; start the VM"
+        "plan the backup of {vm}: it is shut off, and disk {target} cannot be read: {why}; or start the VM"
     )]
     NotReadable {
         /// The VM.
         vm: String,
         /// The disk.
         target: String,
+        /// Why not.
+        why: String,
     },
 }
 
@@ -226,8 +257,13 @@ pub fn make(
             disks.push(plan_disk(domain, disk, config, parent, run)?);
         }
     }
+    if domain.disks.is_empty() {
+        return Err(PlanError::Diskless(vm));
+    }
     if disks.is_empty() {
-        return Err(PlanError::NoDisks(vm));
+        let why = |disk: &ExcludedPlan| format!("{}: {}", disk.target, disk.why.words());
+        let disks = excluded.iter().map(why).collect();
+        return Err(PlanError::NoDisks { vm, disks });
     }
     let of_a_disk = |snapshot: &&Snapshot| disks.iter().any(|disk| disk.target == snapshot.target);
     if let Some(snapshot) = domain.snapshots.iter().find(of_a_disk) {
@@ -298,11 +334,9 @@ fn plan_disk(
     let target = disk.target.clone();
     let online = domain.state.is_active();
     let source = disk.source.path().map(Path::to_owned);
-    if !online && source.is_none() {
-        return Err(PlanError::NotReadable {
-            vm: domain.name.clone(),
-            target,
-        });
+    if !online && let Some(why) = disk.source.why_no_path() {
+        let vm = domain.name.clone();
+        return Err(PlanError::NotReadable { vm, target, why });
     }
     let Some(size) = disk.size else {
         return Err(PlanError::NoSize {
@@ -323,11 +357,7 @@ fn plan_disk(
         ),
         Err(reason) => (Mode::Full, reason, None),
     };
-    // Scratch files grow with what the guest overwrites: they belong on the storage that holds the disk.
-    let directory = match &disk.source {
-        DiskSource::File(path) => path.parent().unwrap_or(&config.images),
-        _ => &config.images,
-    };
+    let directory = beside(&disk.source).unwrap_or(&config.images);
     Ok(DiskPlan {
         host_encrypted: disk.encrypted,
         size,
@@ -343,6 +373,15 @@ fn plan_disk(
         scratch: directory.join(format!("{PREFIX}{}-{target}.scratch", run.id)),
         target,
     })
+}
+
+/// Where scratch files and overlays of a disk belong, if it is a file: they grow with what the guest overwrites, on the
+/// storage that holds the disk.
+pub fn beside(source: &DiskSource) -> Option<&Path> {
+    match source {
+        DiskSource::File(path) => path.parent(),
+        _ => None,
+    }
 }
 
 /// Whether a disk can be read incrementally; if not, why not.

@@ -45,16 +45,12 @@ impl Machine {
         };
         let mut files = Vec::new();
         for disk in self.disks.iter().filter(|disk| wanted(disk)) {
-            let path = match &disk.source {
-                DiskSource::File(path) | DiskSource::Block(path) => path,
-                // An empty drive.
-                DiskSource::None => continue,
-                DiskSource::Other(kind) => {
-                    return Err(refused(
-                        disk,
-                        format!("it is neither a file nor a block device ({kind})"),
-                    ));
-                }
+            // An empty drive.
+            if disk.source == DiskSource::None {
+                continue;
+            }
+            let Some(path) = disk.source.path() else {
+                return Err(refused(disk, disk.source.why_no_path().unwrap_or_default()));
             };
             chain(&disk.target, path, &disk.format, &mut files).map_err(|reason| refused(disk, reason))?;
         }

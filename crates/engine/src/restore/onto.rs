@@ -23,9 +23,10 @@ use crossbeam_channel::bounded;
 use strongroom_borg::{ChunkId, Opener, Repository, Spare};
 use strongroom_disk::{Extent, ExtentMap, Kind, RangeSet};
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Sparse, Zeroing};
+use uuid::Uuid;
 
 use super::header::Found;
-use super::plan::{self, PlanError};
+use super::plan::PlanError;
 use super::write::{self, Placed, WriteError};
 use super::{DiskContent, DiskTarget, ImageFormat, Request, RestoreError, RestoredDisk};
 use crate::backup::areas::{carved_from, with_holes};
@@ -34,8 +35,9 @@ use crate::backup::pace::unhindered;
 use crate::batch::{Batches, join, workers_wanted};
 use crate::context::Context;
 use crate::event::Event;
+use crate::files::identity::same_inode;
+use crate::files::{Inventory, Own};
 use crate::history::Point;
-use crate::vm::Domain;
 
 /// Chunks that wait for a worker.
 const QUEUE: usize = 4;
@@ -91,7 +93,7 @@ impl Place {
         if self.image.try_exists().map_err(self.error())? {
             // Two names of one file are what a death between taking the one and giving up the other leaves; a merge that is
             // not over has the image under the other name alone.
-            if !plan::same_inode(&self.image, &self.aside) {
+            if !same_inode(&self.image, &self.aside) {
                 return Err(WriteError::Merge {
                     path: self.image.clone(),
                     aside: self.aside.clone(),
@@ -142,13 +144,16 @@ fn lock(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// The domain whose disk an image is: name and UUID.
+pub type Owner = (String, Uuid);
+
 /// Where the content goes, and whose disk it is.
 pub fn target(
     context: &Context<'_>,
     request: &Request,
     point: &Point,
     image: &Path,
-) -> Result<(DiskTarget, Option<Domain>), RestoreError> {
+) -> Result<(DiskTarget, Option<Owner>), RestoreError> {
     let [target] = request.disks.as_slice() else {
         return Err(PlanError::OneDisk.into());
     };
@@ -169,9 +174,12 @@ pub fn target(
         path: image.to_owned(),
         source,
     })?;
-    let owner = plan::owner(context, &path)?;
+    let inventory = Inventory::take(context.hypervisor)?;
+    let owner = inventory
+        .owner(&path, &request.point.vm)
+        .map_err(PlanError::InUse)?;
     // As defined, never probed.
-    let defined = owner.as_ref().map(|(_, format)| format.as_str());
+    let defined = owner.and_then(|held| held.format.as_deref());
     let format = match defined {
         Some("qcow2") => ImageFormat::Qcow2,
         Some("raw") => ImageFormat::Raw,
@@ -185,7 +193,7 @@ pub fn target(
         size: record.size,
         content: DiskContent::Archived,
     };
-    Ok((disk, owner.map(|(domain, _)| domain)))
+    Ok((disk, owner.map(|held| (held.domain.clone(), held.uuid))))
 }
 
 /// Brings the image to the state of the restore point.
@@ -195,22 +203,17 @@ pub fn disk(
     point: &Point,
     disk: &DiskTarget,
     headers: &[Found],
-    owner: Option<&Domain>,
+    owner: Option<&Owner>,
 ) -> Result<RestoredDisk, RestoreError> {
     // No backup of the same VM may begin meanwhile.
     let mut state = match owner {
-        Some(domain) => Some(
-            context
-                .state
-                .lock(&domain.name, domain.uuid)
-                .map_err(PlanError::State)?,
-        ),
+        Some((name, uuid)) => Some(context.state.lock(name, *uuid).map_err(PlanError::State)?),
         None => None,
     };
-    if let (Some(state), Some(domain)) = (&state, owner)
+    if let (Some(state), Some((name, _))) = (&state, owner)
         && state.records().run.is_some()
     {
-        return Err(PlanError::Interrupted(domain.name.clone()).into());
+        return Err(PlanError::Interrupted(name.clone()).into());
     }
     let failed = |source| RestoreError::Disk {
         disk: disk.target.clone(),
@@ -221,7 +224,9 @@ pub fn disk(
         ImageFormat::Qcow2 => Format::Qcow2,
         ImageFormat::Raw => Format::Raw,
     };
-    let free = || plan::check_unused(context, std::slice::from_ref(&disk.path));
+    let own = owner.map_or_else(Own::none, |(name, uuid)| Own::of(name, *uuid));
+    let free =
+        || -> Result<(), PlanError> { Ok(Inventory::take(context.hypervisor)?.check(&disk.path, &own)?) };
     free()?;
     if place.finish(format).map_err(failed)? {
         context.note(format!(

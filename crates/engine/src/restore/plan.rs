@@ -12,13 +12,11 @@ use uuid::Uuid;
 use super::{ImageFormat, Request};
 use crate::backup::plan::archive_prefix;
 use crate::context::Context;
+use crate::files::{InUse, Inventory, Own};
 use crate::firmware;
 use crate::history::Point;
-use crate::manifest::{Exclusion, NVRAM_PATH};
-use crate::vm::{Domain, HypervisorError, Retarget};
-
-/// Images below a disk that are looked at.
-const DEEPEST: usize = 16;
+use crate::manifest::{Exclusion, Manifest, NVRAM_PATH};
+use crate::vm::{Disk, DiskSource, HypervisorError, Retarget};
 
 /// What a restore will do.
 #[derive(Debug, Clone, Serialize)]
@@ -31,6 +29,8 @@ pub struct RestorePlan {
     pub disks: Vec<DiskTarget>,
     /// Where files beside the disks go: UEFI variables, state of the TPM.
     pub files: Vec<FileTarget>,
+    /// Disks and drives of its definition that the VM comes without.
+    pub left_out: Vec<LeftOut>,
     /// How the definition changes; `None` if no domain will be defined.
     #[serde(skip)]
     pub define: Option<Retarget>,
@@ -58,6 +58,15 @@ pub struct FileTarget {
     pub path: String,
     /// Where it goes.
     pub to: PathBuf,
+}
+
+/// A disk or drive that the restored VM comes without.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    /// Target device name.
+    pub target: String,
+    /// What is missing, and why.
+    pub what: String,
 }
 
 /// What a restored disk holds.
@@ -89,16 +98,9 @@ pub enum PlanError {
     /// Only regular files are made and replaced.
     #[error("write {0}: it is not a regular file")]
     NotAFile(PathBuf),
-    /// A domain uses the file, or will when its saved memory is resumed.
-    #[error(
-        "replace {path}: domain {domain:?} runs on it, or will when its saved memory is resumed; shut it down first"
-    )]
-    InUse {
-        /// The file.
-        path: PathBuf,
-        /// Who uses it.
-        domain: String,
-    },
+    /// A domain uses the file.
+    #[error(transparent)]
+    InUse(#[from] InUse),
     /// A domain's disks are made as qcow2.
     #[error(
         "restore a whole VM onto raw images: its disks are made as qcow2; single disks come as raw with --disk"
@@ -115,16 +117,6 @@ pub enum PlanError {
     /// A restore onto an image is of one disk.
     #[error("restore onto an image: name the one disk that it is for with --disk")]
     OneDisk,
-    /// The image is below another one.
-    #[error("change {path}: it is below {above}, a disk of domain {domain:?}")]
-    Below {
-        /// The image.
-        path: PathBuf,
-        /// The overlay.
-        above: PathBuf,
-        /// Whose it is.
-        domain: String,
-    },
     /// An interrupted backup may have left the VM's disks on overlays.
     #[error("change the disks of {0}: an interrupted backup is on record; `strongroom recover {0}` first")]
     Interrupted(String),
@@ -182,6 +174,7 @@ pub fn make(context: &Context<'_>, request: &Request, point: &Point) -> Result<R
         } else {
             Vec::new()
         },
+        left_out: Vec::new(),
         define: None,
         vm,
     };
@@ -200,18 +193,20 @@ pub fn make(context: &Context<'_>, request: &Request, point: &Point) -> Result<R
             return Err(PlanError::RemoteTpm(context.hypervisor.uri().to_owned()));
         }
     }
-    let define = definition_change(request, point, &plan, uuid);
+    let define = definition_change(request, &plan, uuid);
     Ok(RestorePlan {
         define: Some(define),
         ..plan
     })
 }
 
-/// Refuses what is in the way. Asked twice: before anything is written, and before anything takes its place.
+/// Refuses what is in the way, `vm` being the VM of the restore point. Asked twice: before anything is written, and before
+/// anything takes its place.
 pub fn check(
     context: &Context<'_>,
     request: &Request,
     plan: &RestorePlan,
+    vm: Uuid,
     definition: Option<&str>,
 ) -> Result<(), PlanError> {
     let paths: Vec<&PathBuf> = plan
@@ -239,92 +234,28 @@ pub fn check(
             .hypervisor
             .check_definable(definition, request.overwrite)?;
     }
-    if request.overwrite && context.hypervisor.is_local() {
-        let paths: Vec<PathBuf> = paths.into_iter().cloned().collect();
-        check_unused(context, &paths)?;
-    }
-    Ok(())
-}
-
-/// Refuses files that a domain runs on, or will when its saved memory is resumed.
-pub fn check_unused(context: &Context<'_>, paths: &[PathBuf]) -> Result<(), PlanError> {
-    for name in context.hypervisor.domain_names()? {
-        let domain = match context.hypervisor.domain(&name) {
-            Err(HypervisorError::NoSuchDomain(..)) => continue,
-            domain => domain?,
-        };
-        let in_use = domain.disks.iter().filter_map(|disk| disk.source.path());
-        if !domain.state.is_active() && !domain.saved {
-            continue;
-        }
-        if let Some(path) = paths
-            .iter()
-            .find(|path| in_use.clone().any(|used| same_file(used, path)))
-        {
-            return Err(PlanError::InUse {
-                path: path.clone(),
-                domain: name,
-            });
+    // Single disks come to this machine, of which the hypervisor of another one knows nothing.
+    if away || context.hypervisor.is_local() {
+        let inventory = Inventory::take(context.hypervisor)?;
+        let own = own(request, plan, vm);
+        for path in paths {
+            inventory.check(path, &own)?;
         }
     }
     Ok(())
 }
 
-/// The domain whose disk an image is, and the image's format as defined. An image that is below another one is refused.
-pub fn owner(context: &Context<'_>, image: &Path) -> Result<Option<(Domain, String)>, PlanError> {
-    let mut owner = None;
-    for name in context.hypervisor.domain_names()? {
-        let domain = match context.hypervisor.domain(&name) {
-            Err(HypervisorError::NoSuchDomain(..)) => continue,
-            domain => domain?,
-        };
-        for disk in &domain.disks {
-            let Some(path) = disk.source.path() else { continue };
-            if same_file(path, image) {
-                owner = Some((domain.clone(), disk.format.clone()));
-            } else if context.hypervisor.is_local() && disk.format == "qcow2" && is_below(image, path) {
-                return Err(PlanError::Below {
-                    path: image.to_owned(),
-                    above: path.to_owned(),
-                    domain: name,
-                });
-            }
-        }
+/// Whose files may be replaced: those of the VM itself, unless it is to be a copy.
+fn own(request: &Request, plan: &RestorePlan, vm: Uuid) -> Own {
+    if request.rename.is_some() {
+        return Own::none();
     }
-    Ok(owner)
-}
-
-/// Whether an image is in the chain that the headers of an overlay and of what is below it name.
-fn is_below(image: &Path, overlay: &Path) -> bool {
-    let mut at = overlay.to_owned();
-    for _ in 0..DEEPEST {
-        let Ok(info) = strongroom_nbd::image_info(&at, strongroom_nbd::Format::Qcow2, true) else {
-            return false;
-        };
-        let Some(below) = info.backing_file else {
-            return false;
-        };
-        at = at.parent().unwrap_or(Path::new("/")).join(below);
-        if same_file(&at, image) {
-            return true;
-        }
-    }
-    false
-}
-
-/// Whether two names are of one file.
-pub fn same_inode(one: &Path, other: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    match (one.symlink_metadata(), other.symlink_metadata()) {
-        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
-        _ => false,
-    }
-}
-
-fn same_file(one: &Path, other: &Path) -> bool {
-    match (one.canonicalize(), other.canonicalize()) {
-        (Ok(one), Ok(other)) => one == other,
-        _ => one == other,
+    Own {
+        replaced: plan
+            .define
+            .as_ref()
+            .map(|define| define.disks.iter().map(|(target, _)| target.clone()).collect()),
+        ..Own::of(&request.point.vm, vm)
     }
 }
 
@@ -416,32 +347,65 @@ fn disks(
         .collect())
 }
 
-fn definition_change(request: &Request, point: &Point, plan: &RestorePlan, uuid: Uuid) -> Retarget {
-    let renamed = request.rename.is_some();
-    // A disk that was left out on purpose belongs to the original VM. A copy must not share it.
-    let left_out = point
-        .manifest
-        .excluded
-        .iter()
-        .filter(|disk| disk.why == Exclusion::Configured);
+fn definition_change(request: &Request, plan: &RestorePlan, uuid: Uuid) -> Retarget {
     Retarget {
         name: Some(plan.vm.clone()),
         uuid: Some(uuid),
-        new_macs: renamed,
+        new_macs: request.rename.is_some(),
         disks: plan
             .disks
             .iter()
             .map(|disk| (disk.target.clone(), disk.path.clone()))
             .collect(),
-        drop_disks: if renamed {
-            left_out.map(|disk| disk.target.clone()).collect()
-        } else {
-            Vec::new()
-        },
+        // What else is in the definition is known when that has been read.
+        drop_disks: Vec::new(),
+        empty_drives: Vec::new(),
         nvram: plan
             .files
             .iter()
             .find(|file| file.path == NVRAM_PATH)
             .map(|file| file.to.clone()),
     }
+}
+
+/// Decides about the disks of a stored definition that the restore does not write, and says what becomes of those that are
+/// not as they were.
+///
+/// A copy shares nothing with anybody that its guest could write to. The VM itself keeps what was left out of its backups on
+/// purpose. What was stored for a next start, and never ran, is in no restore point.
+pub fn fit(
+    mut change: Retarget,
+    stored: &[Disk],
+    manifest: &Manifest,
+    copy: bool,
+) -> (Retarget, Vec<LeftOut>) {
+    let mut left_out = Vec::new();
+    for disk in stored {
+        let restored = change.disks.iter().any(|(target, _)| *target == disk.target);
+        let removable = matches!(disk.device.as_str(), "cdrom" | "floppy");
+        if restored || disk.read_only || disk.device == "cdrom" || disk.source == DiskSource::None {
+            continue;
+        }
+        let known = manifest
+            .excluded
+            .iter()
+            .any(|excluded| excluded.target == disk.target);
+        if known && !copy {
+            continue;
+        }
+        let (list, what) = match (removable, known) {
+            (true, _) => (&mut change.empty_drives, "its medium"),
+            (false, true) => (&mut change.drop_disks, "the disk"),
+            (false, false) => (
+                &mut change.drop_disks,
+                "the disk, which was defined for a start that had not come yet,",
+            ),
+        };
+        list.push(disk.target.clone());
+        left_out.push(LeftOut {
+            target: disk.target.clone(),
+            what: format!("{what} is not in the restore point ({})", disk.source.words()),
+        });
+    }
+    (change, left_out)
 }

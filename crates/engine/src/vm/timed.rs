@@ -14,9 +14,9 @@ use strongroom_nbd::Target;
 use uuid::Uuid;
 
 use super::{
-    Agent, BackupJob, BadBitmap, Chain, Chains, Creation, Domain, Files, FreezeStatus, GuestExit, Host,
+    Agent, BackupJob, BadBitmap, Chain, Chains, Creation, Disk, Domain, Files, FreezeStatus, GuestExit, Host,
     Hypervisor, HypervisorError, Lending, Lent, Listener, NewDomain, Requests, Retarget, RunningJob,
-    SnapshotDisk,
+    SnapshotDisk, User, Uses,
 };
 use crate::state::Overlay;
 
@@ -179,6 +179,14 @@ pass! { Lending
     timed {
         fn lend(&self, to: &str, lent: &Lent<'_>) -> Told<()>;
         fn take_back(&self, from: &str, serials: &str) -> Told<usize>;
+    }
+    untimed {}
+}
+
+pass! { Uses
+    timed {
+        fn users(&self) -> Told<Vec<User>>;
+        fn disks_in(&self, xml: &str) -> Told<Vec<Disk>>;
     }
     untimed {}
 }

@@ -64,7 +64,7 @@ fn wanted(
         .ok_or_else(|| format!("it has no disk {target}"))?;
     match disk.source {
         DiskSource::File(_) | DiskSource::Block(_) => {}
-        DiskSource::Other(_) | DiskSource::None => {
+        DiskSource::Volume { .. } | DiskSource::Other(_) | DiskSource::None => {
             return Err(format!("disk {target} is neither a file nor a block device"));
         }
     }

@@ -43,7 +43,15 @@ fn everything_that_matters_is_read() {
             ("vda", "disk", "qcow2", file("/images/over & lay.qcow2")),
             ("sdb", "lun", "raw", DiskSource::Block("/dev/mapper/lun".into())),
             ("vdc", "disk", "raw", DiskSource::Other("network".into())),
-            ("nvme0n1", "disk", "qcow2", DiskSource::Other("volume".into())),
+            (
+                "nvme0n1",
+                "disk",
+                "qcow2",
+                DiskSource::Volume {
+                    pool: "default".into(),
+                    volume: "data".into()
+                }
+            ),
             ("sda", "cdrom", "raw", DiskSource::None),
             ("sdc", "cdrom", "raw", file("/images/install.iso")),
             ("hda", "disk", "raw", file("/images/plain")),

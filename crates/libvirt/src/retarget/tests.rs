@@ -125,6 +125,29 @@ fn disks_become_files() {
     assert_eq!(rewrite(&result, &change).unwrap(), result);
 }
 
+/// A4: archives of 0.1.0 may hold a disk that the definition beside them lacks.
+#[test]
+fn a_disk_that_is_not_there_is_added() {
+    let change = place(&[("vdz", "/new/z.qcow2")]);
+    let result = rewrite(SERVER, &change).unwrap();
+    let added = read(&result).unwrap().disks.pop().unwrap();
+    assert_eq!((added.target.as_str(), added.format.as_str()), ("vdz", "qcow2"));
+    assert_eq!(added.source, DiskSource::File("/new/z.qcow2".into()));
+    assert_eq!(rewrite(&result, &change).unwrap(), result);
+}
+
+/// A5: a copy's floppy drive has no medium that it could share.
+#[test]
+fn drives_lose_their_medium() {
+    let change = Retarget {
+        empty_drives: vec!["sdc".into()],
+        ..Retarget::default()
+    };
+    let result = rewrite(SERVER, &change).unwrap();
+    assert!(!result.contains("install.iso") && result.contains("sdc"));
+    assert_eq!(rewrite(&result, &change).unwrap(), result);
+}
+
 #[test]
 fn disks_are_taken_out() {
     let change = Retarget {
@@ -154,7 +177,7 @@ fn what_cannot_be_done_is_an_error() {
         ..place(&[("vda", "/a")])
     };
     let cases = [
-        (place(&[("vdz", "/a")]), "no disk vdz"),
+        (place(&[("../vdz", "/a")]), "not a disk's target device name"),
         (place(&[("vda", "a")]), "not absolute"),
         (place(&[("vda", "/a\nb")]), "control characters"),
         (

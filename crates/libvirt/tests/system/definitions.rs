@@ -160,7 +160,7 @@ fn a_copy_is_defined_beside_the_original_and_starts() {
         new_macs: true,
         disks: vec![("vdc".into(), file.clone())],
         drop_disks: vec!["vda".into(), "vdb".into(), "vdd".into()],
-        nvram: None,
+        ..Retarget::default()
     };
     let xml = guest.libvirt.retarget(&original.xml, &change).unwrap();
     let uuid = guest.libvirt.define(&xml, false).unwrap();

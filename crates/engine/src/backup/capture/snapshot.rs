@@ -14,7 +14,7 @@ use std::time::Duration;
 use strongroom_nbd::{Backing, Format, QemuNbd, Serve, image_info};
 
 use super::super::BackupError;
-use super::super::plan::{DiskPlan, PREFIX, Plan};
+use super::super::plan::{DiskPlan, PREFIX, Plan, beside};
 use super::offline::{format_of, stamp};
 use super::{Begun, Server};
 use crate::context::Context;
@@ -23,7 +23,7 @@ use crate::manifest::Mode;
 use crate::overlay::{Job, SUFFIX, Top, Views};
 use crate::quiesce::Rest;
 use crate::state::{Overlay, Run};
-use crate::vm::{DiskSource, HypervisorError, SnapshotDisk};
+use crate::vm::{HypervisorError, SnapshotDisk};
 
 /// How often the views are read until all three name the overlays.
 const LOOKS: usize = 5;
@@ -51,10 +51,9 @@ pub fn overlays(context: &Context<'_>, plan: &Plan) -> Result<Vec<Overlay>, Back
             return Err(unfit(target, "it is neither a file nor a block device".into()));
         };
         format_of(disk)?;
-        let directory = match defined.map(|defined| &defined.source) {
-            Some(DiskSource::File(path)) => path.parent().unwrap_or(Path::new("/")).to_owned(),
-            _ => context.config.images.clone(),
-        };
+        let directory = defined
+            .and_then(|defined| beside(&defined.source))
+            .unwrap_or(&context.config.images);
         let entry = Overlay {
             overlay: directory.join(format!("{PREFIX}{}-{target}{SUFFIX}", plan.run)),
             target: target.clone(),

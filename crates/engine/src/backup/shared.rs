@@ -1,0 +1,68 @@
+//! Who else writes to what a backup reads.
+//!
+//! Nothing of a backup holds another domain's writes still, and no dirty bitmap of this VM knows of them.
+
+use uuid::Uuid;
+
+use super::plan::{Plan, PlanError};
+use crate::context::Context;
+use crate::files::{Held, Inventory};
+use crate::manifest::Method;
+use crate::vm::Role;
+
+/// Refuses a shut-off VM whose images another domain writes to: what is read would be of many instants. Of a running VM it is a
+/// warning, as the disk may be a shared one.
+pub fn check(context: &Context<'_>, plan: &Plan) -> Result<(), PlanError> {
+    let inventory = match Inventory::take(context.hypervisor) {
+        Ok(inventory) => inventory,
+        Err(error) => {
+            context.note(format!(
+                "{}: it is not known whether other domains use its disks: failed to {error}",
+                plan.vm
+            ));
+            return Ok(());
+        }
+    };
+    let targets: Vec<&str> = plan.disks.iter().map(|disk| disk.target.as_str()).collect();
+    for (target, other) in writers(&inventory, plan.uuid, &targets) {
+        if plan.method == Method::Offline {
+            return Err(PlanError::Shared {
+                vm: plan.vm.clone(),
+                target: target.to_owned(),
+                store: other.store.to_string(),
+                domain: other.domain.clone(),
+            });
+        }
+        context.warn(format!(
+            "disk {target}: {:?} runs and writes to it, too ({}): the two are not held still together; leave it out of one of \
+             the VMs' backups with `exclude`, or shut {} down for the backup",
+            other.domain, other.store, other.domain
+        ));
+    }
+    Ok(())
+}
+
+/// Uses by other domains that run and can write to what these disks consist of, one for each disk and domain.
+fn writers<'a>(inventory: &'a Inventory, vm: Uuid, targets: &[&str]) -> Vec<(&'a str, &'a Held)> {
+    let mut found: Vec<(&str, &Held)> = Vec::new();
+    for own in inventory.held().iter().filter(|held| held.uuid == vm) {
+        let (Role::Disk(target) | Role::Below(target)) = &own.role else {
+            continue;
+        };
+        if !targets.contains(&target.as_str()) {
+            continue;
+        }
+        let others = inventory.held().iter().filter(|other| {
+            other.uuid != vm && other.identity == own.identity && other.active && other.now && other.writable
+        });
+        for other in others {
+            if found
+                .iter()
+                .all(|(known, by)| (*known, by.uuid) != (target.as_str(), other.uuid))
+            {
+                found.push((target, other));
+            }
+        }
+    }
+    found
+}

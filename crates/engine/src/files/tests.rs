@@ -1,0 +1,211 @@
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use uuid::Uuid;
+
+use super::{InUse, Inventory, Own};
+use crate::testing::run;
+use crate::vm::{Role, Store, Use, User};
+
+/// A domain, shut off, with these uses.
+fn user(name: &str, uses: Vec<Use>) -> User {
+    User {
+        name: name.into(),
+        uuid: Uuid::from_u128(u128::from(name.as_bytes()[0])),
+        active: false,
+        uses,
+    }
+}
+
+fn disk(target: &str, path: &Path, format: &str) -> Use {
+    Use {
+        store: Store::Path(path.to_owned()),
+        role: Role::Disk(target.into()),
+        format: Some(format.into()),
+        writable: true,
+        shareable: false,
+        now: false,
+    }
+}
+
+fn running(uses: Use) -> Use {
+    Use { now: true, ..uses }
+}
+
+/// An image on another one.
+fn image(path: &Path, below: Option<(&Path, &str)>) {
+    let mut command = Command::new("qemu-img");
+    command.args(["create", "-q", "-f", "qcow2"]);
+    match below {
+        Some((base, format)) => run(command.arg("-b").arg(base).args(["-F", format]).arg(path)),
+        None => run(command.arg(path).arg("1M")),
+    }
+}
+
+fn of(name: &str) -> Own {
+    Own::of(name, user(name, Vec::new()).uuid)
+}
+
+fn anew(name: &str, targets: &[&str]) -> Own {
+    Own {
+        replaced: Some(targets.iter().map(|target| (*target).to_owned()).collect()),
+        ..of(name)
+    }
+}
+
+/// A2: a template, a clone on it, and a clone of the clone. Only the last one may be changed, and the refusal names who is hurt.
+#[test]
+fn what_a_clone_rests_on_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    image(&at("template"), None);
+    image(&at("clone"), Some((Path::new("template"), "qcow2")));
+    image(&at("again"), Some((&at("clone"), "qcow2")));
+    let users = [
+        user("template", vec![disk("vda", &at("template"), "qcow2")]),
+        user("clone", vec![disk("vda", &at("clone"), "qcow2")]),
+        user("again", vec![disk("vda", &at("again"), "qcow2")]),
+    ];
+    let inventory = Inventory::of(&users, true);
+    for own in [of("template"), anew("template", &["vda"])] {
+        let error = inventory.check(&at("template"), &own).unwrap_err();
+        assert!(matches!(&error, InUse::Below { domain, .. } if domain == "clone" || domain == "again"));
+        assert!(
+            error
+                .to_string()
+                .contains("an image below its disk vda of domain"),
+            "{error}"
+        );
+    }
+    let error = inventory.check(&at("clone"), &of("clone")).unwrap_err();
+    assert!(error.to_string().contains("\"again\""), "{error}");
+    assert_eq!(inventory.check(&at("again"), &of("again")), Ok(()));
+    assert!(inventory.owner(&at("template"), "template").is_err());
+    let owner = inventory.owner(&at("again"), "template").unwrap().unwrap();
+    assert_eq!(
+        (owner.domain.as_str(), owner.format.as_deref()),
+        ("again", Some("qcow2"))
+    );
+}
+
+#[test]
+fn a_file_has_many_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    image(&at("image"), None);
+    std::fs::hard_link(at("image"), at("hard")).unwrap();
+    std::os::unix::fs::symlink(at("image"), at("soft")).unwrap();
+    std::os::unix::fs::symlink(directory.path(), at("directory")).unwrap();
+    let users = [user("vm", vec![running(disk("vda", &at("soft"), "qcow2"))])];
+    let inventory = Inventory::of(&users, true);
+    for name in ["image", "hard", "soft", "directory/image", "./directory/../image"] {
+        let error = inventory.check(&at(name), &of("vm")).unwrap_err();
+        assert!(error.to_string().contains("runs on it"), "{name}: {error}");
+    }
+    // Nothing is there yet, and yet it is somebody's.
+    let users = [user("vm", vec![disk("vda", &at("absent"), "raw")])];
+    let inventory = Inventory::of(&users, true);
+    assert!(inventory.check(&at("directory/absent"), &Own::none()).is_err());
+    assert_eq!(inventory.check(&at("directory/absent"), &of("vm")), Ok(()));
+    assert_eq!(inventory.check(&at("other"), &Own::none()), Ok(()));
+    // On another machine there are only names.
+    let inventory = Inventory::of(&users, false);
+    assert!(inventory.check(&at("absent"), &Own::none()).is_err());
+    assert_eq!(inventory.check(&at("directory/absent"), &Own::none()), Ok(()));
+}
+
+/// The format of the top image is the definition's: a guest may have written a header into its raw disk. Below, it is what the
+/// header above says.
+#[test]
+fn nothing_is_probed() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    image(&at("secret"), None);
+    image(&at("planted"), Some((&at("secret"), "qcow2")));
+    image(&at("top"), Some((&at("planted"), "raw")));
+    let users = [user(
+        "vm",
+        vec![
+            disk("vda", &at("planted"), "raw"),
+            disk("vdb", &at("top"), "qcow2"),
+        ],
+    )];
+    let inventory = Inventory::of(&users, true);
+    assert_eq!(inventory.check(&at("secret"), &Own::none()), Ok(()));
+    assert!(matches!(
+        inventory.check(&at("planted"), &Own::none()),
+        Err(InUse::Below { .. })
+    ));
+}
+
+#[test]
+fn an_external_data_file_is_a_part_of_the_image() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let option = format!("data_file={}", at("data").display());
+    run(Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-o", &option])
+        .arg(at("meta"))
+        .arg("1M"));
+    let inventory = Inventory::of(&[user("vm", vec![disk("vda", &at("meta"), "qcow2")])], true);
+    assert!(inventory.check(&at("data"), &of("vm")).is_err());
+    assert_eq!(inventory.check(&at("data"), &anew("vm", &["vda"])), Ok(()));
+    let data = inventory.users_of(&at("data")).next().unwrap();
+    assert!(data.writable);
+}
+
+/// A chain that bites its own tail ends, and so does one that is endless.
+#[test]
+fn chains_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    image(&at("one"), None);
+    image(&at("two"), Some((&at("one"), "qcow2")));
+    run(Command::new("qemu-img")
+        .args(["rebase", "-u", "-b", "two", "-F", "qcow2"])
+        .arg(at("one")));
+    let inventory = Inventory::of(&[user("vm", vec![disk("vda", &at("two"), "qcow2")])], true);
+    assert!(inventory.held().len() <= 4, "{:?}", inventory.held());
+}
+
+#[test]
+fn who_may_replace_what() {
+    let path = PathBuf::from("/nowhere/image");
+    let taken = |uses: Use, own: &Own| Inventory::of(&[user("vm", vec![uses])], true).check(&path, own);
+    let own_disk = || disk("vda", &path, "raw");
+    let other_role = |role: Role| Use {
+        role,
+        ..disk("vda", &path, "raw")
+    };
+    // Its own, shut off; but not for a copy, and not another one's.
+    assert_eq!(taken(own_disk(), &of("vm")), Ok(()));
+    assert_eq!(taken(own_disk(), &anew("vm", &["vda"])), Ok(()));
+    assert!(taken(own_disk(), &Own::none()).is_err());
+    let error = taken(own_disk(), &of("web")).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "write /nowhere/image: it is its disk vda of domain \"vm\"; take another path with --to, or take it out of that domain \
+         first"
+    );
+    // A disk that stays in the definition keeps its image.
+    assert!(taken(own_disk(), &anew("vm", &["vdb"])).is_err());
+    // What is open, or will be when memory is resumed, is nobody's to replace.
+    assert!(matches!(
+        taken(running(own_disk()), &of("vm")),
+        Err(InUse::Now { .. })
+    ));
+    assert!(taken(running(own_disk()), &anew("vm", &["vda"])).is_err());
+    // What snapshots refer to is theirs.
+    let snapshot = || other_role(Role::Snapshot("s".into()));
+    assert!(taken(snapshot(), &anew("vm", &["vda"])).is_err());
+    assert!(taken(other_role(Role::Below("vda".into())), &of("vm")).is_err());
+    assert_eq!(
+        taken(other_role(Role::Below("vda".into())), &anew("vm", &["vda"])),
+        Ok(())
+    );
+    assert_eq!(taken(other_role(Role::Variables), &anew("vm", &["vda"])), Ok(()));
+    assert!(taken(other_role(Role::Variables), &Own::none()).is_err());
+    assert!(taken(other_role(Role::Other("its kernel")), &of("web")).is_err());
+}
