@@ -10,6 +10,7 @@ mod costs;
 mod create;
 mod damage;
 mod disks;
+mod files;
 mod firmware;
 mod headers;
 mod interrupted;
