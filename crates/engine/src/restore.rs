@@ -455,7 +455,7 @@ fn definition(
         path: DOMAIN_PATH.to_owned(),
     })?;
     let stored = context.hypervisor.disks_in(&text)?;
-    let (change, left_out) = plan::fit(change.clone(), &stored, &point.manifest, copy);
+    let (change, left_out) = plan::fit(change.clone(), &stored, &point.manifest.excluded, copy);
     Ok((context.hypervisor.retarget(&text, &change)?, left_out))
 }
 

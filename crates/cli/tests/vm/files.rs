@@ -9,7 +9,7 @@ use crate::common::Bench;
 use crate::common::pool::Pool;
 use crate::common::tiny::{MIB, Tiny, noise};
 use strongroom_engine::vm::{DiskSource, Hypervisor as _};
-use strongroom_testkit::{Format, Lab, output_of, run, sha256_of_raw, virsh};
+use strongroom_testkit::{Format, Lab, create_disk, output_of, run, sha256_of_raw, virsh};
 
 /// Defines, or creates, a domain with these devices.
 fn domain(lab: &Lab, how: &str, name: &str, devices: &str) {
@@ -190,9 +190,18 @@ fn a_volume_is_a_file() {
 #[test]
 fn what_runs_is_what_comes_back() {
     let lab = Lab::new();
-    let tiny = Tiny::define(&lab, "plugged");
-    let bench = Bench::new(&lab, &[&tiny.name]);
-    let vm = tiny.name.as_str();
+    let name = lab.name("plugged");
+    let (vm, image) = (name.as_str(), lab.path("plugged.qcow2"));
+    create_disk(&image, Format::Qcow2, 3);
+    // With slots for more disks.
+    let slot = "<controller type='pci' model='pcie-root-port'/>";
+    domain(
+        &lab,
+        "define",
+        vm,
+        &(disk(&image, "qcow2", "vda") + &slot.repeat(4)),
+    );
+    let bench = Bench::new(&lab, &[vm]);
     let (plugged, pending, floppy) = (lab.path("plugged"), lab.path("pending"), lab.path("floppy"));
     std::fs::write(&plugged, noise(5, 2 * MIB)).unwrap();
     std::fs::write(&pending, noise(6, MIB)).unwrap();
@@ -216,7 +225,7 @@ fn what_runs_is_what_comes_back() {
     let report = said.expect(0, &[]).json();
     assert_eq!(report["restore"]["left_out"][0]["target"], "fda", "{report}");
     let copy = bench.hypervisor.domain(&lab.name("copy")).unwrap();
-    let own: Vec<_> = tiny_files(&bench, vm);
+    let own: Vec<_> = files_of(&bench, vm);
     for disk in &copy.disks {
         assert!(
             !disk
@@ -242,7 +251,7 @@ fn what_runs_is_what_comes_back() {
     assert!(live.contains(text(&restored)) && !live.contains("vdd"), "{live}");
 }
 
-fn tiny_files(bench: &Bench, vm: &str) -> Vec<std::path::PathBuf> {
+fn files_of(bench: &Bench, vm: &str) -> Vec<std::path::PathBuf> {
     let disks = bench.hypervisor.domain(vm).unwrap().disks;
     disks
         .iter()
@@ -297,7 +306,7 @@ fn what_others_use_is_known() {
         .says(&lab, &["restore", vm, "--as", &copy])
         .expect(1, &[&other, "take another path with --to"]);
     assert!(!place.exists());
-    assert!(!output_of(&mut virsh(["dominfo", &copy])).status.success());
+    output_of(&mut virsh(["dominfo", &copy])).unwrap_err();
 
     // Nothing to back up.
     domain(&lab, "define", &none, "");

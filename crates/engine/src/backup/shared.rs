@@ -66,3 +66,46 @@ fn writers<'a>(inventory: &'a Inventory, vm: Uuid, targets: &[&str]) -> Vec<(&'a
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::{Store, Use, User};
+
+    #[test]
+    fn only_others_that_run_and_write_are_in_the_way() {
+        let vm = Uuid::from_u128(1);
+        let image = |role: Role| Use {
+            store: Store::Path("/nowhere/image".into()),
+            role,
+            format: Some("raw".into()),
+            writable: true,
+            shareable: false,
+            now: true,
+        };
+        let user = |uuid, active, uses| User {
+            name: format!("vm{uuid}"),
+            uuid: Uuid::from_u128(uuid),
+            active,
+            uses: vec![uses],
+        };
+        let disk = || image(Role::Disk("vda".into()));
+        let found = |own: Use, other: Use, active: bool| {
+            let users = [user(1, false, own), user(2, active, other)];
+            writers(&Inventory::of(&users, true), vm, &["vda"]).len()
+        };
+        assert_eq!(found(disk(), disk(), true), 1);
+        assert_eq!(found(disk(), disk(), false), 0);
+        let below = image(Role::Below("vda".into()));
+        assert_eq!(found(below, disk(), true), 1, "the template of a clone runs");
+        let read = Use {
+            writable: false,
+            ..disk()
+        };
+        assert_eq!(found(disk(), read, true), 0);
+        let later = Use { now: false, ..disk() };
+        assert_eq!(found(disk(), later, true), 0);
+        let another = image(Role::Disk("vdb".into()));
+        assert_eq!(found(another, disk(), true), 0, "a disk that is left out");
+    }
+}

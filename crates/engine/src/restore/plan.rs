@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::files::{InUse, Inventory, Own};
 use crate::firmware;
 use crate::history::Point;
-use crate::manifest::{Exclusion, Manifest, NVRAM_PATH};
+use crate::manifest::{ExcludedDisk, Exclusion, NVRAM_PATH};
 use crate::vm::{Disk, DiskSource, HypervisorError, Retarget};
 
 /// What a restore will do.
@@ -376,7 +376,7 @@ fn definition_change(request: &Request, plan: &RestorePlan, uuid: Uuid) -> Retar
 pub fn fit(
     mut change: Retarget,
     stored: &[Disk],
-    manifest: &Manifest,
+    excluded: &[ExcludedDisk],
     copy: bool,
 ) -> (Retarget, Vec<LeftOut>) {
     let mut left_out = Vec::new();
@@ -386,10 +386,7 @@ pub fn fit(
         if restored || disk.read_only || disk.device == "cdrom" || disk.source == DiskSource::None {
             continue;
         }
-        let known = manifest
-            .excluded
-            .iter()
-            .any(|excluded| excluded.target == disk.target);
+        let known = excluded.iter().any(|left| left.target == disk.target);
         if known && !copy {
             continue;
         }
@@ -409,3 +406,6 @@ pub fn fit(
     }
     (change, left_out)
 }
+
+#[cfg(test)]
+mod tests;
