@@ -133,7 +133,7 @@ fn a_volume_is_a_file() {
     let hash = sha256_of_raw(&image, Format::Qcow2);
     let off = bench.backup(vm, &()).unwrap();
     assert_eq!(bench.sha256_of_restored(&lab, vm, &off.archive, "vda"), hash);
-    let pools = bench.json(&lab, &["--json", "status"]);
+    let pools = bench.json(&lab, &["status"]);
     // Tests run side by side, on one storage.
     assert!(pools["pools"][0]["images"].as_u64().unwrap() >= 2, "{pools}");
     let audit = bench.says(&lab, &["--json", "audit", vm]).json();
@@ -195,13 +195,9 @@ fn what_runs_is_what_comes_back() {
     let (vm, image) = (name.as_str(), lab.path("plugged.qcow2"));
     create_disk(&image, Format::Qcow2, 3);
     // With slots for more disks.
-    let slot = "<controller type='pci' model='pcie-root-port'/>";
-    domain(
-        &lab,
-        "define",
-        vm,
-        &(disk(&image, "qcow2", "vda") + &slot.repeat(4)),
-    );
+    let root = "<controller type='pci' index='0' model='pcie-root'/>";
+    let slots = root.to_owned() + &"<controller type='pci' model='pcie-root-port'/>".repeat(4);
+    domain(&lab, "define", vm, &(disk(&image, "qcow2", "vda") + &slots));
     let bench = Bench::new(&lab, &[vm]);
     let (plugged, pending, floppy) = (lab.path("plugged"), lab.path("pending"), lab.path("floppy"));
     std::fs::write(&plugged, noise(5, 2 * MIB)).unwrap();
