@@ -340,11 +340,7 @@ fn open_repository(
     access: Access,
     settings: &Settings,
 ) -> Result<RepositoryId> {
-    let path = if location.is_local() {
-        location.canonical()
-    } else {
-        location.path.clone()
-    };
+    let path = location.served_path();
     let id = rpc.call(
         "open",
         &[

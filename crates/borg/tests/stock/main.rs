@@ -4,6 +4,7 @@
 
 mod common;
 mod failures;
+mod locations;
 mod nonces;
 mod ours;
 mod scripted;
