@@ -20,6 +20,7 @@ pub(crate) fn create(
         let request = PassphraseRequest {
             key: location.to_string(),
             attempt: 1,
+            new: true,
         };
         let given = source.given()?;
         let asked = given.is_none();

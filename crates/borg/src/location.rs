@@ -161,7 +161,9 @@ impl FromStr for Location {
             };
         }
         if let Some((scheme, _)) = text.split_once("://")
-            && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+.-".contains(c))
+            && scheme
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "+.-".contains(c))
         {
             return Err(error("only ssh:// and file:// are known"));
         }
@@ -216,7 +218,9 @@ fn split_host(text: &str) -> Option<(&str, &str)> {
 }
 
 fn decimal(text: &str) -> Option<u16> {
-    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| text.parse().ok())?
 }
 
 /// Removes `.`, `..` and double slashes as Borg does (Python's `normpath`), keeping the meaning of a leading `/./`.
@@ -287,7 +291,13 @@ mod tests {
         );
         assert_eq!(parse("ssh://[::1]/x").canonical(), "ssh://[::1]/x");
         assert_eq!(parse("me@[::1]:x").canonical(), "ssh://me@[::1]/./x");
-        for bad in ["ssh://[::1]x/y", "ssh://[::1/y", "ssh://[::1]/y::archive", "ssh://[fe80::1%eth0]/x", "ssh://::1/x"] {
+        for bad in [
+            "ssh://[::1]x/y",
+            "ssh://[::1/y",
+            "ssh://[::1]/y::archive",
+            "ssh://[fe80::1%eth0]/x",
+            "ssh://::1/x",
+        ] {
             assert!(bad.parse::<Location>().is_err(), "{bad}");
         }
     }
@@ -304,7 +314,13 @@ mod tests {
     /// R12.
     #[test]
     fn placeholders_of_borg_are_refused() {
-        for text in ["/srv/web-{now}", "/srv/{{now}}", "ssh://{hostname}/x", "h:{vm}", "/srv/a}"] {
+        for text in [
+            "/srv/web-{now}",
+            "/srv/{{now}}",
+            "ssh://{hostname}/x",
+            "h:{vm}",
+            "/srv/a}",
+        ] {
             let error = text.parse::<Location>().unwrap_err().to_string();
             assert!(error.contains("placeholders"), "{error}");
         }

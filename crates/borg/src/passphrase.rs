@@ -38,6 +38,8 @@ pub struct PassphraseRequest {
     pub key: String,
     /// 1 for the first question, more after wrong answers.
     pub attempt: u32,
+    /// Whether it is chosen now, for a key that is about to be made: ask twice, and take no empty one.
+    pub new: bool,
 }
 
 type Prompt = Arc<dyn Fn(&PassphraseRequest) -> Option<Passphrase> + Send + Sync>;

@@ -400,6 +400,7 @@ fn unlock(
         let request = PassphraseRequest {
             key: place.clone(),
             attempt,
+            new: false,
         };
         let Some(passphrase) = source.ask(&request) else {
             return Err(if attempt == 1 {

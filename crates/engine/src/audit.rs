@@ -139,6 +139,7 @@ struct Seen {
     name: String,
     domain: Domain,
     disks: Vec<DiskLook>,
+    configured: bool,
 }
 
 /// Looks at these VMs, and compares them with all others of the hypervisor. A backup older than `max_age` is a finding.
@@ -146,7 +147,7 @@ pub fn run(context: &Context<'_>, vms: &[String], max_age: SignedDuration) -> Re
     let mut report = Report::default();
     let mut seen = Vec::new();
     for name in vms {
-        match context.hypervisor.domain(name) {
+        match context.hypervisor.domain(&context.config.domain_of(name)) {
             Ok(domain) => seen.push(see(context, name, domain)?),
             Err(error) => report.vms.push(VmReport {
                 vm: name.clone(),
@@ -215,7 +216,8 @@ pub fn swap_disks(domain: &Domain) -> Vec<String> {
 fn see(context: &Context<'_>, name: &str, domain: Domain) -> Result<Seen, AuditError> {
     context.cancel.check()?;
     context.note(format!("{name}: looking at its disks"));
-    let swap = context.config.vm.get(name).map_or(&[][..], |vm| &vm.swap);
+    let settings = context.config.settings(name, &domain.name, domain.uuid).ok();
+    let swap = settings.as_ref().map_or(&[][..], |settings| &settings.vm.swap);
     let disks = if context.hypervisor.is_local() {
         look::disks(&domain, swap)
     } else {
@@ -225,6 +227,7 @@ fn see(context: &Context<'_>, name: &str, domain: Domain) -> Result<Seen, AuditE
         name: name.to_owned(),
         domain,
         disks,
+        configured: settings.is_some(),
     })
 }
 
@@ -244,10 +247,10 @@ fn about(context: &Context<'_>, vm: &Seen, max_age: SignedDuration) -> Vec<Findi
         snapshots.as_deref().unwrap_or_default(),
     ));
     let protection = judge::Protection {
-        configured: context.config.vm.contains_key(&vm.name),
+        configured: vm.configured,
         signed: context.config.signing.is_some(),
         interrupted: records(context, vm),
-        last: last_backup(context, &vm.name),
+        last: last_backup(context, &vm.domain.name),
     };
     findings.extend(judge::protection(&protection, Timestamp::now(), max_age));
     findings

@@ -33,7 +33,7 @@ pub use self::plan::Plan;
 use self::plan::{Parent, RunId};
 use self::seal::Instant;
 use crate::cancel::Cancelled;
-use crate::config::{CaptureMethod, ConfigError, Vm};
+use crate::config::{CaptureMethod, ConfigError, Vm, VmSettings};
 use crate::context::Context;
 use crate::event::{Event, Step};
 use crate::headers::{self, Headers};
@@ -277,17 +277,25 @@ pub fn run(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, 
 
 fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, BackupError> {
     let clock = std::time::Instant::now();
-    let (settings, location) = context.config.vm(name)?;
     let compression = context.config.compression().map_err(BackupError::Setting)?;
     let run = RunId::new();
-    let domain = context.hypervisor.domain(name)?;
+    let domain = match context.hypervisor.domain(&context.config.domain_of(name)) {
+        Err(HypervisorError::NoSuchDomain(..)) if !context.config.vm.contains_key(name) => {
+            return Err(ConfigError::UnknownVm(name.to_owned()).into());
+        }
+        found => found?,
+    };
+    let VmSettings {
+        vm: settings,
+        repository: location,
+    } = context.config.settings(name, &domain.name, domain.uuid)?;
 
     // One run a VM at a time; and whatever an interrupted one left is undone first.
     let mut state = context.state.lock(&domain.name, domain.uuid)?;
     context.report(&Event::Step(Step::Reconcile));
     let interrupted = state.records().run.is_some();
     if !dry_run {
-        reconcile(context, &domain, &mut state)?;
+        reconcile(context, &domain, Some(&settings.quiesce), &mut state)?;
     }
     if !interrupted {
         plan::check_free(&domain)?;
@@ -328,7 +336,7 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
             ..point
         })
     });
-    let parent = match jobless(context, &domain, settings) {
+    let parent = match jobless(context, &domain, &settings) {
         Some(why) => Parent::NoJobs(why),
         None => parent(
             context,
@@ -340,7 +348,7 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
         ),
     };
     let headers = newest_headers(context, &mut repository, &domain.name, newest.as_ref())?;
-    let mut plan = plan::make(&domain, settings, context.config, &parent, &run)?;
+    let mut plan = plan::make(&domain, &settings, context.config, &parent, &run)?;
     context.report(&Event::Planned(&plan));
     for disk in plan.disks.iter().filter(|disk| disk.host_encrypted) {
         context.note(format!(
@@ -386,7 +394,7 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
     context.report(&Event::Step(Step::Capture));
     let intent = capture::intent(context, &plan, &domain, run.started)?;
     state.begin(intent.clone())?;
-    let reading = (&points[..], &pace, next);
+    let reading = (&points[..], &pace, &settings, next);
     let work = || capture_and_commit(context, &domain, &mut state, &mut plan, &intent, reading, writer);
     let done = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(done) => done,
@@ -463,11 +471,11 @@ fn capture_and_commit(
     state: &mut VmState,
     plan: &mut Plan,
     run: &Run,
-    (points, pace, next): (&[&Point], &Pace, Successor),
+    (points, pace, settings, next): (&[&Point], &Pace, &Vm, Successor),
     mut writer: ArchiveWriter,
 ) -> Result<Sealed, BackupError> {
     scratch::check(context, plan, run)?;
-    let mut rest = Rest::prepare(context, domain, &run.id, state)?;
+    let mut rest = Rest::prepare(context, domain, &settings.quiesce, &run.id, state)?;
     let capture = Capture::begin(context, plan, run, &mut rest)?;
     let reached = rest.reached()?;
     capture.report();
@@ -477,7 +485,7 @@ fn capture_and_commit(
     let disks = scratch::guarded(context, plan, run, &repository, |context| {
         let read = |disk| {
             context.cancel.check()?;
-            disk::read(context, &capture, disk, points, pace, &mut writer)
+            disk::read(context, settings, &capture, disk, points, pace, &mut writer)
         };
         pace.follow(context, || {
             plan.disks

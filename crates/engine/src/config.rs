@@ -8,14 +8,17 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use strongroom_borg::{Compression, Location};
+use uuid::Uuid;
 
 use crate::rights;
 
+mod naming;
 mod nbd_tls;
 mod quiesce;
 mod reading;
 mod trust;
 
+pub use self::naming::{VmSettings, name_problem, uuid_in};
 pub use self::nbd_tls::NbdTls;
 pub use self::quiesce::{IfMissed, Level, Quiesce};
 pub use self::reading::{Audit, Limits, Reader};
@@ -51,6 +54,9 @@ pub enum ConfigError {
     /// A VM is asked for that the configuration does not name.
     #[error("find {0:?} in the configuration: no [vm.{0}] there; `strongroom init {0}` adds it")]
     UnknownVm(String),
+    /// A VM is named twice, by its name and by its UUID.
+    #[error("tell what holds for {0:?}: [vm.{1:?}] and [vm.{2:?}] are the same VM; remove one of them")]
+    Ambiguous(String, String, String),
 }
 
 /// The configuration file, as written.
@@ -64,7 +70,8 @@ pub struct Config {
     /// instead of over ssh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own_domain: Option<String>,
-    /// Where a VM's repository is, as Borg writes locations; `{vm}` stands for the VM's name.
+    /// Where a VM's repository is, as Borg writes locations; `{vm}` stands for the VM's name. From the root on, if it is on
+    /// this machine.
     pub repository: String,
     /// Where restored disks go on the hypervisor.
     #[serde(default = "default_images")]
@@ -112,6 +119,9 @@ pub struct Config {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Vm {
+    /// Its UUID, where the file names it so: see [`Config::by_names`].
+    #[serde(skip)]
+    pub uuid: Option<Uuid>,
     /// Disks that hold nothing but swap. They are never read, and come back empty. A disk whose serial number
     /// starts with `swap` counts as one without being named here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -122,7 +132,7 @@ pub struct Vm {
     /// libvirt URI of this VM's hypervisor, where it is not the one of all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hypervisor: Option<String>,
-    /// This VM's repository, where the pattern does not fit.
+    /// This VM's repository, where the pattern does not fit; `{vm}` stands for the VM's name here as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
     /// Its disks may be read although they, or parts of them, are not encrypted.
@@ -283,23 +293,21 @@ impl Config {
                 ));
             }
         }
-        let mut owners: BTreeMap<String, &str> = BTreeMap::new();
-        for name in self.vm.keys() {
-            let location = self.repository_of(name);
-            // The same place can be written in several ways.
-            let place = location
-                .parse()
-                .map_or_else(|_| location.clone(), |location: Location| location.canonical());
-            if let Some(other) = owners.insert(place, name) {
-                return Err(format!(
-                    "repository: {other} and {name} would share {location}; with `{{vm}}` in it each has one of its own"
-                ));
-            }
+        if self.vm.is_empty() {
+            self.place_of("vm")?;
         }
+        let mut owners: BTreeMap<String, &str> = BTreeMap::new();
         for (name, vm) in &self.vm {
-            if !is_vm_name(name) {
+            name_problem(name).map_or(Ok(()), Err)?;
+            let place = self.place_of(name).map_err(|reason| match &vm.repository {
+                Some(_) => format!("vm.{name}.{reason}"),
+                None if self.place_of("vm").is_err() => reason,
+                None => format!("vm.{name}: it needs a `repository` of its own: {reason}"),
+            })?;
+            // The same place can be written in several ways.
+            if let Some(other) = owners.insert(place.canonical(), name) {
                 return Err(format!(
-                    "vm.{name:?}: a VM's name has no slash and no leading dot"
+                    "repository: {other} and {name} would share {place}; with `{{vm}}` in it each has one of its own"
                 ));
             }
             for target in vm.swap.iter().chain(&vm.exclude) {
@@ -368,10 +376,20 @@ impl Config {
 
     /// Where the repository of a VM of this name is, configured or not.
     pub fn repository_of(&self, name: &str) -> String {
-        match self.vm.get(name).and_then(|vm| vm.repository.as_ref()) {
-            Some(own) => own.clone(),
-            None => self.repository.replace("{vm}", name),
+        let own = self.vm.get(name).and_then(|vm| vm.repository.as_ref());
+        own.unwrap_or(&self.repository).replace("{vm}", name)
+    }
+
+    /// The same, if every command, wherever it is started, takes it for the same place.
+    fn place_of(&self, name: &str) -> Result<Location, String> {
+        let text = self.repository_of(name);
+        let location: Location = text.parse().map_err(|error| format!("repository: {error}"))?;
+        if location.is_relative() {
+            return Err(format!(
+                "repository: {text:?} depends on where the program is started; write the whole path, from the root on"
+            ));
         }
+        Ok(location)
     }
 
     /// Where our own records are kept.

@@ -64,10 +64,10 @@ impl<'a> Rest<'a> {
     pub fn prepare(
         context: &'a Context<'a>,
         domain: &'a Domain,
+        settings: &'a Quiesce,
         run: &'a str,
         state: &'a mut VmState,
     ) -> Result<Self, BackupError> {
-        let settings = &context.config.vm(&domain.name)?.0.quiesce;
         let mut rest = Self {
             context,
             domain,
@@ -251,19 +251,18 @@ fn post(context: &Context<'_>, script: &Script<'_>, state: &mut VmState) -> Resu
 }
 
 /// Pays what an earlier run left owing. What cannot be paid now stays on record, with a warning.
-pub fn settle(context: &Context<'_>, domain: &Domain, state: &mut VmState) -> Result<(), StateError> {
+pub fn settle(
+    context: &Context<'_>,
+    domain: &Domain,
+    settings: Option<&Quiesce>,
+    state: &mut VmState,
+) -> Result<(), StateError> {
     let debt = state.records().debt.clone();
     if debt.thaw {
         settle_thaw(context, domain, state)?;
     }
     let Some(run) = debt.post else { return Ok(()) };
-    let settings = context
-        .config
-        .vm(&domain.name)
-        .ok()
-        .map(|(vm, _)| &vm.quiesce)
-        .filter(|settings| settings.post.is_some());
-    let Some(settings) = settings else {
+    let Some(settings) = settings.filter(|settings| settings.post.is_some()) else {
         context.note(format!(
             "{}: the configuration has no post script any more",
             domain.name

@@ -16,6 +16,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::backup::capture::{end_job, take_back};
+use crate::config::Quiesce;
 use crate::context::Context;
 use crate::overlay::{HomeError, Homecoming, bring_home};
 use crate::quiesce;
@@ -59,8 +60,13 @@ impl From<HomeError> for ReconcileError {
 }
 
 /// Undoes what the run in the journal left, if there is one.
-pub fn reconcile(context: &Context<'_>, domain: &Domain, state: &mut VmState) -> Result<(), ReconcileError> {
-    quiesce::settle(context, domain, state)?;
+pub fn reconcile(
+    context: &Context<'_>,
+    domain: &Domain,
+    settings: Option<&Quiesce>,
+    state: &mut VmState,
+) -> Result<(), ReconcileError> {
+    quiesce::settle(context, domain, settings, state)?;
     let Some(run) = state.records().run.clone() else {
         return Ok(());
     };

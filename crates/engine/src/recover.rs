@@ -32,7 +32,7 @@ pub struct Request {
 
 /// Undoes what an interrupted run left of one VM. Gives what was found, a line each; nothing if all is well.
 pub fn recover(context: &Context<'_>, name: &str, request: Request) -> Result<Vec<String>, RecoverError> {
-    let domain = context.hypervisor.domain(name)?;
+    let domain = context.hypervisor.domain(&context.config.domain_of(name))?;
     let mut state = context.state.lock(&domain.name, domain.uuid)?;
     let records = state.records().clone();
     let mut found = Vec::new();
@@ -62,7 +62,10 @@ pub fn recover(context: &Context<'_>, name: &str, request: Request) -> Result<Ve
         }
     }
     if !request.dry_run {
-        reconcile(context, &domain, &mut state)?;
+        // A VM that is not configured any more has no script, but may have an overlay.
+        let settings = context.config.settings(name, &domain.name, domain.uuid).ok();
+        let quiesce = settings.as_ref().map(|settings| &settings.vm.quiesce);
+        reconcile(context, &domain, quiesce, &mut state)?;
         // A VM may have been started meanwhile.
         let domain = context.hypervisor.domain(&domain.uuid.to_string())?;
         drop_stale(context, &domain, &mut state);

@@ -13,7 +13,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -245,9 +245,33 @@ impl StateDirectory {
         })
     }
 
+    /// Uses this directory without making it: for a look at what is there.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            watcher: Watcher::default(),
+        }
+    }
+
+    /// What the VM of this UUID was called when it was last worked on, if it ever was.
+    pub fn name_of(&self, uuid: Uuid) -> Option<String> {
+        self.peek(uuid).ok().flatten().map(|records| records.vm)
+    }
+
     /// What is on record about a VM, without a lock: for `status`.
     pub fn peek(&self, uuid: Uuid) -> Result<Option<Records>, StateError> {
         Self::read(&self.path.join(format!("{uuid}.json")))
+    }
+
+    /// Whether a run works on this VM. The lock is not touched, so that a run that begins right now is not turned away; what is
+    /// asked is the kernel's list of locks.
+    pub fn is_worked_on(&self, uuid: Uuid) -> bool {
+        let lock = std::fs::metadata(self.path.join(format!("{uuid}.lock")));
+        let locks = std::fs::read_to_string("/proc/locks");
+        let (Ok(lock), Ok(locks)) = (lock, locks) else {
+            return false;
+        };
+        locks.lines().any(|line| is_lock_of(line, lock.dev(), lock.ino()))
     }
 
     fn read(path: &Path) -> Result<Option<Records>, StateError> {
@@ -262,6 +286,26 @@ impl StateDirectory {
         }
         Ok(Some(records))
     }
+}
+
+/// Whether a line of `/proc/locks` is a lock of this file: `1: FLOCK ADVISORY WRITE 812 fe:01:1835 0 EOF`. Some file systems
+/// have a number there that `stat` does not tell; what they have in common is that it is of no device.
+fn is_lock_of(line: &str, device: u64, inode: u64) -> bool {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    // A process that waits for the lock has an arrow before it.
+    let ["FLOCK", _, "WRITE", _, place, ..] = words.get(1..).unwrap_or_default() else {
+        return false;
+    };
+    let numbers: Vec<&str> = place.split(':').collect();
+    let [major, minor, file] = numbers.as_slice() else {
+        return false;
+    };
+    let number = |text: &str| u32::from_str_radix(text, 16).ok();
+    let (Some(major), Some(minor)) = (number(major), number(minor)) else {
+        return false;
+    };
+    let own = (rustix::fs::major(device), rustix::fs::minor(device));
+    file.parse() == Ok(inode) && ((major, minor) == own || (major == 0 && own.0 == 0))
 }
 
 impl Records {
@@ -410,6 +454,32 @@ mod tests {
             running: true,
             overlays: Vec::new(),
         }
+    }
+
+    #[test]
+    fn a_lock_is_found_in_the_kernels_list() {
+        let device = rustix::fs::makedev(0xfe, 1);
+        let is = |line: &str| is_lock_of(line, device, 1835);
+        assert!(is("1: FLOCK  ADVISORY  WRITE 812 fe:01:1835 0 EOF"));
+        assert!(!is("1: -> FLOCK  ADVISORY  WRITE 812 fe:01:1835 0 EOF"));
+        assert!(!is("1: FLOCK  ADVISORY  READ 812 fe:01:1835 0 EOF"));
+        assert!(!is("1: POSIX  ADVISORY  WRITE 812 fe:01:1835 0 EOF"));
+        assert!(!is("1: FLOCK  ADVISORY  WRITE 812 fe:02:1835 0 EOF"));
+        assert!(!is("1: FLOCK  ADVISORY  WRITE 812 fe:01:18350 0 EOF"));
+        assert!(!is(""));
+    }
+
+    /// A look at the lock does not turn a run away, and is right at once.
+    #[test]
+    fn a_run_under_way_is_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let uuid = Uuid::from_u128(7);
+        assert!(!state.is_worked_on(uuid));
+        let held = state.lock("web", uuid).unwrap();
+        assert!(state.is_worked_on(uuid));
+        drop(held);
+        drop(state.lock("web", uuid).unwrap());
     }
 
     #[test]

@@ -59,8 +59,31 @@ fn judged(texts: &[String]) -> Vec<Option<String>> {
 #[test]
 fn a_location_is_read_as_borg_reads_it() {
     let part = prop::sample::select(vec![
-        "ssh://", "file://", "backup@", "[2001:db8::17]", "[::1]", "host", "192.0.2.1", ":2222", ":", "/", "//", "/./", "/~/",
-        "~", "~/", "..", ".", "srv", "a b", "::", "x/", "@", "]", ":0", "a:b",
+        "ssh://",
+        "file://",
+        "backup@",
+        "[2001:db8::17]",
+        "[::1]",
+        "host",
+        "192.0.2.1",
+        ":2222",
+        ":",
+        "/",
+        "//",
+        "/./",
+        "/~/",
+        "~",
+        "~/",
+        "..",
+        ".",
+        "srv",
+        "a b",
+        "::",
+        "x/",
+        "@",
+        "]",
+        ":0",
+        "a:b",
     ]);
     let mut texts: Vec<String> = [
         "ssh://backup@[2001:db8::17]:2222/srv/repo",
@@ -92,11 +115,19 @@ fn a_location_is_read_as_borg_reads_it() {
             (Ok(ours), Some(theirs)) if ours.canonical() == theirs => agreed += 1,
             // Refusing more is no harm, but for what is remote and has neither spaces nor an empty user or host.
             (Err(_), Some(theirs))
-                if !theirs.starts_with("ssh://") || theirs.contains(' ') || theirs.contains("/@") || theirs.contains("@/") => {}
+                if !theirs.starts_with("ssh://")
+                    || theirs.contains(' ')
+                    || theirs.contains("/@")
+                    || theirs.contains("@/") => {}
             (Err(_), None) => {}
             (ours, theirs) => differ.push(format!("{text:?}: {ours:?}, to Borg {theirs:?}")),
         }
     }
-    assert!(differ.is_empty(), "{} differ: {:#?}", differ.len(), differ.get(..20.min(differ.len())));
+    assert!(
+        differ.is_empty(),
+        "{} differ: {:#?}",
+        differ.len(),
+        differ.get(..20.min(differ.len()))
+    );
     assert!(agreed > 1000, "{agreed}");
 }

@@ -11,7 +11,7 @@ use super::cells;
 use super::pace::Pace;
 use super::plan::DiskPlan;
 use super::{audit, guard, stream};
-use crate::config::LuksHeaders;
+use crate::config::{LuksHeaders, Vm};
 use crate::context::Context;
 use crate::headers::Area;
 use crate::history::Point;
@@ -47,6 +47,7 @@ pub struct DiskResult {
 /// Reads one disk into the repository.
 pub fn read(
     context: &Context<'_>,
+    settings: &Vm,
     capture: &Capture<'_>,
     disk: &DiskPlan,
     points: &[&Point],
@@ -83,12 +84,15 @@ pub fn read(
         size(&data)?;
         maps = Some(std::mem::replace(&mut client, data));
     }
-    guard::check(context, capture.plan(), &disk.target, &mut client, maps.as_mut())?;
-    let apart = context
-        .config
-        .vm
-        .get(&capture.plan().vm)
-        .is_none_or(|vm| vm.luks_headers == LuksHeaders::Apart);
+    guard::check(
+        context,
+        settings,
+        capture.plan(),
+        &disk.target,
+        &mut client,
+        maps.as_mut(),
+    )?;
+    let apart = settings.luks_headers == LuksHeaders::Apart;
     let areas = Areas::take(context, disk, apart, &mut client, writer)?;
     let carved = areas.carved();
     let newest = points.first().and_then(|point| point.manifest.disk(&disk.target));

@@ -10,18 +10,19 @@ use strongroom_nbd::Client;
 use super::BackupError;
 use super::plan::Plan;
 use crate::audit::clear_text;
+use crate::config::Vm;
 use crate::context::Context;
 
 /// Refuses a disk with parts that are not ciphertext. Its map may come from another place than its bytes.
 pub fn check(
     context: &Context<'_>,
+    settings: &Vm,
     plan: &Plan,
     disk: &str,
     client: &mut Client,
     maps: Option<&mut Client>,
 ) -> Result<(), BackupError> {
-    let allowed = context.config.vm.get(&plan.vm).is_some_and(|vm| vm.plaintext);
-    if allowed || (context.hypervisor.is_local() && !context.config.ciphertext_only) {
+    if settings.plaintext || (context.hypervisor.is_local() && !context.config.ciphertext_only) {
         return Ok(());
     }
     let allocated = maps

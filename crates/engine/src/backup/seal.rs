@@ -80,7 +80,7 @@ pub fn seal(
         headers: None,
         files: files.iter().map(file_record).collect(),
         missing,
-        inventory: context.config.vm.keys().cloned().collect(),
+        inventory: inventory(context, domain),
         producer: concat!("strongroom ", env!("CARGO_PKG_VERSION")).into(),
     };
     let mut items = Vec::new();
@@ -197,6 +197,16 @@ fn sign(
     };
     let signature = signature::sign(signing, key, namespace, bytes, at, context.cancel)?;
     Ok(Some(signature))
+}
+
+/// All VMs that the configuration names, this one by the name that it has now.
+fn inventory(context: &Context<'_>, domain: &Domain) -> Vec<String> {
+    let own = context.config.of_uuid(domain.uuid);
+    let name = |key: &String| match own {
+        Some(own) if own == key => domain.name.clone(),
+        _ => key.clone(),
+    };
+    context.config.vm.keys().map(name).collect()
 }
 
 fn excluded(context: &Context<'_>, domain: &Domain, plan: &Plan) -> Vec<ExcludedDisk> {
