@@ -80,7 +80,7 @@ impl From<BackupError> for Failure {
             ),
             BackupError::Repository(error) => error.into(),
             BackupError::History(error) => error.into(),
-            BackupError::Config(error @ ConfigError::UnknownVm(_)) => Self::usage(error),
+            BackupError::Config(error @ (ConfigError::UnknownVm(_) | ConfigError::Ambiguous(..))) => Self::usage(error),
             BackupError::Plan(error @ Unplanned::Busy { .. }) => {
                 Self::failed(error).hint("run the backup again when that is over; `virsh domjobinfo` shows it")
             }

@@ -9,6 +9,7 @@ mod settings;
 mod signals;
 mod ui;
 
+use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -20,11 +21,13 @@ use exit::Exit;
 use failure::Failure;
 use settings::Settings;
 use signals::Signals;
-use ui::Ui;
+use ui::{Ui, output};
 
 fn main() -> ExitCode {
-    // clap exits with 2 for usage errors by itself, and with 0 for --help and --version.
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => return not_a_command(&answer).into(),
+    };
     if let Command::ThawWatchdog(args) = &cli.command {
         // No terminal, no signals: only the pipe to the run that it watches.
         return cmd::thaw_watchdog::run(&cli.global, args).into();
@@ -37,12 +40,33 @@ fn main() -> ExitCode {
         }
         failure.exit
     });
+    let exit = output::finish().map_or_else(
+        |failure| {
+            ui.failure(&failure);
+            failure.exit
+        },
+        |()| exit,
+    );
     let exit = if exit == Exit::Done && ui.warnings() > 0 {
         Exit::Warnings
     } else {
         exit
     };
     exit.into()
+}
+
+/// What clap answers by itself: `--help` and `--version`, or what is wrong with the command line.
+fn not_a_command(answer: &clap::Error) -> Exit {
+    let printed = answer.print().and_then(|()| std::io::stdout().flush());
+    match printed {
+        _ if answer.use_stderr() => Exit::Usage,
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            let words = output::failure(&error).message;
+            let _ = writeln!(std::io::stderr(), "strongroom: failed to {words}");
+            Exit::Failed
+        }
+        _ => Exit::Done,
+    }
 }
 
 fn run(cli: &Cli, ui: &Arc<Ui>) -> Result<Exit, Failure> {

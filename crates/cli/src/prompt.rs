@@ -7,6 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use strongroom_borg::Passphrase;
 use strongroom_engine::cancel::Cancel;
+use zeroize::Zeroizing;
 
 /// The longest passphrase that is taken, in bytes.
 const MAX: usize = 4096;
@@ -38,6 +39,32 @@ impl Drop for NoEcho<'_> {
 pub fn passphrase(question: &str, cancel: &Cancel) -> Option<Passphrase> {
     let typed = ask(question, true, cancel).ok().flatten()?;
     String::from_utf8(typed).ok().map(Passphrase::new)
+}
+
+/// Asks for a new passphrase, twice, until both are the same; `None` after three attempts, and as [`passphrase`]. A slip would make
+/// something that nobody can open, and an empty one something that anybody can.
+pub fn new_passphrase(question: &str, cancel: &Cancel) -> Option<Passphrase> {
+    for _ in 0..3 {
+        let typed = Zeroizing::new(ask(question, true, cancel).ok().flatten()?);
+        let complaint = if typed.is_empty() {
+            "An empty passphrase protects nothing.\n"
+        } else {
+            let again = Zeroizing::new(ask("The same again: ", true, cancel).ok().flatten()?);
+            if *again == *typed {
+                return String::from_utf8(typed.to_vec()).ok().map(Passphrase::new);
+            }
+            "The two differ.\n"
+        };
+        say(complaint).ok()?;
+    }
+    None
+}
+
+fn say(text: &str) -> io::Result<()> {
+    OpenOptions::new()
+        .write(true)
+        .open("/dev/tty")?
+        .write_all(text.as_bytes())
 }
 
 /// Asks whether to go on; `None` without a terminal or when cancelled. Only the whole word says yes.

@@ -1,16 +1,20 @@
 //! From arguments, environment and configuration file to what a command works with.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use strongroom_borg::{PassphraseSource, Settings as BorgSettings};
-use strongroom_engine::config::Config;
+use strongroom_engine::config::{Config, name_problem, uuid_in};
 use strongroom_engine::context::{Context, Launch, Repositories};
 use strongroom_engine::event::{Event, Observer};
 use strongroom_engine::state::StateDirectory;
 use strongroom_engine::vm::Hypervisor as _;
+use strongroom_engine::when::{PointName, When};
 use strongroom_libvirt::Libvirt;
+
+use uuid::Uuid;
 
 use crate::args::Global;
 use crate::cmd::thaw_watchdog;
@@ -55,9 +59,15 @@ impl Settings {
         // One question at a time.
         let terminal = Mutex::new(());
         let passphrase = PassphraseSource::from_env().with_prompt(move |request| {
-            let question = format!("Passphrase for {}: ", request.key);
             let _turn = terminal.lock().unwrap_or_else(PoisonError::into_inner);
-            let ask = || prompt::passphrase(&question, heeded.cancel());
+            let ask = || {
+                let key = &request.key;
+                if request.new {
+                    prompt::new_passphrase(&format!("New passphrase for {key}: "), heeded.cancel())
+                } else {
+                    prompt::passphrase(&format!("Passphrase for {key}: "), heeded.cancel())
+                }
+            };
             asked.suspended(|| heeded.in_order(ask))
         });
         Self {
@@ -84,7 +94,18 @@ impl Settings {
                 failure
             }
         })?;
-        Ok(self.with_uri(config))
+        Ok(with_names(self.with_uri(config), |_, _| None))
+    }
+
+    /// The same, for commands that work with hypervisors anyway: they know the names of VMs that are not on record yet.
+    pub fn live_config(&self) -> Result<Config, Failure> {
+        let mut connections: BTreeMap<String, Option<Libvirt>> = BTreeMap::new();
+        Ok(with_names(self.config()?, |uuid, uri| {
+            let connection = connections
+                .entry(uri.to_owned())
+                .or_insert_with(|| Libvirt::connect(uri).ok());
+            Some(connection.as_ref()?.domain(&uuid.to_string()).ok()?.name)
+        }))
     }
 
     /// Applies `--connect`, which is about all VMs.
@@ -133,17 +154,59 @@ impl Settings {
 
     /// The VMs named, or all of the configuration.
     pub fn chosen(config: &Config, named: &[String]) -> Result<Vec<String>, Failure> {
-        let chosen: Vec<String> = if named.is_empty() {
-            config.vm.keys().cloned().collect()
-        } else {
-            named.to_vec()
-        };
+        let mut chosen: Vec<String> = Vec::new();
+        for name in named {
+            let name = Self::named(config, name)?;
+            if !chosen.contains(&name) {
+                chosen.push(name);
+            }
+        }
+        if named.is_empty() {
+            chosen.extend(config.vm.keys().cloned());
+        }
         if chosen.is_empty() {
             return Err(Failure::usage("find a VM in the configuration: there is none")
                 .hint("`strongroom init VM` adds one"));
         }
         Ok(chosen)
     }
+
+    /// The name of a VM that may be asked for by its UUID. It need not be configured, but it has to be a name.
+    pub fn named(config: &Config, asked: &str) -> Result<String, Failure> {
+        if config.vm.contains_key(asked) {
+            return Ok(asked.to_owned());
+        }
+        if let Some(problem) = name_problem(asked) {
+            return Err(Failure::usage(format!("find a VM by its name: {problem}")));
+        }
+        let Some(uuid) = uuid_in(asked) else {
+            return Ok(asked.to_owned());
+        };
+        let configured = config.of_uuid(uuid).map(str::to_owned);
+        let recorded = || StateDirectory::at(config.state_directory()).name_of(uuid);
+        Ok(configured.or_else(recorded).unwrap_or_else(|| asked.to_owned()))
+    }
+
+    /// The restore point that is meant: a configured VM may have an `@` in its name, or be named by its UUID.
+    pub fn point(config: &Config, point: &PointName) -> Result<PointName, Failure> {
+        let whole = point.to_string();
+        if config.vm.contains_key(&whole) {
+            return Ok(PointName {
+                vm: whole,
+                when: When::Latest,
+            });
+        }
+        Ok(PointName {
+            vm: Self::named(config, &point.vm)?,
+            when: point.when.clone(),
+        })
+    }
+}
+
+/// Puts VMs that are named by UUID under their names: as they are on record, or else as the other source says.
+fn with_names(config: Config, mut other: impl FnMut(Uuid, &str) -> Option<String>) -> Config {
+    let records = StateDirectory::at(config.state_directory());
+    config.by_names(|uuid, uri| records.name_of(uuid).or_else(|| other(uuid, uri)))
 }
 
 impl Observer for Ui {

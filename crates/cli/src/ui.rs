@@ -2,6 +2,7 @@
 
 pub mod human;
 pub mod of_vm;
+pub mod output;
 mod progress;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -57,14 +58,14 @@ impl Ui {
         self.said.lock().map(|said| said.clone()).unwrap_or_default()
     }
 
-    /// Prints a line of the result. A closed pipe is the reader's choice, not an error.
+    /// Prints a line of the result.
     pub fn out(line: impl AsRef<str>) {
-        let _ = writeln!(std::io::stdout().lock(), "{}", printable(line.as_ref()));
+        output::write(format!("{}\n", printable(line.as_ref())).as_bytes());
     }
 
     /// Prints the result as JSON.
     pub fn document(document: &serde_json::Value) {
-        let _ = writeln!(std::io::stdout().lock(), "{document:#}");
+        output::write(format!("{document:#}\n").as_bytes());
     }
 
     /// Says something about the work, unless it should be quiet.

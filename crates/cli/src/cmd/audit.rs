@@ -3,6 +3,7 @@
 use jiff::SignedDuration;
 use serde_json::json;
 use strongroom_engine::audit::{self, Level, Report, VmReport};
+use strongroom_engine::config::Config;
 use strongroom_engine::vm::Hypervisor as _;
 
 use crate::args::Audit;
@@ -14,7 +15,7 @@ use crate::ui::human;
 
 /// Says what is unsafe about VMs.
 pub fn run(settings: &Settings, args: &Audit) -> Result<Exit, Failure> {
-    let config = settings.config()?;
+    let config = settings.live_config()?;
     let groups = if args.all {
         // Each hypervisor that the configuration names, and all that it has.
         let mut groups = config.by_hypervisor(&config.vm.keys().cloned().collect::<Vec<_>>());
@@ -29,17 +30,45 @@ pub fn run(settings: &Settings, args: &Audit) -> Result<Exit, Failure> {
         config.by_hypervisor(&Settings::chosen(&config, &args.vms)?)
     };
     let mut report = Report::default();
-    for (config, mut names) in groups {
-        let parts = Settings::parts(config)?;
-        if args.all {
-            names = parts.hypervisor.domain_names().map_err(Failure::failed)?;
+    // A hypervisor that cannot be reached does not keep the VMs of the others from being looked at.
+    let (alone, mut unreached) = (groups.len() == 1, Vec::new());
+    for (config, names) in groups {
+        let uri = config.hypervisor.clone();
+        match of_one(settings, config, names, args) {
+            Ok(found) => report.extend(found),
+            Err(failure) if alone => return Err(failure),
+            Err(mut failure) => {
+                settings.signals.cancel().check().map_err(Failure::failed)?;
+                failure
+                    .message
+                    .insert_str(0, &format!("audit the VMs of {uri}: "));
+                settings.ui.failure(&failure);
+                unreached.push(json!({ "hypervisor": uri, "error": failure.message }));
+            }
         }
-        report.extend(self::report(settings, &parts, &names, args.max_age)?);
     }
     if settings.ui.json() {
-        Ui::document(&json!({ "audit": report, "warnings": settings.ui.said() }));
+        Ui::document(&json!({ "audit": report, "problems": unreached, "warnings": settings.ui.said() }));
     }
-    Ok(exit(&report))
+    Ok(if unreached.is_empty() {
+        exit(&report)
+    } else {
+        Exit::Failed
+    })
+}
+
+/// Looks at these VMs of one hypervisor, or at all that it has.
+fn of_one(
+    settings: &Settings,
+    config: Config,
+    mut names: Vec<String>,
+    args: &Audit,
+) -> Result<Report, Failure> {
+    let parts = Settings::parts(config)?;
+    if args.all {
+        names = parts.hypervisor.domain_names().map_err(Failure::failed)?;
+    }
+    report(settings, &parts, &names, args.max_age)
 }
 
 /// Looks at VMs, and says in words what was found unless a document is wanted. A backup may be so many hours old.

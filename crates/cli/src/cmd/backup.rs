@@ -18,7 +18,7 @@ use crate::ui::human::bytes;
 
 /// Backs up the VMs, some of them at the same time. One that fails does not keep the others from their turn.
 pub fn run(settings: &Settings, args: &Backup) -> Result<Exit, Failure> {
-    let mut config = settings.config()?;
+    let mut config = settings.live_config()?;
     if let Some(seconds) = args.time_limit {
         config.limits.run_s = seconds;
     }

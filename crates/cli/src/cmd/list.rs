@@ -1,6 +1,6 @@
 //! `strongroom list`.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use strongroom_borg::{Access, ArchiveInfo};
 use strongroom_engine::history::{self, HistoryError};
 use strongroom_engine::manifest::{Manifest, Mode};
@@ -12,42 +12,35 @@ use crate::settings::Settings;
 use crate::ui::Ui;
 use crate::ui::human::{self, bytes};
 
-/// Lists restore points, oldest first. VMs need not exist any more, nor be configured.
+/// What was found so far.
+#[derive(Default)]
+struct Found {
+    rows: Vec<Vec<String>>,
+    documents: Vec<Value>,
+}
+
+/// Lists restore points, oldest first. VMs need not exist any more, nor be configured. A repository that cannot be read does not
+/// keep the others from being listed.
 pub fn run(settings: &Settings, args: &List) -> Result<Exit, Failure> {
     let config = settings.config()?;
-    let mut rows = Vec::new();
-    let mut documents = Vec::new();
+    let (mut found, mut problems) = (Found::default(), Vec::new());
+    let mut exit = Exit::Done;
     for vm in Settings::chosen(&config, &args.vms)? {
-        let mut repository = settings
-            .repositories
-            .open(&config.repository_of(&vm), Access::Read)?;
-        for info in history::points(&repository) {
-            let manifest = match history::manifest(&mut repository, &info) {
-                Ok(manifest) => manifest,
-                Err(HistoryError::Foreign(name)) => {
-                    settings.ui.engine(&strongroom_engine::event::Event::Note(format!(
-                        "{vm}: archive {name} was not made by strongroom"
-                    )));
-                    continue;
-                }
-                Err(error) if error.concerns_one_archive() => {
-                    settings.ui.warn(&format!("{vm}: failed to {error}"));
-                    rows.push(unreadable_row(&vm, &info));
-                    documents.push(
-                        json!({ "vm": vm, "archive": info.name.to_string(), "error": error.to_string() }),
-                    );
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
-            rows.push(row(&vm, &info, &manifest));
-            documents.push(json!({ "vm": vm, "archive": info.name.to_string(), "manifest": manifest }));
+        settings.signals.cancel().check().map_err(Failure::failed)?;
+        if let Err(mut failure) = list(settings, &config.repository_of(&vm), &vm, &mut found) {
+            failure.message.insert_str(0, &format!("list {vm}: "));
+            settings.ui.failure(&failure);
+            problems.push(json!({ "vm": vm, "error": failure.message, "hint": failure.hint }));
+            exit = Exit::Failed;
         }
-        repository.close()?;
     }
     if settings.ui.json() {
-        Ui::document(&json!({ "restore_points": documents, "warnings": settings.ui.said() }));
-        return Ok(Exit::Done);
+        Ui::document(&json!({
+            "restore_points": found.documents,
+            "problems": problems,
+            "warnings": settings.ui.said(),
+        }));
+        return Ok(exit);
     }
     let headings = [
         "VM",
@@ -60,10 +53,41 @@ pub fn run(settings: &Settings, args: &List) -> Result<Exit, Failure> {
         "STALL",
         "ARCHIVE",
     ];
-    for line in human::table(&headings, &rows) {
+    for line in human::table(&headings, &found.rows) {
         Ui::out(line);
     }
-    Ok(Exit::Done)
+    Ok(exit)
+}
+
+/// Adds the restore points of one VM.
+fn list(settings: &Settings, location: &str, vm: &str, found: &mut Found) -> Result<(), Failure> {
+    let mut repository = settings.repositories.open(location, Access::Read)?;
+    for info in history::points(&repository) {
+        let archive = info.name.to_string();
+        match history::manifest(&mut repository, &info) {
+            Ok(manifest) => {
+                found.rows.push(row(vm, &info, &manifest));
+                found
+                    .documents
+                    .push(json!({ "vm": vm, "archive": archive, "manifest": manifest }));
+            }
+            Err(HistoryError::Foreign(name)) => {
+                settings.ui.engine(&strongroom_engine::event::Event::Note(format!(
+                    "{vm}: archive {name} was not made by strongroom"
+                )));
+            }
+            Err(error) if error.concerns_one_archive() => {
+                settings.ui.warn(&format!("{vm}: failed to {error}"));
+                found.rows.push(unreadable_row(vm, &info));
+                found
+                    .documents
+                    .push(json!({ "vm": vm, "archive": archive, "error": error.to_string() }));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    repository.close()?;
+    Ok(())
 }
 
 /// A restore point that cannot be read is one that is missing: it must not be left out in silence.

@@ -13,7 +13,7 @@ use crate::ui::Ui;
 /// Undoes what interrupted runs left of the VMs, one after the other. One that stays as it is does not keep the others from
 /// their turn.
 pub fn run(settings: &Settings, args: &Recover) -> Result<Exit, Failure> {
-    let config = settings.config()?;
+    let config = settings.live_config()?;
     let vms = Settings::chosen(&config, &args.vms)?;
     settings.signals.undo_first();
     let request = Request {

@@ -24,8 +24,23 @@ fn test_append_only(settings: &Settings, vms: &[String]) -> Result<Exit, Failure
     let mut documents = Vec::new();
     for vm in Settings::chosen(&config, vms)? {
         let location = config.repository_of(&vm);
-        let repository = settings.repositories.open(&location, Access::Write)?;
-        let append_only = repository.probe_append_only()?;
+        let probe = || -> Result<bool, Failure> {
+            let repository = settings.repositories.open(&location, Access::Write)?;
+            Ok(repository.probe_append_only()?)
+        };
+        let append_only = match probe() {
+            Ok(append_only) => append_only,
+            Err(mut failure) => {
+                settings.signals.cancel().check().map_err(Failure::failed)?;
+                failure
+                    .message
+                    .insert_str(0, &format!("test the repository of {vm}: "));
+                settings.ui.failure(&failure);
+                documents.push(json!({ "vm": vm, "repository": location, "error": failure.message }));
+                exit = Exit::Failed;
+                continue;
+            }
+        };
         documents.push(json!({ "vm": vm, "repository": location, "append_only": append_only }));
         if append_only {
             settings.ui.info(format!(

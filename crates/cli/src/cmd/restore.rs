@@ -12,11 +12,12 @@ use crate::ui::human::bytes;
 
 /// Restores a VM, or some of its disks.
 pub fn run(settings: &Settings, args: &Restore) -> Result<Exit, Failure> {
-    let config = settings.config()?;
-    let parts = Settings::parts(config.on(config.hypervisor_of(&args.point.vm)))?;
+    let config = settings.live_config()?;
+    let point = Settings::point(&config, &args.point)?;
+    let parts = Settings::parts(config.on(config.hypervisor_of(&point.vm)))?;
     settings.signals.undo_first();
     let request = Request {
-        point: args.point.clone(),
+        point,
         rename: args.rename.clone(),
         disks: args.disks.clone(),
         to: args.to.clone(),

@@ -3,12 +3,13 @@
 use std::io::Read as _;
 
 use serde_json::json;
-use strongroom_engine::config::{Config, Signing};
+use strongroom_engine::config::{Config, Signing, Vm, uuid_in};
 use strongroom_engine::image_seal::vm::{Machine, disk_name};
 use strongroom_engine::image_seal::{self, Place, SealError};
 use strongroom_engine::state::StateDirectory;
 use strongroom_engine::vm::{Disk, DiskSource, Domain, Hypervisor as _, RunState};
 use strongroom_libvirt::{Libvirt, machine};
+use uuid::Uuid;
 
 use crate::args::{Seal, VerifyImage};
 use crate::exit::Exit;
@@ -44,7 +45,7 @@ pub fn run(settings: &Settings, args: &Seal) -> Result<Exit, Failure> {
     let mut documents = Vec::new();
     if args.used {
         let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
-        for vm in &args.vms {
+        for vm in &Settings::chosen(&config, &args.vms)? {
             let there = Place::of_vm(&state, vm).use_up()?;
             settings.ui.info(format!(
                 "{vm}: {}",
@@ -57,7 +58,7 @@ pub fn run(settings: &Settings, args: &Seal) -> Result<Exit, Failure> {
             documents.push(json!({ "vm": vm, "used": there }));
         }
     } else {
-        for vm in &args.vms {
+        for vm in &Settings::chosen(&config, &args.vms)? {
             let parts = Settings::parts(config.on(config.hypervisor_of(vm)))?;
             let (seal, place) = seal(settings, &parts.config, &parts.hypervisor, &parts.state, vm, args)?;
             settings.ui.info(format!(
@@ -95,7 +96,7 @@ fn seal(
     let machine = hypervisor
         .machine(&domain.xml)
         .map_err(|reason| Failure::failed(format!("seal {vm}: {reason}")))?;
-    let of_vm = config.vm.get(vm).cloned().unwrap_or_default();
+    let of_vm = own_settings(config, vm, Some(domain.uuid));
     let files = machine.files(|disk| args.with_swap || !disk.is_swap(&of_vm))?;
     let signing = signing(config);
     let cancel = settings.signals.cancel();
@@ -136,7 +137,7 @@ pub fn verify(settings: &Settings, args: &VerifyImage) -> Result<Exit, Failure> 
     let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
     let mut documents = Vec::new();
     let mut worst = Exit::Done;
-    for vm in &args.vms {
+    for vm in &Settings::chosen(&config, &args.vms)? {
         match verify_one(settings, &config, &state, vm, args) {
             Ok(Some((seal, signer))) => {
                 settings
@@ -170,7 +171,19 @@ fn verify_one(
     vm: &str,
     args: &VerifyImage,
 ) -> Result<Option<(image_seal::Seal, String)>, Failure> {
-    let of_vm = config.vm.get(vm).cloned().unwrap_or_default();
+    // libvirt's hook asks by name, and may be the first to do so.
+    let by_uuid = config
+        .vm
+        .iter()
+        .any(|(key, of_vm)| of_vm.uuid.is_some() || uuid_in(key).is_some());
+    let early = by_uuid
+        .then(|| definition(settings, config, vm, args))
+        .transpose()?;
+    let of_vm = own_settings(
+        config,
+        vm,
+        early.as_ref().and_then(|machine| machine.subject().uuid),
+    );
     let place = Place::of_vm(state, vm);
     let Some(signed) = place.read()? else {
         if args.if_required && !of_vm.require_seal {
@@ -182,7 +195,10 @@ fn verify_one(
         }
         .into());
     };
-    let machine = definition(settings, config, vm, args)?;
+    let machine = match early {
+        Some(machine) => machine,
+        None => definition(settings, config, vm, args)?,
+    };
     let cancel = settings.signals.cancel();
     let (seal, signer) = image_seal::open(&signing(config), &machine.subject(), &signed, cancel)?;
     // Swap counts if it was sealed.
@@ -190,6 +206,12 @@ fn verify_one(
     let files = machine.files(|disk| sealed(&disk_name(&disk.target)) || !disk.is_swap(&of_vm))?;
     image_seal::check(&seal, &files, &*settings.ui, cancel)?;
     Ok(Some((seal, format!("{} ({})", signer.identity, signer.key))))
+}
+
+/// What the configuration says about this VM, by whatever it names it.
+fn own_settings(config: &Config, vm: &str, uuid: Option<Uuid>) -> Vm {
+    let key = uuid.and_then(|uuid| config.of_uuid(uuid)).unwrap_or(vm);
+    config.vm.get(key).cloned().unwrap_or_default()
 }
 
 /// What the next start uses: the definition that was handed in, or libvirt's.

@@ -15,10 +15,11 @@ use crate::ui::human::{self, bytes};
 /// Shows one restore point.
 pub fn run(settings: &Settings, args: &Show) -> Result<Exit, Failure> {
     let config = settings.config()?;
+    let point = Settings::point(&config, &args.point)?;
     let mut repository = settings
         .repositories
-        .open(&config.repository_of(&args.point.vm), Access::Read)?;
-    let info = history::find(&mut repository, &args.point)?;
+        .open(&config.repository_of(&point.vm), Access::Read)?;
+    let info = history::find(&mut repository, &point)?;
     let manifest = history::manifest(&mut repository, &info)?;
     repository.close()?;
     if settings.ui.json() {

@@ -2,7 +2,9 @@
 
 use serde_json::json;
 use strongroom_engine::state::StateDirectory;
-use strongroom_engine::verify::{self, Problem, Report, Request, Share, Surroundings, VmReport};
+use strongroom_engine::verify::{self, Problem, Report, Request, Scope, Share, Surroundings, VmReport};
+
+use strongroom_engine::when::PointName;
 
 use crate::args::Verify;
 use crate::exit::Exit;
@@ -31,6 +33,26 @@ pub fn run(settings: &Settings, args: &Verify) -> Result<Exit, Failure> {
             "acknowledge what is missing: that concerns a whole VM, not one of its restore points",
         ));
     }
+    let named = |scope: &Scope| -> Result<Scope, Failure> {
+        // A configured VM may have an `@` in its name, or be named by its UUID.
+        let Some(when) = &scope.when else {
+            return Ok(Scope {
+                vm: Settings::named(&config, &scope.vm)?,
+                when: None,
+            });
+        };
+        let asked = PointName {
+            vm: scope.vm.clone(),
+            when: when.clone(),
+        };
+        let found = Settings::point(&config, &asked)?;
+        let whole = found.vm == asked.to_string();
+        Ok(Scope {
+            vm: found.vm,
+            when: (!whole).then_some(found.when),
+        })
+    };
+    let what = args.what.iter().map(named).collect::<Result<_, _>>()?;
     let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
     let here = Surroundings {
         config: &config,
@@ -40,7 +62,7 @@ pub fn run(settings: &Settings, args: &Verify) -> Result<Exit, Failure> {
         cancel: settings.signals.cancel(),
     };
     let request = Request {
-        what: args.what.clone(),
+        what,
         all: args.all,
         data: args.data,
         part: args.part,

@@ -9,6 +9,7 @@ pub mod pool;
 pub mod running;
 pub mod segments;
 pub mod template;
+pub mod terminal;
 pub mod tiny;
 pub mod tmpfs;
 

@@ -5,6 +5,7 @@ mod common;
 
 mod attest;
 mod corpus;
+mod early;
 mod formats;
 mod init;
 mod interrupts;

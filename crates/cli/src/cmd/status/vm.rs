@@ -1,0 +1,298 @@
+//! What is known of one VM: from the hypervisor, from our own records, and from its repository, which is read without a lock, so
+//! that a backup that runs meanwhile is no reason to wait.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use strongroom_borg::{Access, ArchiveInfo};
+use strongroom_engine::backup::plan::archive_prefix;
+use strongroom_engine::config::{Config, uuid_in};
+use strongroom_engine::history::{self, HistoryError};
+use strongroom_engine::state::{Records, StateDirectory};
+use strongroom_engine::trust::memory::Memory;
+use strongroom_engine::vm::{Domain, Hypervisor as _, HypervisorError, RunState};
+
+use crate::settings::{Parts, Settings};
+use crate::ui::human;
+
+/// The time in an archive's name, as a run writes it.
+const TIME: &str = "%Y-%m-%dT%H:%M:%S%.fZ";
+
+/// What is known of one VM.
+pub struct Vm {
+    pub name: String,
+    state: Option<RunState>,
+    newest: Newest,
+    /// How many restore points there are; nothing if the repository cannot be asked.
+    points: Option<usize>,
+    run: Run,
+    tracking: bool,
+    pub problem: Option<String>,
+}
+
+/// The newest restore point.
+enum Newest {
+    /// In the repository: its time, and its archive.
+    There(Timestamp, String),
+    /// On record here, since the repository cannot be asked.
+    Recorded(Timestamp, String),
+    /// There is none.
+    Never,
+    /// The repository cannot be asked, and nothing is on record.
+    Unknown,
+}
+
+/// What runs, or did.
+#[derive(PartialEq)]
+enum Run {
+    None,
+    /// Under way, since then; without a time it has not come to the guest yet.
+    UnderWay(Option<Timestamp>),
+    Interrupted,
+}
+
+impl Vm {
+    /// Of which nothing is known, for this reason.
+    fn unknown(name: &str, problem: Option<String>) -> Self {
+        Self {
+            name: name.to_owned(),
+            state: None,
+            newest: Newest::Unknown,
+            points: None,
+            run: Run::None,
+            tracking: false,
+            problem,
+        }
+    }
+}
+
+/// Looks at a VM whose hypervisor answers.
+pub fn look(settings: &Settings, parts: &Parts, name: &str) -> Vm {
+    let mut vm = Vm::unknown(name, None);
+    let mut names = vec![name.to_owned()];
+    match parts.hypervisor.domain(&parts.config.domain_of(name)) {
+        Ok(domain) => {
+            vm.state = Some(domain.state);
+            recorded(&mut vm, parts, &domain);
+            names.push(domain.name);
+        }
+        Err(HypervisorError::NoSuchDomain(..)) => vm.problem = Some("the hypervisor does not know it".into()),
+        Err(error) => vm.problem = Some(format!("failed to {error}")),
+    }
+    with_archives(settings, &parts.config, vm, &names)
+}
+
+/// Looks at a VM whose hypervisor does not answer.
+pub fn look_without(settings: &Settings, config: &Config, name: &str, problem: String) -> Vm {
+    let vm = Vm::unknown(name, Some(problem));
+    with_archives(settings, config, vm, &[name.to_owned()])
+}
+
+fn recorded(vm: &mut Vm, parts: &Parts, domain: &Domain) {
+    let records = parts.state.peek(domain.uuid);
+    // After the records: a run that has ended meanwhile has left nothing open in what is read next.
+    let under_way = parts.state.is_worked_on(domain.uuid);
+    let records = match records {
+        Ok(records) if under_way => records,
+        Ok(_) => match parts.state.peek(domain.uuid) {
+            Ok(records) => records,
+            Err(error) => return vm.problem = Some(format!("failed to {error}")),
+        },
+        Err(error) => return vm.problem = Some(format!("failed to {error}")),
+    };
+    vm.run = run(records.as_ref(), under_way);
+    // The records alone prove nothing: somebody may have deleted the checkpoint.
+    vm.tracking = records
+        .and_then(|records| records.committed)
+        .is_some_and(|committed| {
+            let there = parts.hypervisor.checkpoints(domain.uuid);
+            there.is_ok_and(|names| names.contains(&committed.checkpoint))
+        });
+}
+
+fn run(records: Option<&Records>, under_way: bool) -> Run {
+    let open = records.and_then(|records| records.run.as_ref());
+    match (under_way, open) {
+        (true, open) => Run::UnderWay(open.map(|run| run.started)),
+        (false, Some(_)) => Run::Interrupted,
+        (false, None) => Run::None,
+    }
+}
+
+/// Adds what the repository has of the VM, which may have gone by each of these names.
+fn with_archives(settings: &Settings, config: &Config, mut vm: Vm, names: &[String]) -> Vm {
+    match archives(settings, &config.repository_of(&vm.name), names) {
+        Ok((points, newest)) => {
+            vm.points = Some(points);
+            vm.newest = newest.map_or(Newest::Never, |(time, archive)| Newest::There(time, archive));
+            if matches!(vm.newest, Newest::Never) && vm.run == Run::None {
+                vm.problem.get_or_insert("there is no backup".into());
+            }
+        }
+        Err(error) => {
+            vm.problem = Some(format!("failed to {error}"));
+            vm.newest = on_record(config, names)
+                .map_or(Newest::Unknown, |(time, archive)| Newest::Recorded(time, archive));
+        }
+    }
+    vm
+}
+
+/// How many restore points the repository has, and the newest. Archives of others do not count, nor those of other VMs.
+fn archives(
+    settings: &Settings,
+    location: &str,
+    names: &[String],
+) -> Result<(usize, Option<(Timestamp, String)>), HistoryError> {
+    let mut repository = settings.repositories.open(location, Access::ReadWithoutLock)?;
+    let mut points = history::points(&repository);
+    points.retain(|info| is_of(info, names));
+    let mut count = points.len();
+    let mut newest = None;
+    // What is called like ours and is not is found where it matters most.
+    for info in points.iter().rev() {
+        match history::manifest(&mut repository, info) {
+            Ok(manifest) if is_named(&manifest.vm.name, &manifest.vm.uuid.to_string(), names) => {
+                newest = Some((info.time, info.name.to_string()));
+                break;
+            }
+            Ok(_) | Err(HistoryError::Foreign(_)) => count -= 1,
+            // It is there, and cannot be used: `list` and `verify` say so, and the next one is looked at.
+            Err(error) if error.concerns_one_archive() => {
+                settings.ui.warn(&format!("failed to {error}"));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    repository.close()?;
+    Ok((count, newest))
+}
+
+fn is_named(name: &str, uuid: &str, names: &[String]) -> bool {
+    names.iter().any(|known| known == name || known == uuid)
+}
+
+/// Whether an archive is called as a run calls the restore points of a VM with one of these names. A UUID says nothing about
+/// the name.
+fn is_of(info: &ArchiveInfo, names: &[String]) -> bool {
+    let Some(text) = info.name.as_str() else {
+        return false;
+    };
+    let any = names.iter().all(|name| uuid_in(name).is_some());
+    let timed = |rest: &str| jiff::civil::DateTime::strptime(TIME, rest).is_ok();
+    let of = |name: &String| {
+        text.strip_prefix(&archive_prefix(name))
+            .and_then(|rest| rest.strip_prefix('-'))
+            .is_some_and(timed)
+    };
+    any || names.iter().any(of)
+}
+
+/// The newest restore point that was ever seen here.
+fn on_record(config: &Config, names: &[String]) -> Option<(Timestamp, String)> {
+    let state = StateDirectory::at(config.state_directory());
+    let mut heads = names.iter().rev().filter_map(|name| {
+        let memory = state.path().exists().then(|| Memory::open(&state, name).ok())??;
+        let head = memory.head()?;
+        Some((head.committed, head.archive.clone()))
+    });
+    heads.next()
+}
+
+fn state(vm: &Vm) -> &'static str {
+    match vm.state {
+        Some(RunState::Running) => "running",
+        Some(RunState::Paused) => "paused",
+        Some(RunState::ShutOff) => "shut off",
+        None => "unknown",
+    }
+}
+
+/// A line of the table.
+pub fn row(vm: &Vm) -> Vec<String> {
+    let (time, age) = match &vm.newest {
+        Newest::There(time, _) | Newest::Recorded(time, _) => {
+            (human::time(*time), human::age(*time, Timestamp::now()))
+        }
+        Newest::Never => ("never".into(), String::new()),
+        Newest::Unknown => ("unknown".into(), String::new()),
+    };
+    let run = match vm.run {
+        Run::None => None,
+        Run::UnderWay(Some(since)) => Some(format!("a backup runs since {} UTC", human::time(since))),
+        Run::UnderWay(None) => Some("a run is under way".into()),
+        Run::Interrupted => Some("the last run was interrupted; the next one tidies up".into()),
+    };
+    let recorded = matches!(vm.newest, Newest::Recorded(..))
+        .then(|| "the last backup is the one on record here".to_owned());
+    let notes: Vec<String> = [vm.problem.clone(), run, recorded]
+        .into_iter()
+        .flatten()
+        .collect();
+    vec![
+        vm.name.clone(),
+        state(vm).to_owned(),
+        vm.points
+            .map_or_else(|| "unknown".into(), |points| points.to_string()),
+        time,
+        age,
+        if vm.tracking { "incremental" } else { "full" }.to_owned(),
+        notes.join("; "),
+    ]
+}
+
+/// The same as JSON. What is not known is `null`.
+pub fn document(vm: &Vm) -> Value {
+    let (time, archive, source) = match &vm.newest {
+        Newest::There(time, archive) => (Some(time), Some(archive), "repository"),
+        Newest::Recorded(time, archive) => (Some(time), Some(archive), "records"),
+        Newest::Never => (None, None, "repository"),
+        Newest::Unknown => (None, None, "unknown"),
+    };
+    let since = match vm.run {
+        Run::UnderWay(since) => since,
+        _ => None,
+    };
+    json!({
+        "vm": vm.name,
+        "state": state(vm),
+        "restore_points": vm.points,
+        "last_backup": time,
+        "last_archive": archive,
+        "last_backup_known_from": source,
+        "running": matches!(vm.run, Run::UnderWay(_)),
+        "running_since": since,
+        "interrupted": vm.run == Run::Interrupted,
+        "next": if vm.tracking { "incremental" } else { "full" },
+        "problem": vm.problem,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use strongroom_borg::ChunkId;
+
+    #[test]
+    fn only_what_is_called_like_ours_is_counted() {
+        let is = |name: &str, of: &[&str]| {
+            let info = ArchiveInfo {
+                name: name.into(),
+                id: ChunkId([0; 32]),
+                time: Timestamp::UNIX_EPOCH,
+            };
+            is_of(&info, &of.iter().map(|&of| of.to_owned()).collect::<Vec<_>>())
+        };
+        assert!(is("web-2026-11-30T15:34:45.123Z", &["web"]));
+        assert!(is("web_1-2026-11-30T15:34:45.123Z", &["web 1"]));
+        assert!(is("web02-2026-11-30T15:34:45.123Z", &["web01", "web02"]));
+        for other in [
+            "etc-2026-11-30T15:34:45.123Z",
+            "web-2026-11-30",
+            "web-2026-11-30T15:34:45",
+            "web",
+            "web-db-2026-11-30T15:34:45.123Z",
+        ] {
+            assert!(!is(other, &["web"]), "{other}");
+        }
+    }
+}
