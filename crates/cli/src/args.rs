@@ -1,8 +1,11 @@
 //! The command line, and nothing else: from here come the help texts, the man pages and the completions.
 
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use strongroom_engine::config::NbdTls;
 use strongroom_engine::create::tang;
 use strongroom_engine::verify::{Scope, Share};
 use strongroom_engine::when::PointName;
@@ -585,8 +588,9 @@ Example, on the machine that makes the backups:
 Read it, and run it as root on the hypervisor. Then, with hypervisor = \"qemu+ssh://strongroom@HOST/system\":
   strongroom backup web01
 
-It makes the account, a polkit rule that libvirt asks about each call, and the key's line in authorized_keys.
-Nothing is installed there but these files. See backup-vm.md for each right and what it is for.")]
+It makes two accounts, a polkit rule that libvirt asks about each call, and a short shell script for either account.
+The key can run nothing there but these scripts. Run a new one to replace the rights of an older version.
+See backup-vm.md for each right and what it is for.")]
 pub struct HypervisorRights {
     /// VMs that may be backed up; all VMs of the configuration if none is named.
     #[arg(value_name = "VM")]
@@ -594,7 +598,7 @@ pub struct HypervisorRights {
     /// The public key that is let in.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub key: PathBuf,
-    /// The account that the key is for.
+    /// The account that the key is for. Backup jobs are begun in a second one, NAME-jobs.
     #[arg(long, value_name = "NAME", default_value = "strongroom")]
     pub account: String,
     /// The group of QEMU's sockets there (`qemu` on Fedora and its like).
@@ -606,6 +610,30 @@ pub struct HypervisorRights {
     /// The VM on that hypervisor which makes the backups: disks of the others may be attached to it, read-only.
     #[arg(long, value_name = "VM")]
     pub own_domain: Option<String>,
+    /// Where scratch files go of disks that are no files there: the directory that `images` in the configuration names.
+    #[arg(long, value_name = "DIRECTORY", default_value = "/var/lib/libvirt/images")]
+    pub images: PathBuf,
+    /// Exports may be served over TLS, on this address of the hypervisor and these ports: `listen` and `ports` of `[nbd_tls]`.
+    #[arg(long, value_name = "ADDRESS:FIRST-LAST", value_parser = listening)]
+    pub nbd_tls: Option<(IpAddr, RangeInclusive<u16>)>,
+}
+
+/// An address and a range of ports.
+fn listening(text: &str) -> Result<(IpAddr, RangeInclusive<u16>), String> {
+    let (address, ports) = text.rsplit_once(':').ok_or("as in 0.0.0.0:10809-10824")?;
+    let address = address.trim_start_matches('[').trim_end_matches(']');
+    let settings = NbdTls {
+        ports: ports.to_owned(),
+        ..NbdTls::default()
+    };
+    Ok((
+        address
+            .parse()
+            .map_err(|_| format!("{address:?} is no address"))?,
+        settings
+            .ports()
+            .ok_or_else(|| format!("{ports:?} is no range of ports"))?,
+    ))
 }
 
 /// `strongroom thaw-watchdog`.

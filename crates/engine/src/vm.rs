@@ -418,6 +418,11 @@ pub trait Hypervisor: Agent + Chains + Creation + Files + Lending + Uses + Send 
     /// a domain that is paused for another reason stays so.
     fn resume_after_io_error(&self, domain: Uuid) -> Result<bool, HypervisorError>;
 
+    /// What its administrator ought to do, as far as the calls until now have shown: a sentence to warn with.
+    fn wanted(&self) -> Option<String> {
+        None
+    }
+
     /// Where a backup job of this (running) domain can be served so that a client on this machine reaches it; `name` is
     /// what a socket is called. Fails where there is no such place.
     fn listener(&self, domain: Uuid, name: &str) -> Result<Listener, HypervisorError>;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -34,6 +35,8 @@ pub struct Libvirt {
     pub(crate) events: Arc<Events>,
     /// How disks are reached over TLS, if that was said.
     pub(crate) nbd_tls: Option<NbdTls>,
+    /// The account's rights were found to be those of version 0.1.0.
+    old_rights: AtomicBool,
     /// The ports that domains have been given last.
     pub(crate) ports: Mutex<HashMap<Uuid, u16>>,
 }
@@ -70,6 +73,7 @@ impl Libvirt {
             }),
             events: Arc::default(),
             nbd_tls: None,
+            old_rights: AtomicBool::new(false),
             ports: Mutex::default(),
         })
     }
@@ -100,6 +104,21 @@ impl Libvirt {
             }
         }
         Ok(link.connection.clone())
+    }
+
+    pub(crate) fn has_old_rights(&self) {
+        self.old_rights.store(true, Ordering::Relaxed);
+    }
+
+    /// What the hypervisor's administrator ought to do, as far as the calls until now have shown.
+    pub(crate) fn wanted(&self) -> Option<String> {
+        self.old_rights.load(Ordering::Relaxed).then(|| {
+            format!(
+                "the account on {} has the rights of version 0.1.0, with which its key can do harm there: have its administrator \
+                 run the `rights.sh` that `strongroom hypervisor-rights` makes now",
+                self.uri
+            )
+        })
     }
 
     /// Whether the paths in definitions are paths on this machine: see [`Uri::is_local`].

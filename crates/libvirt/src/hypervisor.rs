@@ -1,12 +1,9 @@
 //! The port, put together.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use strongroom_engine::cancel::Cancel;
-use strongroom_engine::exec::{self, Call};
-use strongroom_engine::rights;
+use strongroom_engine::rights::words;
 use strongroom_engine::vm::{
     BackupJob, BadBitmap, Disk, DiskSource, Domain, Hypervisor, HypervisorError, Listener, Requests,
     Retarget, RunState, RunningJob,
@@ -21,15 +18,14 @@ use virt::enumutil::Enum;
 use virt::error::{Error, ErrorNumber};
 use virt::sys::{VIR_DOMAIN_XML_INACTIVE, VIR_DOMAIN_XML_SECURE};
 
-use crate::connection::{Libvirt, words};
+use crate::connection::{self, Libvirt};
 use crate::job::Described;
 use crate::sys::Checkpoint;
-use crate::uri::Uri;
-use crate::{capabilities, definition, image, job, retarget, running, ssh, sys};
+use crate::{capabilities, definition, image, job, retarget, running, sys};
 
 /// How long an aborted job may take to go away: QEMU closes its scratch files first, and libvirt hears of its end only after it
 /// has waited half a minute for each time that the guest was reset meanwhile.
-const END_DEADLINE: Duration = Duration::from_mins(4);
+pub(crate) const END_DEADLINE: Duration = Duration::from_mins(4);
 
 /// How long it is watched when the call itself failed: an error may hide a success.
 const DOUBT_DEADLINE: Duration = Duration::from_secs(5);
@@ -44,6 +40,10 @@ impl Hypervisor for Libvirt {
 
     fn is_local(&self) -> bool {
         self.local()
+    }
+
+    fn wanted(&self) -> Option<String> {
+        self.wanted()
     }
 
     fn domain_names(&self) -> Result<Vec<String>, HypervisorError> {
@@ -125,7 +125,13 @@ impl Hypervisor for Libvirt {
                 message,
             });
         }
-        let Err(error) = checkpoint.delete() else {
+        let deleted = match checkpoint.delete() {
+            Err(error) if is(&error, ErrorNumber::AccessDenied) => {
+                self.there(&handle, what(), &error, |vm| words::forget(vm, name, false))
+            }
+            deleted => deleted.map_err(|error| self.failed(what(), &error)),
+        };
+        let Err(failure) = deleted else {
             return Ok(());
         };
         let disks = self.live_disks(&handle)?;
@@ -133,11 +139,14 @@ impl Hypervisor for Libvirt {
             .xml_with_sizes()
             .is_ok_and(|xml| !job::without_size(&xml, &disks).is_ok_and(|broken| broken.is_empty()));
         if !broken {
-            return Err(self.failed(what(), &error));
+            return Err(failure);
         }
-        checkpoint
-            .delete_metadata()
-            .map_err(|error| self.failed(what(), &error))
+        match checkpoint.delete_metadata() {
+            Err(error) if is(&error, ErrorNumber::AccessDenied) => {
+                self.there(&handle, what(), &error, |vm| words::forget(vm, name, true))
+            }
+            deleted => deleted.map_err(|error| self.failed(what(), &error)),
+        }
     }
 
     fn lacks_backup_jobs(&self, domain: Uuid) -> Result<Option<String>, HypervisorError> {
@@ -176,7 +185,7 @@ impl Hypervisor for Libvirt {
         }
         let failed = |error: Error| {
             if is_busy(&error) {
-                busy(words(&error))
+                busy(connection::words(&error))
             } else {
                 self.failed(what(), &error)
             }
@@ -188,8 +197,11 @@ impl Hypervisor for Libvirt {
         })?;
         let start = Instant::now();
         let begun = sys::backup_begin(&handle, &request.backup, request.checkpoint.as_deref());
+        match begun {
+            Err(error) if is(&error, ErrorNumber::AccessDenied) => self.begin_there(&handle, job, &error)?,
+            begun => begun.map_err(failed)?,
+        }
         let took = start.elapsed();
-        begun.map_err(failed)?;
         self.verify(domain, &handle, job)?;
         Ok(took)
     }
@@ -206,14 +218,7 @@ impl Hypervisor for Libvirt {
             return Ok(());
         };
         let aborted = match sys::abort_job(&handle) {
-            Err(error) if is(&error, ErrorNumber::AccessDenied) => handle
-                .name()
-                .map_err(|error| words(&error))
-                .and_then(|name| self.run_there(&rights::abort_command(&name)))
-                .map_err(|message| HypervisorError::Failed {
-                    what: format!("end the backup job of domain {domain}"),
-                    message: format!("{}; {message}", words(&error)),
-                }),
+            Err(error) if is(&error, ErrorNumber::AccessDenied) => self.end_there(&handle, &error),
             Err(error) => Err(self.failed(format!("end the backup job of domain {domain}"), &error)),
             Ok(()) => Ok(()),
         };
@@ -256,8 +261,14 @@ impl Hypervisor for Libvirt {
         if !self.stopped_by_io_error(domain)? {
             return Ok(false);
         }
-        let resumed = self.handle(domain)?.resume();
-        resumed.map_err(|error| self.failed(format!("resume domain {domain}"), &error))?;
+        let handle = self.handle(domain)?;
+        let what = || format!("resume domain {domain}");
+        match handle.resume() {
+            Err(error) if is(&error, ErrorNumber::AccessDenied) => {
+                self.there(&handle, what(), &error, words::resume)?;
+            }
+            resumed => resumed.map_err(|error| self.failed(what(), &error))?,
+        }
         Ok(true)
     }
 
@@ -346,27 +357,6 @@ impl Hypervisor for Libvirt {
 }
 
 impl Libvirt {
-    /// Runs a command on the hypervisor, for an account whose rights are those of `strongroom hypervisor-rights`: libvirt
-    /// itself may refuse it a call that takes the right to much more, while its key may run exactly this.
-    pub(crate) fn run_there(&self, command: &str) -> Result<(), String> {
-        let uri = Uri::parse(&self.reported).unwrap_or_default();
-        let command = ssh::on(&uri, command)?;
-        let (program, arguments) = command.split_first().ok_or("no command")?;
-        let call = Call {
-            program,
-            arguments: arguments.iter().map(OsString::as_os_str).collect(),
-            input: &[],
-            time: END_DEADLINE,
-            limit: 64 << 10,
-        };
-        let output = exec::run(&call, &Cancel::new()).map_err(|error| error.to_string())?;
-        if output.status.success() {
-            Ok(())
-        } else {
-            Err(output.words())
-        }
-    }
-
     fn no_such_domain(&self, name: &str) -> HypervisorError {
         HypervisorError::NoSuchDomain(name.to_owned(), self.uri.clone())
     }
@@ -506,15 +496,20 @@ impl Libvirt {
         let mut asked: Vec<&str> = job.disks.iter().map(|disk| disk.target.as_str()).collect();
         asked.sort_unstable();
         match self.described(handle)? {
-            Some(running) if running.targets == asked => Ok(()),
+            Some(running) if running.targets == asked && has_scratch(&running, job) => Ok(()),
             running => {
                 self.end_backup(domain)?;
+                let found = running.map_or_else(Vec::new, |job| job.targets);
+                let message = if found == asked {
+                    "its scratch files are not where they were meant to be: `images` in the configuration and `--images` of \
+                     `strongroom hypervisor-rights` have to name the same directory"
+                        .into()
+                } else {
+                    format!("it exports {found:?} instead of {asked:?}")
+                };
                 Err(HypervisorError::Failed {
                     what: format!("start a backup job on domain {domain}"),
-                    message: format!(
-                        "it exports {:?} instead of {asked:?}",
-                        running.map_or_else(Vec::new, |job| job.targets)
-                    ),
+                    message,
                 })
             }
         }
@@ -528,6 +523,12 @@ fn disks(handle: &Handle, xml: &str) -> Result<Vec<Disk>, HypervisorError> {
         HypervisorError::Definition { domain, reason }
     })?;
     Ok(definition.disks)
+}
+
+/// Whether a job has the scratch files that the journal knows it by.
+fn has_scratch(running: &Described, job: &BackupJob) -> bool {
+    let mut scratch = job.disks.iter().map(|disk| &disk.scratch);
+    scratch.all(|file| running.running.scratch.contains(file))
 }
 
 /// Guest-visible size; `None` without a medium. For a file that is not there libvirt says zero.
@@ -545,8 +546,11 @@ pub(crate) fn is(error: &Error, number: ErrorNumber) -> bool {
 
 /// Another job holds the domain, or its port. The daemon may speak any language, hence the code first.
 pub(crate) fn is_busy(error: &Error) -> bool {
-    is(error, ErrorNumber::OperationTimeout)
-        || error.message().contains("state change lock")
-        || error.message().contains("already in active")
-        || error.message().contains("Address already in use")
+    is(error, ErrorNumber::OperationTimeout) || is_busy_message(error.message())
+}
+
+/// The same, where there are only words.
+pub(crate) fn is_busy_message(message: &str) -> bool {
+    let words = ["state change lock", "already in active", "Address already in use"];
+    words.iter().any(|word| message.contains(word))
 }

@@ -1,13 +1,11 @@
 //! Backup jobs and checkpoints in libvirt's XML (`formatbackup`, `formatcheckpoint`).
 
+use strongroom_engine::backup::plan::CHECKPOINT_DESCRIPTION;
 use strongroom_engine::vm::{BackupJob, Disk, JobDisk, Listener, RunningJob};
 
 use crate::sockets::MAX_SOCKET;
 use crate::tree::Element;
 use crate::xml::{child, children, parse, writable_path};
-
-/// Text in each checkpoint, for whoever lists them.
-const DESCRIPTION: &str = "made by strongroom: the base of its next incremental backup";
 
 /// What a backup begins with.
 #[derive(Debug)]
@@ -102,7 +100,7 @@ pub fn checkpoint(name: &str, targets: &[String], domain: &[Disk]) -> Result<Str
 fn describe(name: &str, disks: Element) -> Result<String, String> {
     Element::new("domaincheckpoint")
         .with_child(Element::new("name").with_text(checkpoint_name(name)?))
-        .with_child(Element::new("description").with_text(DESCRIPTION))
+        .with_child(Element::new("description").with_text(CHECKPOINT_DESCRIPTION))
         .with_child(disks)
         .to_xml()
 }

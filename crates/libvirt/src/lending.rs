@@ -1,13 +1,12 @@
 //! Exports as disks of another domain.
 //!
 //! libvirt asks for the right to change a domain before it attaches a disk to it, which is also the right to QEMU's monitor. So
-//! this is done by a command on the hypervisor that an account can be allowed to run, word for word, like the end of a
-//! backup job: see `strongroom hypervisor-rights`.
+//! this is asked of the account on the hypervisor that begins and ends backup jobs: see `strongroom hypervisor-rights`.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use strongroom_engine::rights;
+use strongroom_engine::rights::words;
 use strongroom_engine::vm::{Disk, HypervisorError, Lending, Lent};
 
 use crate::connection::Libvirt;
@@ -23,17 +22,12 @@ impl Lending for Libvirt {
             what: format!("attach export {:?} to domain {to:?}", lent.export),
             message,
         };
-        let socket = lent
-            .socket
-            .to_str()
-            .ok_or_else(|| failed("the socket's path is not in UTF-8".into()))?;
         let mut failure = "all targets are taken".to_owned();
-        for target in rights::LENT_TARGETS.map(|letter| format!("{}{letter}", rights::LENT_PREFIX)) {
+        for target in words::LENT_TARGETS.map(|letter| format!("{}{letter}", words::LENT_PREFIX)) {
             if self.live_disks_of(to)?.iter().any(|disk| disk.target == target) {
                 continue;
             }
-            let command = rights::lend_command(to, lent.export, &target, socket, lent.serial);
-            match self.run_there(&command) {
+            match self.attach_there(to, lent, &target) {
                 Ok(()) => return Ok(()),
                 Err(message) => failure = message,
             }
@@ -70,9 +64,7 @@ impl Lending for Libvirt {
             }
             for disk in left {
                 if asked.insert(disk.target.clone()) {
-                    failure = self
-                        .run_there(&rights::take_back_command(from, &disk.target))
-                        .err();
+                    failure = self.detach_there(from, &disk.target).err();
                 }
             }
             std::thread::sleep(LOOK);

@@ -10,6 +10,7 @@
 //! * `definition` reads domain XML, `retarget` rewrites it, `job` speaks backup and checkpoint XML, all over the
 //!   guards of `xml` and the tree of `tree`;
 //! * `serving` says where a backup job's exports are served, and how they are reached: at a socket, or over TLS;
+//! * `jobs` has another account do what libvirt refuses one with few rights;
 //! * `image` and `sockets` know the two facts that libvirt does not tell: an image's version, a domain's directory;
 //! * `agent` talks to the guest agent, and believes nothing;
 //! * `chains` says who names which image of a disk (definitions, and QEMU itself through `qemu`), and takes, commits
@@ -36,6 +37,7 @@ mod host;
 mod hypervisor;
 mod image;
 mod job;
+mod jobs;
 mod lending;
 mod machine;
 mod qemu;

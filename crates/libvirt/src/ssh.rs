@@ -29,6 +29,25 @@ pub fn to_socket(uri: &Uri, socket: &Path) -> Result<Vec<OsString>, String> {
 
 /// The command that runs another one on the machine that the URI names.
 pub fn on(uri: &Uri, remote: &str) -> Result<Vec<OsString>, String> {
+    on_as(uri, uri.user.as_deref(), &["--", &uri.host, remote])
+}
+
+/// The same, as another account there.
+pub fn as_account(uri: &Uri, account: &str, remote: &str) -> Result<Vec<OsString>, String> {
+    on_as(uri, Some(account), &["--", &uri.host, remote])
+}
+
+/// The command that says how ssh would reach the machine: as which `user`, among others.
+pub fn asking(uri: &Uri) -> Result<Vec<OsString>, String> {
+    on_as(uri, uri.user.as_deref(), &["-G", "--", &uri.host])
+}
+
+/// The account that the output of [`asking`] names.
+pub fn account(said: &str) -> Option<&str> {
+    said.lines().find_map(|line| line.strip_prefix("user "))
+}
+
+fn on_as(uri: &Uri, account: Option<&str>, last: &[&str]) -> Result<Vec<OsString>, String> {
     // libssh and libssh2 are other implementations of the same, with the same keys and servers.
     if !matches!(uri.transport.as_str(), "ssh" | "libssh" | "libssh2") {
         return Err(format!(
@@ -41,8 +60,8 @@ pub fn on(uri: &Uri, remote: &str) -> Result<Vec<OsString>, String> {
     if let Some(port) = uri.port {
         option(&["-p", &port.to_string()]);
     }
-    if let Some(user) = &uri.user {
-        option(&["-l", user]);
+    if let Some(account) = account {
+        option(&["-l", account]);
     }
     if let Some(key) = uri.parameter("keyfile") {
         option(&["-i", key]);
@@ -54,7 +73,7 @@ pub fn on(uri: &Uri, remote: &str) -> Result<Vec<OsString>, String> {
     if uri.flag("no_verify") || uri.parameter("known_hosts_verify") == Some("ignore") {
         option(&["-o", "StrictHostKeyChecking=no"]);
     }
-    option(&["--", &uri.host, remote]);
+    option(last);
     Ok(command)
 }
 
@@ -95,6 +114,18 @@ mod tests {
                 .unwrap()
                 .contains("-o UserKnownHostsFile=/known")
         );
+    }
+
+    #[test]
+    fn another_account_is_reached_in_the_same_way() {
+        let uri = Uri::parse("qemu+ssh://me@host/system?command=s&keyfile=/k").unwrap();
+        let words = as_account(&uri, "me-jobs", "end web").unwrap();
+        assert_eq!(
+            words.join(std::ffi::OsStr::new(" ")),
+            "s -l me-jobs -i /k -T -e none -o BatchMode=yes -- host end web"
+        );
+        assert_eq!(account("host hv1\nuser backup\nport 22\n"), Some("backup"));
+        assert_eq!(account("hostname user\n"), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `strongroom hypervisor-rights`.
 
 use serde_json::json;
-use strongroom_engine::rights::Rights;
+use strongroom_engine::rights::{Rights, jobs_account};
 
 use crate::args::HypervisorRights;
 use crate::exit::Exit;
@@ -25,6 +25,8 @@ pub fn run(settings: &Settings, args: &HypervisorRights) -> Result<Exit, Failure
         key,
         pool: args.pool.clone(),
         own: args.own_domain.clone(),
+        images: args.images.clone(),
+        nbd_tls: args.nbd_tls.clone(),
     };
     rights
         .check()
@@ -33,6 +35,12 @@ pub fn run(settings: &Settings, args: &HypervisorRights) -> Result<Exit, Failure
         Ui::document(&json!({
             "polkit": rights.polkit(),
             "authorized_keys": rights.authorized_key(),
+            "script": rights.reach_script(),
+            "jobs": {
+                "account": jobs_account(&rights.account),
+                "authorized_keys": rights.jobs_authorized_key(),
+                "script": rights.jobs_script(),
+            },
             "commands": rights.commands(),
         }));
         return Ok(Exit::Done);

@@ -9,6 +9,8 @@ use super::Bench;
 
 /// What it is called.
 pub const ACCOUNT: &str = "strongroom";
+/// The one in which jobs are begun.
+pub const JOBS: &str = "strongroom-jobs";
 
 /// The hypervisor as the account sees it.
 pub struct Account {
@@ -32,7 +34,7 @@ impl Account {
         let said = bench.json(lab, &asked);
         for command in said["commands"].as_array().unwrap() {
             let command = command.as_str().unwrap();
-            if command.starts_with("systemctl") {
+            if command.contains("systemctl") {
                 own.end("TERM");
                 own.start();
             } else {
@@ -42,6 +44,14 @@ impl Account {
         let uri = format!("{}&keyfile={}", sshd.libvirt_as(ACCOUNT), key.display());
         let key = key.to_owned();
         Self { sshd, uri, key }
+    }
+
+    /// `virsh` may do this.
+    #[track_caller]
+    pub fn virsh(&self, arguments: &[&str]) -> String {
+        run(Command::new("virsh")
+            .args(["-q", "-c", &self.uri])
+            .args(arguments))
     }
 
     /// `virsh` may not do this.
@@ -62,8 +72,18 @@ impl Account {
 
     /// `ssh`, with these words.
     pub fn ssh(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        self.ssh_as(ACCOUNT, arguments)
+    }
+
+    /// The same with the account for jobs, for one sentence.
+    pub fn job(&self, sentence: &str) -> (Option<i32>, String) {
+        self.ssh_as(JOBS, &["127.0.0.1", sentence])
+    }
+
+    /// `ssh` as either account.
+    pub fn ssh_as(&self, account: &str, arguments: &[&str]) -> (Option<i32>, String) {
         let output = Command::new(self.sshd.program())
-            .args(["-l", ACCOUNT, "-i"])
+            .args(["-l", account, "-i"])
             .arg(&self.key)
             .args(arguments)
             .output()

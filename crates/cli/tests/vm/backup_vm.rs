@@ -6,11 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::account::{ACCOUNT, Account};
+use crate::common::account::{ACCOUNT, Account, JOBS};
 use crate::common::checks::{begin_job, sha256_at_rest, socket_of};
 use crate::common::{Bench, sha256_of_export};
 use serde_json::Value;
-use strongroom_engine::rights;
+use strongroom_engine::rights::words;
 use strongroom_engine::vm::{Hypervisor as _, Lending as _, Lent, Listener};
 use strongroom_libvirt::Libvirt;
 use strongroom_testkit::{Lab, OwnLibvirtd, Sshd, TestGuest, output_of, polkit, run, ssh_keygen, virsh};
@@ -122,7 +122,7 @@ fn tree(lab: &Lab, bench: &Bench, sshd: &Sshd, vm: &str, own: &str) -> (PathBuf,
     fs::write(tree.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\n").unwrap();
     fs::write(ssh.join("known_hosts"), sshd.known_hosts(HOST)).unwrap();
     let config = format!(
-        "Match user {ACCOUNT}\n  IdentityFile /root/.ssh/hypervisor\nMatch user root\n  IdentityFile /root/.ssh/repository\n\
+        "Match user {ACCOUNT},{JOBS}\n  IdentityFile /root/.ssh/hypervisor\nMatch user root\n  IdentityFile /root/.ssh/repository\n\
          Match all\n  IdentitiesOnly yes\n  BatchMode yes\n"
     );
     fs::write(ssh.join("config"), config).unwrap();
@@ -222,6 +222,7 @@ fn nothing_can_be_written(lab: &Lab, backup: &BackupVm<'_>, account: &Account, v
     let there = Libvirt::connect(&account.uri).unwrap();
     let own = backup.guest.name();
     let lent = Lent {
+        vm,
         socket: &socket,
         export: "vda",
         serial: "sr-0123abcd-vda",
@@ -280,17 +281,18 @@ fn nothing_can_be_written(lab: &Lab, backup: &BackupVm<'_>, account: &Account, v
 fn refused(lab: &Lab, account: &Account, vm: &str, own: &str) {
     let image = lab.path("other.raw").display().to_string();
     run(Command::new("truncate").args(["-s", "1M", &image]));
-    let socket = "/var/lib/libvirt/qemu/domain-1-x/sr-0123abcd.sock";
-    let export = rights::lend_command(own, "vda", "vdsa", socket, "sr-0123abcd-vda");
+    let export = words::attach(own, vm, "0123abcd", "vda", "vdsa");
     for asked in [
         format!("virsh -q -c qemu:///system attach-disk {own} {image} vdsa --live"),
-        export.replace("--mode readonly ", ""),
-        export.clone(),
-        export.replace(own, vm),
-        format!("virsh -q -c qemu:///system detach-disk {own} vda --live"),
-        format!("virsh -q -c qemu:///system detach-disk {vm} vda --live"),
+        format!("attach {own} {vm} 0123abcd {image} vdsa"),
+        format!("{export} --config"),
+        words::attach(vm, vm, "0123abcd", "vda", "vdsa"),
+        words::attach(own, own, "0123abcd", "vda", "vdsa"),
+        words::attach(own, "other", "0123abcd", "vda", "vdsa"),
+        words::detach(own, "vda"),
+        words::detach(vm, "vdsa"),
     ] {
-        let (code, said) = account.ssh(&["127.0.0.1", &asked]);
+        let (code, said) = account.job(&asked);
         assert_eq!(code, Some(126), "{asked}: {said}");
     }
     // Whatever asks libvirt itself has no right to it: the words are looked at where they are run.

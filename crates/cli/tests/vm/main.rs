@@ -23,6 +23,7 @@ mod refusals;
 mod remote;
 mod restore;
 mod rights;
+mod rights_attacks;
 mod seal;
 mod snapshot;
 mod spine;

@@ -5,7 +5,7 @@
 use std::process::Command;
 use std::sync::Mutex;
 
-use crate::common::account::{ACCOUNT, Account};
+use crate::common::account::{ACCOUNT, Account, JOBS};
 use crate::common::{Bench, Hook, sha256_of_export};
 use strongroom_engine::event::Event;
 use strongroom_engine::manifest::Mode;
@@ -205,4 +205,13 @@ fn files(image: &str) {
     let keys = format!("/home/{ACCOUNT}/.ssh/authorized_keys");
     let shell = format!("echo x >>{keys} || mv {keys} {keys}.old || rm -f {keys}");
     assert!(output_of(Command::new("su").args([ACCOUNT, "-s", "/bin/sh", "-c", &shell])).is_err());
+    // Nor can either account make a link, a file or a directory where the scripts and keys are.
+    for account in [ACCOUNT, JOBS] {
+        for place in ["", "/.ssh"] {
+            let home = format!("/home/{account}{place}");
+            let shell =
+                format!("ln -s /etc {home}/l || mkdir {home}/d || echo x >{home}/f || chmod 777 {home}");
+            assert!(output_of(Command::new("su").args([account, "-s", "/bin/sh", "-c", &shell])).is_err());
+        }
+    }
 }

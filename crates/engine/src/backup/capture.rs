@@ -197,6 +197,9 @@ impl<'a> Capture<'a> {
         self.give_back();
         if self.plan.method == Method::Checkpoint {
             end_job(self.context, self.plan.uuid, self.run)?;
+            if let Some(wanted) = self.context.hypervisor.wanted() {
+                self.context.warn(wanted);
+            }
         }
         self.ended = true;
         Ok(())

@@ -16,6 +16,9 @@ use crate::vm::{BadBitmap, Bitmaps, Disk, DiskSource, Domain, Snapshot};
 /// What our checkpoints, sockets and scratch files are called, before the run's id.
 pub const PREFIX: &str = "strongroom-";
 
+/// Text in each checkpoint, for whoever lists them.
+pub const CHECKPOINT_DESCRIPTION: &str = "made by strongroom: the base of its next incremental backup";
+
 /// What a backup will do.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {

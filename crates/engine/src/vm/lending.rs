@@ -10,11 +10,14 @@ use super::HypervisorError;
 /// An export that is attached to another domain.
 #[derive(Debug, Clone, Copy)]
 pub struct Lent<'a> {
+    /// The name of the VM that it shows a disk of.
+    pub vm: &'a str,
     /// The socket on the hypervisor.
     pub socket: &'a Path,
     /// The name of the export.
     pub export: &'a str,
-    /// The serial number by which the other domain finds the disk: at most [`MAX_SERIAL`] characters.
+    /// The serial number by which the other domain finds the disk, at most [`MAX_SERIAL`] characters: `sr-`, the digits that
+    /// the socket's name has, a dash, the export.
     pub serial: &'a str,
 }
 

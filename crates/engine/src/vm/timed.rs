@@ -114,6 +114,7 @@ pass! { Hypervisor
     untimed {
         fn uri(&self) -> &str;
         fn is_local(&self) -> bool;
+        fn wanted(&self) -> Option<String>;
         fn export(&self, listener: &Listener, export: &str) -> Told<Target>;
         fn tpm_directory(&self, domain: Uuid) -> PathBuf;
         fn retarget(&self, xml: &str, change: &Retarget) -> Told<String>;

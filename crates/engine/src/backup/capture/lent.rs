@@ -18,7 +18,7 @@ use super::super::plan::{DiskPlan, Plan};
 use super::short_id;
 use crate::context::Context;
 use crate::state::Run;
-use crate::vm::{self, Listener, MAX_SERIAL};
+use crate::vm::{Listener, MAX_SERIAL};
 
 /// Where Linux lists the disks of this machine.
 const DISKS: &str = "/sys/block";
@@ -49,7 +49,7 @@ pub fn borrow(context: &Context<'_>, plan: &Plan, run: &Run) -> Vec<Lent> {
     };
     let mut lent = Vec::new();
     for disk in &plan.disks {
-        match one(context, own, run, disk) {
+        match one(context, own, &plan.vm, run, disk) {
             Ok(one) => lent.push(one),
             Err(why) => context.warn(format!(
                 "disk {} is not read as a disk of {own}, but over ssh: failed to {why}",
@@ -76,13 +76,14 @@ fn serials(run: &Run) -> String {
     format!("sr-{}-", short_id(&run.id))
 }
 
-fn one(context: &Context<'_>, own: &str, run: &Run, disk: &DiskPlan) -> Result<Lent, String> {
+fn one(context: &Context<'_>, own: &str, vm: &str, run: &Run, disk: &DiskPlan) -> Result<Lent, String> {
     let serial = format!("{}{}", serials(run), disk.target);
     if serial.len() > MAX_SERIAL {
         return Err("name it: its target name is too long".into());
     }
     let socket = run.listener.as_ref().and_then(Listener::socket);
-    let lent = vm::Lent {
+    let lent = crate::vm::Lent {
+        vm,
         socket: socket.ok_or("attach it: it is not served at a socket")?,
         export: &disk.target,
         serial: &serial,

@@ -1,0 +1,149 @@
+//! What libvirt refuses an account with the rights of `strongroom hypervisor-rights`, and another account does for it.
+//!
+//! Whatever changes something is a sentence to a script on the hypervisor ([`strongroom_engine::rights::words`]), said over ssh with the
+//! same key to the account `NAME-jobs`. An account with all rights needs none of this: libvirt is asked first.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use strongroom_engine::cancel::Cancel;
+use strongroom_engine::exec::{self, Call, Output};
+use strongroom_engine::rights::{jobs_account, old, words};
+use strongroom_engine::vm::{BackupJob, HypervisorError, Lent};
+use virt::domain::Domain as Handle;
+use virt::error::Error;
+
+use crate::connection::{self, Libvirt};
+use crate::hypervisor::{END_DEADLINE, is_busy_message};
+use crate::ssh;
+use crate::uri::Uri;
+
+/// How long ssh may take to say how it would reach a machine.
+const ASK: Duration = Duration::from_secs(10);
+
+impl Libvirt {
+    /// Begins a backup job that libvirt has refused to begin for this account.
+    pub(crate) fn begin_there(
+        &self,
+        handle: &Handle,
+        job: &BackupJob,
+        refusal: &Error,
+    ) -> Result<(), HypervisorError> {
+        let name = self.name_of(handle)?;
+        let failed = |message: String| HypervisorError::Failed {
+            what: format!("start a backup job on domain {name}"),
+            message,
+        };
+        let sentence = words::begin(&name, job).map_err(failed)?;
+        self.say(&sentence).map_err(|message| {
+            if is_busy_message(&message) {
+                HypervisorError::Busy {
+                    domain: name.clone(),
+                    message,
+                }
+            } else {
+                failed(format!("{}; {message}", connection::words(refusal)))
+            }
+        })
+    }
+
+    /// Ends a backup job in the same way.
+    pub(crate) fn end_there(&self, handle: &Handle, refusal: &Error) -> Result<(), HypervisorError> {
+        let name = self.name_of(handle)?;
+        self.say(&words::end(&name))
+            .or_else(|message| self.said_of_old(&old::abort_command(&name), message))
+            .map_err(|message| HypervisorError::Failed {
+                what: format!("end the backup job of domain {name}"),
+                message: format!("{}; {message}", connection::words(refusal)),
+            })
+    }
+
+    /// Does something else in the same way.
+    pub(crate) fn there(
+        &self,
+        handle: &Handle,
+        what: String,
+        refusal: &Error,
+        sentence: impl FnOnce(&str) -> String,
+    ) -> Result<(), HypervisorError> {
+        let name = self.name_of(handle)?;
+        self.say(&sentence(&name))
+            .map_err(|message| HypervisorError::Failed {
+                what,
+                message: format!("{}; {message}", connection::words(refusal)),
+            })
+    }
+
+    /// Attaches an export to another domain.
+    pub(crate) fn attach_there(&self, to: &str, lent: &Lent<'_>, target: &str) -> Result<(), String> {
+        let socket = lent.socket.to_str().ok_or("the socket's path is not in UTF-8")?;
+        let digits = lent.serial.split('-').nth(1).unwrap_or_default();
+        self.say(&words::attach(to, lent.vm, digits, lent.export, target))
+            .or_else(|message| {
+                let command = old::lend_command(to, lent.export, target, socket, lent.serial);
+                self.said_of_old(&command, message)
+            })
+    }
+
+    /// Detaches one.
+    pub(crate) fn detach_there(&self, from: &str, target: &str) -> Result<(), String> {
+        self.say(&words::detach(from, target))
+            .or_else(|message| self.said_of_old(&old::take_back_command(from, target), message))
+    }
+
+    /// Says a sentence to the account for jobs.
+    fn say(&self, sentence: &str) -> Result<(), String> {
+        let uri = Uri::parse(&self.reported).unwrap_or_default();
+        let account = if let Some(user) = &uri.user {
+            user.clone()
+        } else {
+            let said = run(&ssh::asking(&uri)?, ASK)?;
+            let said = String::from_utf8_lossy(&said.out).into_owned();
+            let account = ssh::account(&said);
+            account
+                .ok_or("ssh does not say which account it is let in as")?
+                .to_owned()
+        };
+        let account = jobs_account(&account);
+        done(&run(&ssh::as_account(&uri, &account, sentence)?, END_DEADLINE)?)
+            .map_err(|message| format!("{account} on {}: {message}", uri.host))
+    }
+
+    /// Runs what the rights of version 0.1.0 allow the account itself, if it is let in as no other one.
+    fn said_of_old(&self, command: &str, message: String) -> Result<(), String> {
+        let uri = Uri::parse(&self.reported).unwrap_or_default();
+        let told = run(&ssh::on(&uri, command)?, END_DEADLINE)?;
+        if told.status.success() {
+            self.has_old_rights();
+            Ok(())
+        } else {
+            Err(message)
+        }
+    }
+
+    fn name_of(&self, handle: &Handle) -> Result<String, HypervisorError> {
+        handle
+            .name()
+            .map_err(|error| self.failed("read a domain's name".into(), &error))
+    }
+}
+
+fn run(command: &[OsString], time: Duration) -> Result<Output, String> {
+    let (program, arguments) = command.split_first().ok_or("no command")?;
+    let call = Call {
+        program,
+        arguments: arguments.iter().map(OsString::as_os_str).collect(),
+        input: &[],
+        time,
+        limit: 64 << 10,
+    };
+    exec::run(&call, &Cancel::new()).map_err(|error| error.to_string())
+}
+
+fn done(output: &Output) -> Result<(), String> {
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(output.words())
+    }
+}
