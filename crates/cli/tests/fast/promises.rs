@@ -1,4 +1,4 @@
-//! The threat model names a test for each promise. They are there.
+//! The threat model names a test for each promise, and the list of cases those of each case. They are there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -49,23 +49,40 @@ fn the_tests_that_the_threat_model_names_are_there() {
     let rows = promises.lines().filter(|line| line.starts_with("| ")).skip(1);
     let mut count = 0;
     for row in rows {
-        let shown = row.trim_end_matches(" |").rsplit(" | ").next().expect("a cell");
-        let named: Vec<&str> = shown
-            .split('`')
-            .skip(1)
-            .step_by(2)
-            .filter(|name| name.contains("::"))
-            .collect();
-        assert!(!named.is_empty(), "nothing shows this: {row}");
-        for name in named {
-            let path: Vec<&str> = name.split("::").collect();
-            let (function, place) = path.split_last().expect("a path");
-            assert!(
-                files(place).iter().any(|file| has_test(file, function)),
-                "the test {name} is not there"
-            );
-        }
+        assert!(named_tests(row) > 0, "nothing shows this: {row}");
         count += 1;
     }
     assert!(count > 20, "{count} promises");
+}
+
+/// How many tests the last cell of a row names. All of them have to be there.
+fn named_tests(row: &str) -> usize {
+    let shown = row.trim_end_matches(" |").rsplit(" | ").next().expect("a cell");
+    let named: Vec<&str> = shown
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|name| name.contains("::"))
+        .collect();
+    for name in &named {
+        let path: Vec<&str> = name.split("::").collect();
+        let (function, place) = path.split_last().expect("a path");
+        assert!(
+            files(place).iter().any(|file| has_test(file, function)),
+            "the test {name} is not there"
+        );
+    }
+    named.len()
+}
+
+#[test]
+fn the_tests_that_the_list_of_cases_names_are_there() {
+    let page = fs::read_to_string(root().join("docs/security/tests-by-case.md")).expect("the list");
+    let rows = page.lines().filter(|line| line.starts_with("| ")).skip(1);
+    let mut count = 0;
+    for row in rows {
+        assert_eq!(row.contains("| open |"), named_tests(row) == 0, "{row}");
+        count += 1;
+    }
+    assert!(count > 30, "{count} cases");
 }
