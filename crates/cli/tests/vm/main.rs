@@ -15,6 +15,7 @@ mod firmware;
 mod headers;
 mod interrupted;
 mod kill;
+mod oddities;
 mod onto;
 mod outcomes;
 mod own_daemon;
