@@ -198,6 +198,12 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// Why its image cannot be read without the VM, and what to do; nothing if it can.
+    pub fn why_unreadable(&self) -> Option<String> {
+        let sealed = || "its image is encrypted by the host, and libvirt alone has the key".to_owned();
+        self.source.why_no_path().or_else(|| self.encrypted.then(sealed))
+    }
+
     /// Whether it holds nothing but swap: by its serial number, or by the VM's settings.
     pub fn is_swap(&self, settings: &Vm) -> bool {
         let marked = self

@@ -40,9 +40,9 @@ pub fn disks(domain: &Domain, swap: &[String]) -> Vec<DiskLook> {
             (Some(image), Ok(format)) => {
                 look.identity = Some(Identity::of(&Store::Path(image.clone()), true));
                 look.info = image_info(image, format, true).ok();
-                look.survey = survey(image, format);
+                look.survey = disk.why_unreadable().map_or_else(|| survey(image, format), Err);
             }
-            (None, _) => look.survey = Err(disk.source.why_no_path().unwrap_or_default()),
+            (None, _) => look.survey = Err(disk.why_unreadable().unwrap_or_default()),
             (_, Err(reason)) => look.survey = Err(reason),
         }
     }

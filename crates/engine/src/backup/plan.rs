@@ -337,7 +337,7 @@ fn plan_disk(
     let target = disk.target.clone();
     let online = domain.state.is_active();
     let source = disk.source.path().map(Path::to_owned);
-    if !online && let Some(why) = disk.source.why_no_path() {
+    if !online && let Some(why) = disk.why_unreadable() {
         let vm = domain.name.clone();
         return Err(PlanError::NotReadable { vm, target, why });
     }

@@ -10,7 +10,7 @@ use strongroom_testkit::{patience, run, virsh};
 
 use super::Kind;
 use super::course::{Expected, Outcome, WELL};
-use super::place::Place;
+use super::place::{Disk, Place};
 use crate::common::pool::Pool;
 use crate::common::tiny::MIB;
 
@@ -95,14 +95,11 @@ pub const KINDS: &[Kind] = &[
         name: "diskless",
         make: |_| {},
         expected: Expected {
-            off: NO_DISK,
-            running: NO_DISK,
+            init: Outcome::Refused(2, &["it has no disk", "virsh dumpxml"]),
             ..WELL
         },
     },
 ];
-
-const NO_DISK: Outcome = Outcome::Refused(2, &["it has no disk", "virsh dumpxml"]);
 
 /// With the lab's prefix, libvirt's longest names.
 const LONG: &str = "l234567890123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890\
@@ -233,11 +230,16 @@ fn plugged(place: &mut Place) {
             run(Command::new("qemu-img")
                 .args(["create", "-q", "-f", "qcow2"])
                 .arg(&image)
-                .arg("4M"));
+                .arg("8M"));
             run(virsh(["attach-disk", "--subdriver", "qcow2", "--domain"])
                 .arg(&place.name)
                 .arg(&image)
                 .args([target, way]));
         }
+        let content = Some(vec![0; 8 * MIB]);
+        place.disks.push(Disk {
+            target: "vdb",
+            content,
+        });
     });
 }

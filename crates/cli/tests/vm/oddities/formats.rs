@@ -61,6 +61,7 @@ pub const KINDS: &[Kind] = &[
         expected: Expected {
             // libvirt has the key.
             off: Outcome::Refused(2, &["encrypted by the host", "start the VM"]),
+            audit: Outcome::Refused(1, &["disk vda", "encrypted by the host"]),
             incremental: &["vda"],
             ..WELL
         },

@@ -37,7 +37,7 @@ pub struct Place {
     /// It has no definition at rest.
     pub transient: bool,
     /// What is to be done when it has been started.
-    pub started: Option<fn(&Place)>,
+    pub started: Option<fn(&mut Self)>,
     /// Servers, devices, pools: taken away with the place, after the domain.
     pub guards: Vec<Box<dyn Any>>,
 }
@@ -135,7 +135,7 @@ impl Place {
     }
 
     /// Starts it, paused.
-    pub fn start(&self) {
+    pub fn start(&mut self) {
         if self.transient {
             run(virsh(["create", "--paused"]).arg(self.lab.path("domain.xml")));
         } else {
