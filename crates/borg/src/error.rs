@@ -216,6 +216,9 @@ pub enum Error {
         /// What it is now.
         found: Encryption,
     },
+    /// The server offers a key without a passphrase for a repository whose key took one.
+    #[error("the server offers a key without a passphrase, and the key of this repository took one")]
+    SecretGone,
     /// First contact with a repository without encryption.
     #[error("the repository is not encrypted and was never used from here before")]
     UnknownUnencrypted,
@@ -308,6 +311,9 @@ impl Error {
                 "if you moved the repository yourself, set BORG_RELOCATED_REPO_ACCESS_IS_OK=yes once"
             }
             Self::EncryptionChanged { .. } => "the repository may have been replaced by another one",
+            Self::SecretGone => {
+                "somebody may have put another key in its place, to read what is written from now on; if you removed the passphrase yourself, remove the file strongroom-secret in Borg's security directory for this repository"
+            }
             Self::UnknownUnencrypted => {
                 "if this is right, set BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes once"
             }

@@ -13,6 +13,10 @@ use crate::{Error, Result};
 /// Counters reserved at once: 4 GiB worth of data, as stock Borg does.
 const RESERVATION: u64 = 1 << 28;
 
+/// Counters left out where this machine does not know which were used: those of runs that were given up are in no manifest,
+/// and a server can put back what it has on record. 2^40 counters are 16 TiB of data, and there are 2^24 times as many.
+const UNKNOWN: u64 = 1 << 40;
+
 /// Ranges of reserved counters, shared by all threads that encrypt.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ledger(Arc<Mutex<State>>);
@@ -23,6 +27,8 @@ struct State {
     end: u64,
     /// Counters promised to somebody and not taken yet.
     promised: u64,
+    /// No counter below this is reserved.
+    floor: u64,
 }
 
 impl Ledger {
@@ -52,6 +58,17 @@ impl Ledger {
             }
             _ => false,
         }
+    }
+
+    /// The first counter that is not reserved; 0 as long as none was.
+    pub fn end(&self) -> u64 {
+        self.state().end
+    }
+
+    /// Counters below this are used, whatever the repository says.
+    pub fn start_above(&self, floor: u64) {
+        let mut state = self.state();
+        state.floor = state.floor.max(floor);
     }
 
     /// Adds a durably reserved range, and promises `blocks` of it. A range that does not continue the present one
@@ -96,9 +113,9 @@ impl Reserver {
     /// Reserves at least `blocks` more counters and promises them. No other requests may be pending.
     pub fn reserve(&self, rpc: &mut Rpc, blocks: u64) -> Result<()> {
         let exhausted = || Error::NonceState("the space of counters is used up".to_owned());
-        let (own_end, promised) = {
+        let (own_end, promised, floor) = {
             let state = self.ledger.state();
-            (state.end, state.promised)
+            (state.end, state.promised, state.floor)
         };
         let in_repository = match rpc.call("get_free_nonce", &[])? {
             Value::Nil => None,
@@ -109,11 +126,7 @@ impl Reserver {
             ),
         };
         let local = self.security.free_nonce()?;
-        let start = [in_repository, local, Some(self.after_manifest), Some(own_end)]
-            .into_iter()
-            .flatten()
-            .max();
-        let start = start.ok_or_else(exhausted)?;
+        let start = start(in_repository, local, self.after_manifest, own_end, floor).ok_or_else(exhausted)?;
         let end = [promised, blocks, RESERVATION]
             .into_iter()
             .try_fold(start, u64::checked_add);
@@ -131,10 +144,48 @@ impl Reserver {
     }
 }
 
+/// Where a new range starts: above all that anybody knows to be used. What only the repository knows is what its server
+/// says; without a record of this machine's own, some are left out.
+fn start(
+    in_repository: Option<u64>,
+    local: Option<u64>,
+    after_manifest: u64,
+    own_end: u64,
+    floor: u64,
+) -> Option<u64> {
+    let known = [
+        in_repository,
+        local,
+        Some(after_manifest),
+        Some(own_end),
+        Some(floor),
+    ];
+    let start = known.into_iter().flatten().max()?;
+    if local.is_none() {
+        start.checked_add(UNKNOWN)
+    } else {
+        Some(start)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// R9: with neither a record here nor an honest one there, what the witness has seen counts.
+    #[test]
+    fn a_range_starts_above_whatever_anybody_knows() {
+        for [repository, manifest, own, floor] in [[9, 1, 1, 1], [1, 9, 1, 1], [1, 1, 9, 1], [1, 1, 1, 9]] {
+            let here = start(Some(repository), Some(0), manifest, own, floor);
+            assert_eq!(here, Some(9));
+            // A machine that was made anew.
+            let anew = start(Some(repository), None, manifest, own, floor);
+            assert_eq!(anew, Some(9 + UNKNOWN));
+        }
+        assert_eq!(start(None, Some(7), 0, 0, 0), Some(7));
+        assert_eq!(start(Some(u64::MAX), None, 0, 0, 0), None);
+    }
 
     #[test]
     fn nothing_without_a_reservation() {

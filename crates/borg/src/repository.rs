@@ -1,5 +1,6 @@
 //! An open repository.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Weak};
 
@@ -12,7 +13,7 @@ use crate::nonce::Reserver;
 use crate::opener::Opener;
 use crate::passphrase::MAX_ATTEMPTS;
 use crate::rpc::{Rpc, ServerProcess, Transport};
-use crate::security::SecurityDir;
+use crate::security::{Replayed, SecurityDir};
 use crate::settings::EventCallback;
 use crate::{
     ArchiveOptions, ArchiveWriter, ChunkId, ChunkRef, Error, Location, Name, PassphraseRequest,
@@ -56,6 +57,7 @@ pub struct Repository {
     pub(crate) security: SecurityDir,
     pub(crate) reserver: Reserver,
     pub(crate) events: Option<EventCallback>,
+    replayed: Option<Replayed>,
     access: Access,
     id: RepositoryId,
     location: Location,
@@ -73,7 +75,7 @@ impl Repository {
     }
 
     /// Opens a repository: starts the server, takes the lock, unlocks the key, verifies the manifest, and makes sure
-    /// that it is the repository known from before, in no older state.
+    /// that it is the repository known from before, in no older state (see [`Settings::accept_replay`]).
     pub fn open(
         location: &Location,
         access: Access,
@@ -104,7 +106,13 @@ impl Repository {
         let type_byte = object.first().copied().unwrap_or(0xff);
         let encryption = Encryption::from_type_byte(type_byte)
             .ok_or_else(|| Error::Unsupported(format!("a key of unknown type {type_byte:#04x}")))?;
-        let (keys, secret) = unlock(&mut rpc, encryption, id, location, settings, passphrase)?;
+        let Unlocked {
+            keys,
+            secret,
+            passphrase_taken,
+        } = unlock(
+            &mut rpc, encryption, id, &security, location, settings, passphrase,
+        )?;
         let data = keys.open(&ChunkId::MANIFEST, &object, 0)?;
         let tam_required = keys.tam_required().unwrap_or_else(|| security.tam_required());
         let manifest = Manifest::parse(&keys, &data, tam_required)?;
@@ -113,8 +121,16 @@ impl Repository {
         } else {
             &["read"]
         })?;
-        security.check(encryption, secret, manifest.timestamp())?;
-        if encryption != Encryption::None {
+        let replayed = security.check(encryption, secret, manifest.timestamp())?;
+        if let Some(Replayed { found, expected }) = replayed.clone()
+            && (access == Access::Write || !settings.accept_replay)
+        {
+            return Err(Error::Replay { found, expected });
+        }
+        if passphrase_taken {
+            security.set_took_secret()?;
+        }
+        if encryption != Encryption::None && replayed.is_none() {
             security.set_tam_required(manifest.tam_required())?;
         }
 
@@ -131,6 +147,7 @@ impl Repository {
             security,
             reserver,
             events: settings.events.clone(),
+            replayed,
             access,
             id,
             location: location.clone(),
@@ -145,6 +162,49 @@ impl Repository {
     /// The time of its manifest: later than that of any manifest before. One that makes no sense counts as very old.
     pub fn timestamp(&self) -> jiff::Timestamp {
         crate::time::parse(self.manifest.timestamp()).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+    }
+
+    /// The time of the newest manifest that was seen, if that is newer than this one: an old copy was put back. Only with
+    /// [`Settings::accept_replay`].
+    pub fn replayed(&self) -> Option<&str> {
+        self.replayed.as_ref().map(|replayed| replayed.expected.as_str())
+    }
+
+    /// Remembers that the present state is the newest one after all: it was meant to be put back.
+    pub fn accept_state(&mut self) -> Result<()> {
+        self.security
+            .save(self.keys.encryption(), self.manifest.timestamp())?;
+        self.replayed = None;
+        Ok(())
+    }
+
+    /// The first encryption counter that is certainly not used, once some were reserved in this session.
+    pub fn free_counter(&self) -> Option<u64> {
+        Some(self.reserver.ledger().end()).filter(|end| *end > 0)
+    }
+
+    /// Encryption counters below this are used, whatever the repository and its server say.
+    pub fn start_above(&self, counter: u64) {
+        self.reserver.ledger().start_above(counter);
+    }
+
+    /// How many objects there are, those of metadata included. Whatever is removed changes it.
+    pub fn object_count(&mut self) -> Result<u64> {
+        let count = self.rpc.call("__len__", &[])?;
+        count
+            .as_u64()
+            .ok_or_else(|| Error::Protocol("a count that is no number".to_owned()))
+    }
+
+    /// Which of these objects the repository does not have, by its index: one pass over the list of all.
+    pub fn lacking(&mut self, mut wanted: HashSet<ChunkId>) -> Result<HashSet<ChunkId>> {
+        for id in self.list_ids() {
+            wanted.remove(&id?);
+            if wanted.is_empty() {
+                break;
+            }
+        }
+        Ok(wanted)
     }
 
     /// How its content is protected.
@@ -357,17 +417,32 @@ fn open_repository(
     id.ok_or_else(|| Error::Protocol("a repository id that is not of 32 bytes".to_owned()))
 }
 
-/// The keys, and whether it takes a secret to have them.
+/// The keys of a repository.
+struct Unlocked {
+    keys: Keys,
+    /// It takes a secret to have them.
+    secret: bool,
+    /// That secret is a passphrase, around a key that the server keeps.
+    passphrase_taken: bool,
+}
+
+/// Unlocks the keys. One that the server offers without a passphrase, where there was one with a passphrase before, is the
+/// server's own.
 fn unlock(
     rpc: &mut Rpc,
     encryption: Encryption,
     id: RepositoryId,
+    security: &SecurityDir,
     location: &Location,
     settings: &Settings,
     source: &PassphraseSource,
-) -> Result<(Keys, bool)> {
+) -> Result<Unlocked> {
     if encryption == Encryption::None {
-        return Ok((Keys::plaintext(), false));
+        return Ok(Unlocked {
+            keys: Keys::plaintext(),
+            secret: false,
+            passphrase_taken: false,
+        });
     }
     let (text, place) = if encryption.has_key_file() {
         let (text, path) = keyfile::find(settings, id)?;
@@ -385,10 +460,18 @@ fn unlock(
     }
     let blob = parse_blob(&text).map_err(unusable)?;
     let unlock = |passphrase: &crate::Passphrase| {
-        let keys = blob.unlock(encryption, passphrase).map_err(unusable)?;
-        let secret =
-            encryption.is_encrypted() && (encryption.has_key_file() || !passphrase.as_bytes().is_empty());
-        Ok::<_, Error>(keys.map(|keys| (keys, secret)))
+        let Some(keys) = blob.unlock(encryption, passphrase).map_err(unusable)? else {
+            return Ok(None);
+        };
+        let passphrase_taken = !encryption.has_key_file() && !passphrase.as_bytes().is_empty();
+        if !encryption.has_key_file() && !passphrase_taken && security.took_secret() {
+            return Err(Error::SecretGone);
+        }
+        Ok(Some(Unlocked {
+            keys,
+            secret: encryption.is_encrypted() && (encryption.has_key_file() || passphrase_taken),
+            passphrase_taken,
+        }))
     };
     if let Some(passphrase) = source.given()? {
         return unlock(&passphrase)?.ok_or(Error::WrongPassphrase);

@@ -1,6 +1,6 @@
 //! Hashing, compressing and encrypting new chunks in worker threads.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::chunk::MAX_DATA_SIZE;
@@ -31,6 +31,11 @@ impl Known {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .extend(chunks);
+    }
+
+    pub fn forget(&self, ids: &HashSet<ChunkId>) {
+        let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        map.retain(|id, _| !ids.contains(id));
     }
 }
 

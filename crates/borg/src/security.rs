@@ -1,7 +1,8 @@
 //! What Borg remembers about repositories on the client's side, and its protection against swapped repositories.
 //!
 //! The directory `<security dir>/<repository id>/` holds `location`, `key-type`, `manifest-timestamp`, `nonce` and,
-//! once seen, `tam_required`. Stock Borg and this client share it.
+//! once seen, `tam_required`. Stock Borg and this client share it. `strongroom-secret` is this client's alone: the key of
+//! this repository took a passphrase, so one without is not the repository's.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -23,6 +24,18 @@ pub(crate) struct SecurityDir {
     accept_relocated: bool,
     accept_unencrypted: bool,
 }
+
+/// A repository in an older state than was seen before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Replayed {
+    /// Time of its manifest.
+    pub found: String,
+    /// Time of the newest manifest that was seen.
+    pub expected: String,
+}
+
+/// What marks that a key took a passphrase.
+const SECRET: &str = "strongroom-secret";
 
 impl SecurityDir {
     pub fn new(settings: &Settings, id: RepositoryId, location: &Location) -> Self {
@@ -55,8 +68,14 @@ impl SecurityDir {
 
     /// Compares the repository with what is remembered, and remembers a new one.
     ///
-    /// `secret` tells whether reading the repository needs more than the repository itself.
-    pub fn check(&self, encryption: Encryption, secret: bool, manifest_time: &str) -> Result<()> {
+    /// `secret` tells whether reading the repository needs more than the repository itself. A repository in an older
+    /// state than before is given as such; nothing is remembered of it.
+    pub fn check(
+        &self,
+        encryption: Encryption,
+        secret: bool,
+        manifest_time: &str,
+    ) -> Result<Option<Replayed>> {
         let location = self.read("location")?;
         let key_type = self.read("key-type")?;
         let newest = self.read("manifest-timestamp")?;
@@ -80,16 +99,28 @@ impl SecurityDir {
         }
         // Both are of one format, which sorts like the times it writes.
         if let Some(expected) = newest.filter(|newest| newest.as_str() > manifest_time) {
-            return Err(Error::Replay {
+            return Ok(Some(Replayed {
                 found: manifest_time.to_owned(),
                 expected,
-            });
+            }));
         }
-        if known {
-            Ok(())
-        } else {
-            self.save(encryption, manifest_time)
+        if !known {
+            self.save(encryption, manifest_time)?;
         }
+        Ok(None)
+    }
+
+    /// Whether the key of this repository was seen to take a passphrase.
+    pub fn took_secret(&self) -> bool {
+        self.path.join(SECRET).exists()
+    }
+
+    /// Remembers that the key took a passphrase.
+    pub fn set_took_secret(&self) -> Result<()> {
+        if self.took_secret() {
+            return Ok(());
+        }
+        self.write(SECRET, "")
     }
 
     /// Remembers the repository's present state.

@@ -67,6 +67,8 @@ pub struct Settings {
     pub accept_relocated: bool,
     /// Accept a repository without encryption that was never seen before.
     pub accept_unencrypted: bool,
+    /// Read a repository in an older state than was seen before, see [`crate::Repository::replayed`]. It is never written to.
+    pub accept_replay: bool,
     /// Where events go.
     pub events: Option<EventCallback>,
 }
@@ -116,6 +118,7 @@ impl Settings {
             child_env: Vec::new(),
             accept_relocated: yes("BORG_RELOCATED_REPO_ACCESS_IS_OK"),
             accept_unencrypted: yes("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK"),
+            accept_replay: false,
             events: None,
         }
     }

@@ -207,6 +207,12 @@ impl ArchiveWriter {
         self.known_pieces.extend(&archive.item_ids);
     }
 
+    /// Declares objects, adopted before, not to be in the repository: see [`Repository::lacking`].
+    pub fn lacks(&mut self, ids: &HashSet<ChunkId>) {
+        self.sealer.known.forget(ids);
+        self.known_pieces.retain(|id| !ids.contains(id));
+    }
+
     /// Writes a chunk, unless one with its id is known already.
     ///
     /// Does not wait for the server's reply; a failure of an earlier write may be reported here.

@@ -4,6 +4,8 @@
 
 mod common;
 mod failures;
+mod known;
+mod late;
 mod locations;
 mod nonces;
 mod ours;
