@@ -129,7 +129,8 @@ pub fn point_name(data: &[u8]) {
             time: Timestamp::UNIX_EPOCH + std::time::Duration::from_secs(3600 * hour),
         })
         .collect();
-    let chosen = point.candidates(archives.clone()).into_iter().next();
+    let fitting = archives.iter().filter(|info| point.fits(info));
+    let chosen = fitting.max_by_key(|info| (point.names(info), info.time)).cloned();
     match &point.when {
         When::Latest => assert_eq!(chosen.as_ref(), archives.last()),
         When::Text(text) => {

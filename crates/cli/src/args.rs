@@ -258,6 +258,9 @@ pub struct Backup {
     /// configuration].
     #[arg(long, value_name = "SECONDS")]
     pub time_limit: Option<u64>,
+    /// The VM was made anew under its old name, with another UUID: its restore points follow those of the VM before it.
+    #[arg(long, conflicts_with = "all")]
+    pub made_anew: bool,
     /// Only say what would be read, and why.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
@@ -704,10 +707,18 @@ pub struct Restore {
     /// Restore it although nobody who is trusted has signed it.
     #[arg(long)]
     pub unsigned: bool,
+    /// Restore the newest restore point that is there, though what is on record is newer: the repository was rolled back, or
+    /// lacks what was the newest, and that was meant.
+    #[arg(long)]
+    pub allow_rollback: bool,
     /// Take the LUKS headers of the same instant, so that the passphrases of that time open the disks; without it the
     /// newest headers that fit, with the passphrases of today.
     #[arg(long)]
     pub own_headers: bool,
+    /// Take the LUKS headers of this archive, even if they are older than the restore point: a passphrase that was revoked
+    /// since may open the disks.
+    #[arg(long, value_name = "ARCHIVE", conflicts_with = "own_headers")]
+    pub headers: Option<String>,
     /// Only say what would be written.
     #[arg(short = 'n', long)]
     pub dry_run: bool,

@@ -54,7 +54,14 @@ impl Failure {
 
 impl From<strongroom_borg::Error> for Failure {
     fn from(error: strongroom_borg::Error) -> Self {
-        let hint = error.hint().map(str::to_owned);
+        let hint = match error {
+            strongroom_borg::Error::Replay { .. } => Some(
+                "somebody may have put back an old copy; `strongroom verify VM` says more, and `strongroom verify VM \
+                 --acknowledge` says that it was meant",
+            ),
+            _ => error.hint(),
+        };
+        let hint = hint.map(str::to_owned);
         Self {
             hint,
             ..Self::failed(format!("use the repository: {error}"))
@@ -89,6 +96,23 @@ impl From<BackupError> for Failure {
                  the backup again",
             ),
             BackupError::Plan(error @ (Unplanned::Away(_) | Unplanned::Shared { .. })) => Self::failed(error),
+            BackupError::RolledBack { ref vm, .. } => {
+                let hint = format!(
+                    "`strongroom verify {vm}` says what is missing; if the old copy was meant to be put back: `strongroom verify \
+                     {vm} --acknowledge`, then run the backup again"
+                );
+                Self::failed(error).hint(hint)
+            }
+            BackupError::OtherVm {
+                ref vm, ref other, ..
+            } => {
+                let hint = if vm == other {
+                    format!("if {vm} was made anew: `strongroom backup {vm} --made-anew` once, and its restore points go on from there")
+                } else {
+                    format!("give {vm} a repository of its own: `repository` of the configuration with `{{vm}}` in it")
+                };
+                Self::failed(error).hint(hint)
+            }
             BackupError::Plaintext { ref vm, .. } => {
                 let hint = format!("encrypt it; or write `plaintext = true` into [vm.{vm}] of the configuration");
                 Self::failed(error).hint(hint)
@@ -144,6 +168,10 @@ impl From<RestoreError> for Failure {
         let hint = match &error {
             RestoreError::Plan(PlanError::Hypervisor(HypervisorError::Exists(..))) => Some(
                 "restore under another name with --as, or replace it with --overwrite once it is shut off",
+            ),
+            RestoreError::NotTheNewest { .. } => Some(
+                "`strongroom verify` says more, `strongroom list` what there is; VM@ARCHIVE restores one by name, \
+                 --allow-rollback the newest that is left",
             ),
             RestoreError::Untrusted { .. } | RestoreError::Misplaced { .. } => Some(
                 "`strongroom verify` says more; --unsigned restores it all the same, and then you trust whoever wrote it",

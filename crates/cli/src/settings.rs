@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use strongroom_borg::{PassphraseSource, Settings as BorgSettings};
 use strongroom_engine::config::{Config, name_problem, uuid_in};
-use strongroom_engine::context::{Context, Launch, Repositories};
+use strongroom_engine::context::{Context, Launch, Repositories, Surroundings};
 use strongroom_engine::event::{Event, Observer};
 use strongroom_engine::state::StateDirectory;
 use strongroom_engine::vm::Hypervisor as _;
@@ -137,6 +137,17 @@ impl Settings {
             state,
             watchdog,
         })
+    }
+
+    /// What the engine works with that needs no hypervisor.
+    pub fn here<'a>(&'a self, config: &'a Config, state: &'a StateDirectory) -> Surroundings<'a> {
+        Surroundings {
+            config,
+            state,
+            repositories: &self.repositories,
+            observer: &*self.ui,
+            cancel: self.signals.cancel(),
+        }
     }
 
     /// What the engine works with.

@@ -8,6 +8,7 @@
 //! Whatever fails on the way: the guest runs on, no job and no scratch file stays, nothing is committed, and the
 //! checkpoint that the last good archive belongs to is still there.
 
+pub mod adopted;
 pub mod areas;
 pub mod audit;
 pub mod capture;
@@ -26,6 +27,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use serde::Serialize;
 use strongroom_borg::{Access, ArchiveOptions, ArchiveWriter, ChunkId, Repository};
+use uuid::Uuid;
 
 use self::capture::{Capture, end_job};
 use self::pace::Pace;
@@ -43,7 +45,10 @@ use crate::overlay::{HomeError, Homecoming, bring_home};
 use crate::quiesce::Rest;
 use crate::reconcile::{ReconcileError, drop_stale, reconcile};
 use crate::state::{Committed, Run, StateError, VmState};
+use crate::trust::chain::ChainProblem;
 use crate::trust::memory::Memory;
+use crate::trust::order::Order;
+use crate::trust::signature::{self, NAMESPACE};
 use crate::trust::{self, SigningError, Successor};
 use crate::vm::{Domain, HypervisorError};
 
@@ -80,6 +85,30 @@ pub enum BackupError {
     /// The manifest's signature.
     #[error(transparent)]
     Signing(#[from] SigningError),
+    /// Somebody has put back an old copy of the repository.
+    #[error("back up {vm}: {problem}; nothing is encrypted into such a repository until that was meant")]
+    RolledBack {
+        /// The VM.
+        vm: String,
+        /// What does not fit the record.
+        problem: ChainProblem,
+    },
+    /// The repository's chain is another VM's.
+    #[error(
+        "back up {vm} ({uuid}): the newest restore point in its repository, {archive}, is of another VM, {other} ({other_uuid})"
+    )]
+    OtherVm {
+        /// The VM.
+        vm: String,
+        /// Its UUID.
+        uuid: Uuid,
+        /// The newest archive.
+        archive: String,
+        /// Whose it is.
+        other: String,
+        /// Its UUID.
+        other_uuid: Uuid,
+    },
     /// A value of the configuration.
     #[error("{0}")]
     Setting(String),
@@ -264,10 +293,19 @@ pub enum Outcome {
     Done(Box<Report>),
 }
 
-/// Backs up one VM, within the time limit for a run; with `dry_run`, only says how.
-pub fn run(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, BackupError> {
+/// How a VM is to be backed up, beyond what the configuration says.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Request {
+    /// Only say how.
+    pub dry_run: bool,
+    /// The VM was made anew, with another UUID: its restore points follow those of the one before.
+    pub made_anew: bool,
+}
+
+/// Backs up one VM, within the time limit for a run.
+pub fn run(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, BackupError> {
     context.within(context.config.limits.run(), |context| {
-        tell(context, name, dry_run).map_err(|error| match context.cancel.check() {
+        tell(context, name, request).map_err(|error| match context.cancel.check() {
             // Whatever failed first when the run was stopped: it was stopped.
             Err(cancelled) => cancelled.into(),
             Ok(()) => error,
@@ -275,7 +313,8 @@ pub fn run(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, 
     })
 }
 
-fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, BackupError> {
+fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, BackupError> {
+    let dry_run = request.dry_run;
     let clock = std::time::Instant::now();
     let compression = context.config.compression().map_err(BackupError::Setting)?;
     let run = RunId::new();
@@ -320,8 +359,8 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
         domain.busy = None;
         domain.snapshots.clear();
     }
-    let recorded = trust::recall(context, &domain.name, &repository.id().to_string());
-    let newest = trust::newest(context, &mut repository, &domain.name, &recorded)?;
+    let (newest, recorded, order) =
+        adopted::newest(context, &mut repository, &domain, &run, request.made_anew)?;
     let older = parent_point(&mut repository, &state, newest.as_ref())?;
     let damaged = match Memory::open(context.state, &domain.name) {
         Ok(memory) => memory.damaged(),
@@ -330,6 +369,11 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
             BTreeSet::new()
         }
     };
+    let headers = newest_headers(context, &mut repository, &domain.name, newest.as_ref(), &order)?;
+    // Repaired, pruned or written to by others: what is not there any more is read anew, as what is damaged.
+    let there = [newest.as_ref(), older.as_ref()];
+    let gone = adopted::gone(context, &mut repository, &domain.name, there, headers.as_ref())?;
+    let damaged: BTreeSet<ChunkId> = damaged.into_iter().chain(gone.data).collect();
     let [newest, older] = [newest, older].map(|point| {
         point.map(|point| Point {
             damaged: damaged.clone(),
@@ -345,9 +389,9 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
             &repository,
             newest.as_ref(),
             older.as_ref(),
+            &order,
         ),
     };
-    let headers = newest_headers(context, &mut repository, &domain.name, newest.as_ref())?;
     let mut plan = plan::make(&domain, &settings, context.config, &parent, &run)?;
     context.report(&Event::Planned(&plan));
     for disk in plan.disks.iter().filter(|disk| disk.host_encrypted) {
@@ -374,6 +418,8 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
     options.compression = compression;
     let repository_id = repository.id().to_string();
     let next = trust::successor(context, &domain.name, &repository, newest.as_ref(), &recorded);
+    let number = newest.as_ref().map_or(0, |newest| newest.manifest.sequence);
+    repository.start_above(recorded.counter_floor(number));
     let mut writer = repository.begin(options)?;
     let points: Vec<&Point> = newest.iter().chain(&older).collect();
     for point in &points {
@@ -388,6 +434,7 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
         writer.adopt(headers.sound_chunks(&damaged));
         writer.adopt_metadata(&headers.archive);
     }
+    writer.lacks(&gone.metadata);
     context.cancel.check()?;
 
     // Intent first, act second.
@@ -405,7 +452,7 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
         }
     };
     let Sealed {
-        repository,
+        mut repository,
         manifest,
         bytes_stored,
         healed,
@@ -426,6 +473,7 @@ fn tell(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Outcome, Bac
         repository: repository.requests(),
     };
     trust::remember(context, &repository, &manifest, &damaged, &healed);
+    adopted::leave(context, &mut repository, &domain.name);
     let committed = manifest.checkpoint.clone().map(|checkpoint| Committed {
         run: plan.run.clone(),
         archive: plan.archive.clone(),
@@ -576,6 +624,7 @@ fn newest_headers(
     repository: &mut Repository,
     vm: &str,
     newest: Option<&Point>,
+    order: &Order,
 ) -> Result<Option<Headers>, BackupError> {
     let Some(record) = newest.and_then(|point| point.manifest.headers.as_ref()) else {
         return Ok(None);
@@ -585,8 +634,8 @@ fn newest_headers(
         .find(|info| info.name.as_str() == Some(&record.archive));
     let Some(info) = info else {
         context.warn(format!(
-            "{} is gone, the headers that open the newest restore point: prune headers by a rule of their own \
-             (`--glob-archives '*.headers' --keep-last 1 …`); this backup stores them anew",
+            "{} is gone, the headers that open the newest restore point; this backup stores them anew. Keep headers as long \
+             as restore points: prune both by the same rule",
             record.archive
         ));
         return Ok(None);
@@ -594,7 +643,7 @@ fn newest_headers(
     match Headers::read(repository, &info) {
         Ok(headers) if headers.link() == record.sha256 => {
             let (signing, repository) = (context.config.signing.as_ref(), repository.id().to_string());
-            let trusted = headers.trusted(signing, &repository, vm, context.cancel);
+            let trusted = headers.trusted(signing, order, &repository, vm, context.cancel);
             Ok(trusted.is_ok().then_some(headers))
         }
         Ok(_) => Ok(None),
@@ -615,6 +664,7 @@ fn parent<'a>(
     repository: &Repository,
     newest: Option<&'a Point>,
     older: Option<&'a Point>,
+    order: &Order,
 ) -> Parent<'a> {
     let Some(committed) = &state.records().committed else {
         let why = if newest.is_none() {
@@ -624,37 +674,34 @@ fn parent<'a>(
         };
         return Parent::None(why.into());
     };
-    let Committed {
-        archive, checkpoint, ..
-    } = committed;
-    if repository.id().to_string() != committed.repository {
-        return Parent::None("the last backup went to another repository".into());
-    }
-    let Some(point) = [newest, older]
+    let archive = &committed.archive;
+    let point = [newest, older]
         .into_iter()
         .flatten()
-        .find(|point| point.name() == *archive)
-    else {
-        return Parent::None(format!(
-            "archive {archive}, which the checkpoint belongs to, is not in the repository"
-        ));
-    };
-    let written = &point.manifest;
-    if written.run != committed.run
-        || written.checkpoint.as_ref() != Some(checkpoint)
-        || written.vm.uuid != domain.uuid
-    {
-        return Parent::None(format!(
-            "archive {archive} is not the one that the checkpoint belongs to"
-        ));
+        .find(|point| point.name() == *archive);
+    let written = point.map(|point| &point.manifest);
+    let repository = repository.id().to_string();
+    if let Err(why) = plan::pair(committed, &repository, domain.uuid, written) {
+        return Parent::None(why);
     }
+    let Some(point) = point else {
+        return Parent::None(format!("archive {archive} is not in the repository"));
+    };
     // Nothing that somebody else made becomes part of what we sign.
     if let Some(signing) = &context.config.signing
         && signing.allowed_signers.is_some()
-        && let Err(error) = point.signer(signing, context.cancel)
     {
-        return Parent::None(format!("archive {archive} is not trusted: {error}"));
+        let Manifest {
+            sequence, captured, ..
+        } = point.manifest;
+        let at = order.of(sequence, &point.link, captured, jiff::Timestamp::now());
+        let signature = point.signature.as_deref();
+        let signer = signature::check(signing, NAMESPACE, signature, &point.bytes, at, context.cancel);
+        if let Err(error) = signer {
+            return Parent::None(format!("archive {archive} is not trusted: {error}"));
+        }
     }
+    let checkpoint = &committed.checkpoint;
     match context.hypervisor.checkpoints(domain.uuid) {
         Ok(names) if names.contains(checkpoint) => {}
         Ok(_) => return Parent::None(format!("checkpoint {checkpoint} is gone")),

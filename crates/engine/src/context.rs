@@ -36,8 +36,43 @@ pub struct Context<'a> {
     pub watchdog: &'a Launch,
 }
 
+/// What a command works with that looks at repositories alone, and needs no hypervisor.
+#[derive(Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// Our own records.
+    pub state: &'a StateDirectory,
+    /// How repositories are reached.
+    pub repositories: &'a Repositories,
+    /// Who hears of what happens.
+    pub observer: &'a dyn Observer,
+    /// Asks long work to stop.
+    pub cancel: &'a Cancel,
+}
+
+impl Surroundings<'_> {
+    /// Reports that something is not as it should be.
+    pub fn warn(&self, text: impl Into<String>) {
+        self.observer.event(&Event::Warning(text.into()));
+    }
+}
+
 /// The command that starts a [`crate::watchdog`] process for a domain that may be frozen for so long.
 pub type Launch = dyn Fn(Uuid, Duration) -> Command + Sync;
+
+impl<'a> Context<'a> {
+    /// All but the hypervisor.
+    pub fn here(&self) -> Surroundings<'a> {
+        Surroundings {
+            config: self.config,
+            state: self.state,
+            repositories: self.repositories,
+            observer: self.observer,
+            cancel: self.cancel,
+        }
+    }
+}
 
 impl Context<'_> {
     /// Reports an event.
@@ -112,6 +147,17 @@ impl Repositories {
             }
             opened => opened,
         }
+    }
+
+    /// The same for reading, also where it is in an older state than was seen before: [`Repository::replayed`] tells.
+    pub fn open_as_it_is(
+        &self,
+        location: &str,
+        access: Access,
+    ) -> Result<Repository, strongroom_borg::Error> {
+        let mut tolerant = self.clone();
+        tolerant.settings.accept_replay = true;
+        tolerant.open(location, access)
     }
 
     fn open_with(&self, location: &Location, access: Access) -> Result<Repository, strongroom_borg::Error> {

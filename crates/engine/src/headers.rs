@@ -19,8 +19,9 @@ use strongroom_disk::luks::LARGEST_AREA;
 use crate::cancel::Cancel;
 use crate::config::{Signing, is_target};
 use crate::digest;
-use crate::history::{self, HistoryError};
+use crate::history::{self, HistoryError, Listed};
 use crate::manifest::{LuksRecord, VmIdentity};
+use crate::trust::order::Order;
 use crate::trust::signature::{self, Signer, Untrusted};
 
 /// What the name of an archive of headers ends with; before it is the restore point's.
@@ -214,10 +215,13 @@ impl Headers {
         digest::sha256(&self.bytes)
     }
 
-    /// Who has signed the statement, if that is somebody who is trusted; as of the time of the capture.
-    pub fn signer(&self, signing: &Signing, cancel: &Cancel) -> Result<Signer, Untrusted> {
+    /// Who has signed the statement, if that is somebody who is trusted; as of the time that counts for its number.
+    pub fn signer(&self, signing: &Signing, order: &Order, cancel: &Cancel) -> Result<Signer, Untrusted> {
         let signature = self.signature.as_deref();
-        let at = self.statement.captured;
+        let Statement {
+            sequence, captured, ..
+        } = self.statement;
+        let at = order.at(sequence, captured, Timestamp::now());
         signature::check(signing, NAMESPACE, signature, &self.bytes, at, cancel)
     }
 
@@ -232,7 +236,7 @@ impl Headers {
             vm: identity,
             ..
         } = &self.statement;
-        history::placed(&self.archive, archive, *started, home, repository)?;
+        history::placed(&Listed::of(&self.archive), archive, *started, home, repository)?;
         if *archive != archive_name(point) {
             return Err(format!("it is not the one of restore point {point}"));
         }
@@ -246,18 +250,20 @@ impl Headers {
     pub fn trusted(
         &self,
         signing: Option<&Signing>,
+        order: &Order,
         repository: &str,
         vm: &str,
         cancel: &Cancel,
     ) -> Result<(), String> {
-        self.place(repository, vm)?;
-        match signing.filter(|signing| signing.allowed_signers.is_some()) {
+        let signing = signing.filter(|signing| signing.allowed_signers.is_some());
+        let signed = || match signing {
             Some(signing) => self
-                .signer(signing, cancel)
+                .signer(signing, order, cancel)
                 .map(drop)
                 .map_err(|error| error.to_string()),
             None => Ok(()),
-        }
+        };
+        self.place(repository, vm).and_then(|()| signed())
     }
 
     /// The chunks of an area, if they are the ones that the statement describes.
@@ -289,7 +295,7 @@ impl Headers {
     }
 }
 
-/// Archives of headers, the newest first.
+/// Archives of headers, those with the newest time first: their order is that of the numbers in their statements.
 pub fn archives(repository: &Repository) -> Vec<ArchiveInfo> {
     let mut archives: Vec<ArchiveInfo> = repository
         .archives()
@@ -373,6 +379,60 @@ mod tests {
         ] {
             assert!(!is_ours(bad), "{bad}");
         }
+    }
+
+    /// An archive of headers as a repository would list it.
+    fn archived(statement: Statement) -> Headers {
+        let info = ArchiveInfo {
+            name: "web-1.headers".into(),
+            id: ChunkId([0; 32]),
+            time: statement.started,
+        };
+        Headers {
+            archive: Archive {
+                comment: "".into(),
+                hostname: "".into(),
+                username: "".into(),
+                command_line: Vec::new(),
+                time: info.time,
+                time_end: None,
+                chunker_params: None,
+                stats: None,
+                authenticated: true,
+                item_ids: Vec::new(),
+                info,
+            },
+            bytes: statement.to_bytes().unwrap(),
+            statement,
+            signature: None,
+            items: BTreeMap::new(),
+            strange: Vec::new(),
+        }
+    }
+
+    /// The mutants of `trusted`: place and signature, each by itself.
+    #[test]
+    fn headers_are_trusted_in_their_place_and_signed() {
+        let trusted = |headers: &Headers, signing: Option<&Signing>, repository: &str, vm: &str| {
+            headers.trusted(signing, &Order::default(), repository, vm, &Cancel::new())
+        };
+        let good = archived(statement());
+        assert_eq!(trusted(&good, None, "00", "web"), Ok(()));
+        assert_eq!(trusted(&good, Some(&Signing::default()), "00", "web"), Ok(()));
+        trusted(&good, None, "11", "web").unwrap_err();
+        trusted(&good, None, "00", "db").unwrap_err();
+        let mut other = statement();
+        other.point = "web-2".into();
+        trusted(&archived(other), None, "00", "web").unwrap_err();
+        let mut renamed = archived(statement());
+        renamed.archive.info.name = "web-9.headers".into();
+        trusted(&renamed, None, "00", "web").unwrap_err();
+        let signing = Signing {
+            allowed_signers: Some("/nowhere".into()),
+            ..Signing::default()
+        };
+        let why = trusted(&good, Some(&signing), "00", "web").unwrap_err();
+        assert!(why.contains("not signed"), "{why}");
     }
 
     #[test]

@@ -1,18 +1,15 @@
-//! The restore points in a repository, as far as a command needs to know them.
+//! One restore point as a repository has it: its archive, its items, its manifest. Which there are, and in what order, is
+//! [`crate::catalog`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use strongroom_borg::{Archive, ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
+use strongroom_borg::{Archive, ArchiveInfo, ChunkId, ChunkRef, Item, Name, Repository};
 use strongroom_disk::Extent;
 
-use crate::cancel::Cancel;
-use crate::config::Signing;
 use crate::firmware;
-use crate::headers;
 use crate::manifest::{self, Manifest, ManifestError};
-use crate::trust::signature::{self, NAMESPACE, Signer, Untrusted};
-use crate::when::PointName;
+use crate::trust::signature;
 
 /// Why a restore point cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +33,14 @@ pub enum HistoryError {
         "find restore point {0}: the repository has none that fits; `strongroom list` shows what there is"
     )]
     None(String),
+    /// One that fits cannot be read, and may be the one that is meant.
+    #[error("{reason}")]
+    Unreadable {
+        /// The archive's name.
+        archive: String,
+        /// Why not.
+        reason: String,
+    },
     /// Its manifest makes no sense.
     #[error("read archive {archive}: {source}")]
     Manifest {
@@ -64,52 +69,6 @@ pub enum HistoryError {
         /// What was expected at most.
         limit: u64,
     },
-}
-
-/// The archives that can be restore points: all but those of headers, in the order of time.
-pub fn points(repository: &Repository) -> Vec<ArchiveInfo> {
-    let mut archives: Vec<ArchiveInfo> = repository
-        .archives()
-        .filter(|info| !headers::is_headers(info))
-        .cloned()
-        .collect();
-    archives.sort_by_key(|info| info.time);
-    archives
-}
-
-/// The restore point that is meant: the newest of this VM that fits. Archives of others in the same repository are
-/// passed over.
-pub fn find(repository: &mut Repository, point: &PointName) -> Result<ArchiveInfo, HistoryError> {
-    let mut other = None;
-    for info in point.candidates(points(repository)) {
-        match manifest(repository, &info) {
-            Ok(manifest) if manifest.vm.name == point.vm => return Ok(info),
-            Ok(manifest) => {
-                other = Some(HistoryError::OtherVm {
-                    archive: info.name.to_string(),
-                    vm: manifest.vm.name,
-                });
-            }
-            Err(error @ HistoryError::Foreign(_)) => other = Some(error),
-            Err(error) => return Err(error),
-        }
-    }
-    Err(other.unwrap_or_else(|| HistoryError::None(point.to_string())))
-}
-
-/// Reads only the manifest of an archive. It comes first, so the lists of chunks behind it are not fetched.
-pub fn manifest(repository: &mut Repository, info: &ArchiveInfo) -> Result<Manifest, HistoryError> {
-    let name = info.name.to_string();
-    let archive = repository.archive_by_info(info)?;
-    let first = repository.items(&archive).next().transpose()?;
-    let item = first
-        .filter(is_manifest)
-        .ok_or_else(|| HistoryError::Foreign(name.clone()))?;
-    let bytes = read_item(repository, &name, &item, manifest::MAX_BYTES)?;
-    Manifest::parse(&bytes).map_err(|source| HistoryError::Manifest {
-        archive: name,
-        source,
-    })
 }
 
 /// One archive of ours, with everything but its disks' bytes.
@@ -165,45 +124,14 @@ impl Point {
         })
     }
 
-    /// The newest archive of ours that can be read and is `accepted`, if there is one. `passed_over` hears of those that
-    /// cannot be read: a damaged archive is no reason to make no new one.
-    pub fn newest(
-        repository: &mut Repository,
-        mut accepted: impl FnMut(&Self) -> bool,
-        mut passed_over: impl FnMut(&HistoryError),
-    ) -> Result<Option<Self>, HistoryError> {
-        for info in points(repository).iter().rev() {
-            match Self::read(repository, info) {
-                Ok(point) if accepted(&point) => return Ok(Some(point)),
-                Ok(_) | Err(HistoryError::Foreign(_)) => {}
-                Err(error) if error.concerns_one_archive() => passed_over(&error),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(None)
-    }
-
     /// The archive's name.
     pub fn name(&self) -> String {
         self.archive.info.name.to_string()
     }
 
-    /// Who has signed the manifest, if that is somebody who is trusted; as of the time of the capture.
-    pub fn signer(&self, signing: &Signing, cancel: &Cancel) -> Result<Signer, Untrusted> {
-        let signature = self.signature.as_deref();
-        let at = self.manifest.captured;
-        signature::check(signing, NAMESPACE, signature, &self.bytes, at, cancel)
-    }
-
     /// Whether the archive is where its manifest says, under its name and with its time; if not, what differs.
     pub fn place(&self, repository: &str) -> Result<(), String> {
-        let manifest = &self.manifest;
-        let (Some(archive), Some(started), Some(home)) =
-            (&manifest.archive, manifest.started, &manifest.repository)
-        else {
-            return Err("its manifest does not say which archive it belongs to".into());
-        };
-        placed(&self.archive, archive, started, home, repository)
+        place(&Listed::of(&self.archive), &self.manifest, repository)
     }
 
     /// The chunks of a disk, in order; none if it is not there or was damaged and patched by `borg check --repair`.
@@ -301,37 +229,55 @@ pub(crate) fn read_items(
     Ok((archive, items, strange))
 }
 
+/// How a repository lists an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listed {
+    /// Its name.
+    pub name: Name,
+    /// Its time, in the list and in its own object.
+    pub times: [Timestamp; 2],
+}
+
+impl Listed {
+    pub fn of(archive: &Archive) -> Self {
+        Self {
+            name: archive.info.name.clone(),
+            times: [archive.info.time, archive.time],
+        }
+    }
+}
+
+/// Whether an archive is the one that its manifest says; if not, what differs.
+pub(crate) fn place(listed: &Listed, manifest: &Manifest, repository: &str) -> Result<(), String> {
+    let (Some(archive), Some(started), Some(home)) =
+        (&manifest.archive, manifest.started, &manifest.repository)
+    else {
+        return Err("its manifest does not say which archive it belongs to".into());
+    };
+    placed(listed, archive, started, home, repository)
+}
+
 /// Whether an archive has the name and the time that are signed, and is in the repository that is signed; if not, what
 /// differs.
 pub(crate) fn placed(
-    archive: &Archive,
+    listed: &Listed,
     name: &str,
     started: Timestamp,
     home: &str,
     repository: &str,
 ) -> Result<(), String> {
-    if archive.info.name != name {
+    if listed.name != name {
         return Err(format!("its manifest belongs to archive {name}"));
     }
     // Borg's times have microseconds.
-    let listed = [archive.info.time, archive.time];
-    if listed
-        .iter()
-        .any(|time| time.as_microsecond() != started.as_microsecond())
-    {
-        return Err(format!(
-            "its time is {}, its manifest says {started}",
-            archive.info.time
-        ));
+    let differs = |time: &&Timestamp| time.as_microsecond() != started.as_microsecond();
+    if let Some(time) = listed.times.iter().find(differs) {
+        return Err(format!("its time is {time}, its manifest says {started}"));
     }
     if home != repository {
         return Err(format!("its manifest belongs to repository {home}"));
     }
     Ok(())
-}
-
-fn is_manifest(item: &Item) -> bool {
-    item.path.as_str() == Some(manifest::MANIFEST_PATH)
 }
 
 /// Whether an item of this path can be one that we wrote.
@@ -366,4 +312,29 @@ pub(crate) fn read_item(
         Ok(())
     })?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// K3: a name, both times and the repository, each has to be the signed one.
+    #[test]
+    fn an_archive_is_the_one_that_is_signed_or_is_not_believed() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let listed = |name: &str, times: [i64; 2]| Listed {
+            name: name.into(),
+            times: times.map(at),
+        };
+        let placed = |listed: &Listed, home| placed(listed, "web-1", at(5), home, "r");
+        assert_eq!(placed(&listed("web-1", [5, 5]), "r"), Ok(()));
+        for (other, says) in [
+            (placed(&listed("web-2", [5, 5]), "r"), "belongs to archive web-1"),
+            (placed(&listed("web-1", [6, 5]), "r"), "its time is"),
+            (placed(&listed("web-1", [5, 6]), "r"), "its time is"),
+            (placed(&listed("web-1", [5, 5]), "s"), "belongs to repository s"),
+        ] {
+            assert!(other.clone().unwrap_err().contains(says), "{other:?}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ pub mod audit;
 pub mod backup;
 mod batch;
 pub mod cancel;
+pub mod catalog;
 pub mod config;
 pub mod context;
 pub mod create;

@@ -4,6 +4,7 @@
 //! ([`write`]) beside their final places, or here for another machine (`stage`), moves them there when all are whole
 //! ([`draft`]), and defines the domain last. What fails leaves everything as it was.
 
+mod belief;
 pub mod draft;
 pub mod header;
 pub mod onto;
@@ -23,14 +24,16 @@ pub use self::plan::{DiskContent, DiskTarget, LeftOut, RestorePlan};
 use self::stage::Stage;
 use self::write::WriteError;
 use crate::cancel::Cancelled;
+use crate::catalog::Catalog;
 use crate::context::Context;
 use crate::define::define;
 use crate::digest;
 use crate::event::{Event, Step};
 use crate::firmware;
-use crate::history::{self, HistoryError, Point};
+use crate::history::{HistoryError, Point};
 use crate::manifest::DOMAIN_PATH;
 use crate::trust::Untrusted;
+use crate::trust::chain::ChainProblem;
 use crate::vm::{HypervisorError, Retarget};
 use crate::when::PointName;
 
@@ -59,6 +62,10 @@ pub struct Request {
     pub keep_going: bool,
     /// Restore it even though nobody who is trusted has signed it.
     pub unsigned: bool,
+    /// Restore the newest one that is there, though newer ones are on record.
+    pub allow_rollback: bool,
+    /// Take the LUKS headers of this archive, whatever their age.
+    pub headers: Option<String>,
     /// Take the LUKS headers of the restore point's own instant, with the passphrases of that time; else the newest ones
     /// that fit.
     pub own_headers: bool,
@@ -101,6 +108,14 @@ pub enum RestoreError {
         archive: String,
         /// Why not.
         source: Untrusted,
+    },
+    /// What is there may not be the newest.
+    #[error("restore the newest restore point of {vm}: {problem}")]
+    NotTheNewest {
+        /// The VM.
+        vm: String,
+        /// What does not fit the record.
+        problem: ChainProblem,
     },
     /// A disk's data would be there, and nobody could open it.
     #[error(
@@ -212,12 +227,18 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
     let clock = std::time::Instant::now();
     context.report(&Event::Step(Step::Plan));
     let location = context.config.repository_of(&request.point.vm);
-    let mut repository = context.repositories.open(&location, Access::Read)?;
-    let info = history::find(&mut repository, &request.point)?;
-    let point = Point::read(&mut repository, &info)?;
-    trust(context, request, &repository, &point)?;
+    let mut repository = context.repositories.open_as_it_is(&location, Access::Read)?;
+    let catalog = Catalog::look(&mut repository, context.state)?;
+    let entry = catalog.find(&request.point)?;
+    let (newest, order) = belief::compare(context, request, &repository, &catalog.of(&request.point.vm))?;
+    let point = Point::read(&mut repository, &entry.info)?;
+    belief::trust(context, request, &repository, &catalog, &point, &order)?;
+    let chain = header::Chain {
+        newest,
+        order: &order,
+    };
     if let Some(image) = &request.onto {
-        return bring_to_state(context, request, repository, &point, image, clock);
+        return bring_to_state(context, request, repository, &point, &chain, image, clock);
     }
     let mut plan = plan::make(context, request, &point)?;
     for disk in &plan.disks {
@@ -240,7 +261,7 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
     plan.left_out = left_out.unwrap_or_default();
     let vm = point.manifest.vm.uuid;
     plan::check(context, request, &plan, vm, definition.as_deref())?;
-    let mut headers = header::Search::new(context, &mut repository, request, &point)?;
+    let mut headers = header::Search::new(context, &mut repository, request, &point, &chain)?;
     for disk in &plan.disks {
         headers.find(&mut repository, &disk.target)?;
     }
@@ -311,11 +332,12 @@ fn bring_to_state(
     request: &Request,
     mut repository: Repository,
     point: &Point,
+    chain: &header::Chain<'_>,
     image: &std::path::Path,
     clock: std::time::Instant,
 ) -> Result<Outcome, RestoreError> {
     let (disk, owner) = onto::target(context, request, point, image)?;
-    let mut headers = header::Search::new(context, &mut repository, request, point)?;
+    let mut headers = header::Search::new(context, &mut repository, request, point, chain)?;
     headers.find(&mut repository, &disk.target)?;
     if !headers.missing().is_empty() {
         // The image may have the last header there is.
@@ -350,45 +372,6 @@ fn bring_to_state(
         left_out: Vec::new(),
         seconds: clock.elapsed().as_secs_f64(),
     }))
-}
-
-/// Before anything of the archive is used: the manifest is signed by somebody who is trusted, and for this archive. Only
-/// the operator can do without, explicitly.
-fn trust(
-    context: &Context<'_>,
-    request: &Request,
-    repository: &Repository,
-    point: &Point,
-) -> Result<(), RestoreError> {
-    let Some(signing) = &context.config.signing else {
-        return Ok(());
-    };
-    if signing.allowed_signers.is_none() {
-        return Ok(());
-    }
-    let signer = point.signer(signing, context.cancel);
-    let checked = match signer {
-        Ok(signer) => {
-            context.note(format!("signed by {} ({})", signer.identity, signer.key));
-            point.place(&repository.id().to_string()).map_err(|why| {
-                let archive = point.name();
-                RestoreError::Misplaced { archive, why }
-            })
-        }
-        Err(source) => Err(RestoreError::Untrusted {
-            archive: point.name(),
-            source,
-        }),
-    };
-    match checked {
-        Err(error) if request.unsigned && !context.cancel.is_cancelled() => {
-            context.warn(format!(
-                "it is restored all the same, as asked: failed to {error}"
-            ));
-            Ok(())
-        }
-        checked => checked,
-    }
 }
 
 /// Writes disks and files under temporary names. With `keep_going`, says what failed.

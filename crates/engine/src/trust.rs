@@ -6,10 +6,14 @@
 
 pub mod chain;
 pub mod memory;
+pub mod order;
 pub mod part;
 mod place;
+pub mod record;
 pub mod signature;
+pub mod standing;
 pub mod witness;
 
-pub use place::{Successor, newest, recall, remember, successor};
+pub use place::{Successor, remember, successor};
 pub use signature::{NAMESPACE, Signer, SigningError, Untrusted};
+pub use standing::{Standing, recall, witnessed};

@@ -9,6 +9,7 @@
 //! It fails closed: what cannot be read, is not signed or is not known is a [`Problem`]. No hypervisor is needed, and no
 //! earlier state: an empty machine with the configuration, `allowed_signers` and the witness can tell.
 
+mod chunks;
 mod data;
 mod dropped;
 mod headers;
@@ -16,48 +17,34 @@ mod point;
 mod records;
 mod roll;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use strongroom_borg::{Access, ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
+use strongroom_borg::{Access, ArchiveInfo, ChunkId, ChunkRef, Repository};
 
 use self::dropped::Disks;
 pub use self::dropped::Dropped;
 use self::headers::Ledger;
 use self::roll::{Inventories, Roll};
-use crate::cancel::{Cancel, Cancelled};
-use crate::config::{Config, is_vm_name};
-use crate::context::Repositories;
-use crate::event::Observer;
+use crate::cancel::Cancelled;
+use crate::catalog::{Catalog, Entry};
+use crate::config::is_vm_name;
+pub use crate::context::Surroundings;
 use crate::headers::Headers;
-use crate::history::{self, HistoryError, Point};
-use crate::manifest::{self, LostPoint};
-use crate::state::StateDirectory;
-use crate::trust::chain::{Head, Link};
+use crate::history::{HistoryError, Point};
+use crate::manifest::LostPoint;
+use crate::trust::Signer;
+use crate::trust::chain::{Head, Link, Records};
 use crate::trust::memory::Memory;
+use crate::trust::order::{self, Order};
 pub use crate::trust::part::{Part, Share};
 use crate::trust::witness;
 use crate::when::{PointName, When};
 
 /// How many problems of one VM are listed one by one; the rest is counted.
 const MOST_PROBLEMS: usize = 1000;
-
-/// What a verification works with.
-#[derive(Clone, Copy)]
-pub struct Surroundings<'a> {
-    /// The configuration.
-    pub config: &'a Config,
-    /// Our own records.
-    pub state: &'a StateDirectory,
-    /// How repositories are reached.
-    pub repositories: &'a Repositories,
-    /// Who hears of what happens.
-    pub observer: &'a dyn Observer,
-    /// Asks long work to stop.
-    pub cancel: &'a Cancel,
-}
 
 /// What is to be verified.
 #[derive(Debug, Clone)]
@@ -203,6 +190,12 @@ struct Work<'a> {
     ledger: Ledger,
     inventories: Inventories,
     disks: Disks,
+    /// All that is on record of the VM.
+    known: Records,
+    /// The times that count for the validity of keys.
+    order: Order,
+    /// Who vouches for which restore point, by the digest of its manifest.
+    signers: HashMap<String, Result<Signer, String>>,
     /// The newest trusted restore point's number, and what it says is lost.
     stated: Option<(u64, Vec<LostPoint>)>,
     /// The repository has no restore point at all.
@@ -286,31 +279,6 @@ fn all_known(here: &Surroundings<'_>, witness: Option<&[Head]>, problems: &mut V
     Roll::new(configured, own.iter().chain(usable))
 }
 
-/// Where an item's bytes are on a disk.
-struct Place<'a> {
-    disk: Option<&'a str>,
-    start: u64,
-}
-
-impl<'a> Place<'a> {
-    /// Of a disk, or of a header area of one; small files are on none.
-    fn of(path: &'a str) -> Self {
-        let area = crate::headers::area_of(path).map(|(disk, start)| (Some(disk), start));
-        let (disk, start) = area.unwrap_or((manifest::disk_of(path), 0));
-        Self { disk, start }
-    }
-
-    /// The problem of a chunk at an offset of the item, with its place on the disk.
-    fn name(&self, offset: u64, chunk: &ChunkRef, problem: Problem) -> Problem {
-        Problem {
-            disk: self.disk.map(str::to_owned),
-            offset: self.disk.map(|_| self.start.saturating_add(offset)),
-            length: Some(chunk.size.into()),
-            ..problem
-        }
-    }
-}
-
 fn verify_vm(
     here: &Surroundings<'_>,
     request: &Request,
@@ -342,10 +310,13 @@ fn verify_vm(
         ledger: Ledger::default(),
         inventories: Inventories::default(),
         disks: Disks::default(),
+        known: Records::default(),
+        order: Order::default(),
+        signers: HashMap::new(),
         stated: None,
         is_empty: false,
     };
-    match here.repositories.open(&location, Access::Read) {
+    match here.repositories.open_as_it_is(&location, Access::Read) {
         Ok(mut repository) => {
             let looked = work.repository(&mut repository, request, scope, witness);
             here.cancel.check()?;
@@ -363,6 +334,20 @@ fn verify_vm(
     }
     work.report.chunks = work.seen.len() as u64;
     Ok((work.report, work.inventories))
+}
+
+/// The archives that can be restore points, by number; those that have none by their time, before the ones that are newer.
+fn in_order(repository: &Repository, catalog: &Catalog) -> Vec<ArchiveInfo> {
+    let archives = repository
+        .archives()
+        .filter(|info| !crate::headers::is_headers(info));
+    let numberless = archives.filter(|info| !catalog.entries.iter().any(|entry| entry.info == **info));
+    let mut all: Vec<ArchiveInfo> = catalog.entries.iter().map(|entry| entry.info.clone()).collect();
+    for info in numberless {
+        let at = all.iter().position(|other| other.time > info.time);
+        all.insert(at.unwrap_or(all.len()), info.clone());
+    }
+    all
 }
 
 impl Work<'_> {
@@ -400,7 +385,8 @@ impl Work<'_> {
         scope: &Scope,
         witness: Option<&[Head]>,
     ) -> Result<(), HistoryError> {
-        let all = history::points(repository);
+        let catalog = Catalog::read(repository)?;
+        let all = in_order(repository, &catalog);
         let chosen = match &scope.when {
             None => all.clone(),
             Some(when) => {
@@ -408,9 +394,17 @@ impl Work<'_> {
                     vm: scope.vm.clone(),
                     when: when.clone(),
                 };
-                name.candidates(all.clone()).into_iter().take(1).collect()
+                let fitting = all.iter().enumerate().filter(|(_, info)| name.fits(info));
+                let best = fitting.max_by_key(|(at, info)| (name.names(info), *at));
+                best.map(|(_, info)| info.clone()).into_iter().collect()
             }
         };
+        self.known(repository, scope, witness);
+        let chain: Vec<&Entry> = catalog.entries.iter().collect();
+        self.order = Order::new(&chain, &self.known.of(&repository.id().to_string()));
+        let wanted = |entry: &&&Entry| scope.when.is_none() || chosen.contains(&entry.info);
+        let wanted: Vec<&Entry> = chain.iter().filter(wanted).copied().collect();
+        self.signers = order::signers(&self.here, &wanted, &self.order);
         self.is_empty = all.is_empty();
         let is_given_up = request.acknowledge && self.is_empty && self.may_be_given_up();
         if chosen.is_empty() && !is_given_up {
@@ -433,7 +427,7 @@ impl Work<'_> {
             }
         }
         self.all_headers(repository, scope.when.is_none())?;
-        self.chain(repository, request, scope, witness);
+        self.chain(repository, request, scope);
         if request.data {
             let part = request.part.map(|share| self.part(&scope.vm, share));
             self.chunks
@@ -476,7 +470,8 @@ impl Work<'_> {
 
     /// One restore point: what it says of itself, who vouches for it, and whether its chunks are there.
     fn point(&mut self, repository: &mut Repository, point: &Point) -> Result<(), HistoryError> {
-        let (signer, problems) = point::check(&self.here, repository, &self.report.vm, point)?;
+        let signer = self.signers.get(&point.link).cloned();
+        let (signer, problems) = point::check(repository, &self.report.vm, point, signer)?;
         // What is signed for another place, or by nobody who is named, says nothing of this chain.
         let in_place = problems.iter().all(|problem| problem.kind != "place");
         let signing = self.here.config.signing.as_ref();
@@ -526,30 +521,6 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// The chunks of an item: each is to be there, and counts once.
-    fn chunks_of(&mut self, archive: &str, path: &str, item: &Item) {
-        let place = Place::of(path);
-        let mut offset = 0;
-        for chunk in item.chunks.iter().flatten() {
-            if self.seen.insert(chunk.id) {
-                self.chunks.push(*chunk);
-            }
-            if !self.ids.contains(&chunk.id) {
-                self.damaged.insert(chunk.id);
-                self.problem(place.name(
-                    offset,
-                    chunk,
-                    Problem::of(
-                        "missing-chunk",
-                        archive,
-                        format!("{path}: the chunk at offset {offset} is not in the repository"),
-                    ),
-                ));
-            }
-            offset += u64::from(chunk.size);
-        }
-    }
-
     /// Which part that is. Records that cannot be read are a problem of the chain already; a cycle begins anew then.
     fn part(&self, vm: &str, share: Share) -> Part {
         match share {
@@ -559,43 +530,6 @@ impl Work<'_> {
                     .ok()
                     .and_then(|memory| memory.cycle());
                 last.map_or(Part::first(of), |last| last.next(of))
-            }
-        }
-    }
-
-    /// Says of damaged chunks where they are used, in all archives.
-    fn name(
-        &mut self,
-        repository: &mut Repository,
-        all: &[ArchiveInfo],
-        damaged: &BTreeMap<ChunkId, String>,
-    ) {
-        if damaged.is_empty() {
-            return;
-        }
-        let mut archives: Vec<(String, BTreeMap<String, Item>)> = Vec::new();
-        for info in all {
-            // What cannot be read was said before.
-            let read = Point::read(repository, info);
-            archives.extend(read.map(|point| (point.name(), point.items)));
-        }
-        for info in crate::headers::archives(repository) {
-            let read = Headers::read(repository, &info);
-            archives.extend(read.map(|headers| (headers.name(), headers.items)));
-        }
-        for (archive, items) in &archives {
-            for (path, item) in items {
-                let place = Place::of(path);
-                let mut offset = 0;
-                for chunk in item.chunks.iter().flatten() {
-                    if let (Some(why), true) = (damaged.get(&chunk.id), self.ids.contains(&chunk.id)) {
-                        let text =
-                            format!("{path}: damaged at offset {offset} ({} bytes): {why}", chunk.size);
-                        let problem = Problem::of("damaged-chunk", archive, text);
-                        self.problem(place.name(offset, chunk, problem));
-                    }
-                    offset += u64::from(chunk.size);
-                }
             }
         }
     }

@@ -61,17 +61,17 @@ impl fmt::Display for PointName {
 }
 
 impl PointName {
-    /// The archives that fit, the best first: one of exactly that name, then by time, newest first.
-    pub fn candidates(&self, archives: impl IntoIterator<Item = ArchiveInfo>) -> Vec<ArchiveInfo> {
-        let is_named =
-            |info: &ArchiveInfo| matches!(&self.when, When::Text(text) if info.name.as_str() == Some(text));
-        let fits = |info: &ArchiveInfo| match &self.when {
+    /// Whether an archive has exactly the name that was given.
+    pub fn names(&self, info: &ArchiveInfo) -> bool {
+        matches!(&self.when, When::Text(text) if info.name.as_str() == Some(text))
+    }
+
+    /// Whether an archive can be meant, by its name or its time.
+    pub fn fits(&self, info: &ArchiveInfo) -> bool {
+        match &self.when {
             When::Latest => true,
-            When::Text(text) => is_named(info) || starts_with(info, text),
-        };
-        let mut archives: Vec<ArchiveInfo> = archives.into_iter().filter(fits).collect();
-        archives.sort_by_key(|info| std::cmp::Reverse((is_named(info), info.time)));
-        archives
+            When::Text(text) => self.names(info) || starts_with(info, text),
+        }
     }
 }
 
@@ -100,9 +100,9 @@ mod tests {
             archive("2026-11-02", "2026-10-01T08:00:00Z"),
         ];
         let name: PointName = when.parse().unwrap();
-        name.candidates(archives)
-            .first()
-            .map(|info| info.name.to_string())
+        let fitting = archives.iter().filter(|info| name.fits(info));
+        let best = fitting.max_by_key(|info| (name.names(info), info.time));
+        best.map(|info| info.name.to_string())
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use strongroom_engine::backup::{Outcome, Report};
+use strongroom_engine::backup::{self, Outcome, Report};
 
 use self::side_by_side::{Done, Work};
 use crate::args::Backup;
@@ -35,7 +35,10 @@ pub fn run(settings: &Settings, args: &Backup) -> Result<Exit, Failure> {
         repositories: settings.repositories.clone(),
         ui: Arc::clone(&settings.ui),
         cancel: settings.signals.cancel().clone(),
-        dry_run: args.dry_run,
+        request: backup::Request {
+            dry_run: args.dry_run,
+            made_anew: args.made_anew,
+        },
     };
     let done = side_by_side::run(&work, &vms, jobs, |one| match &one.result {
         Ok(Outcome::Done(report)) => summary(settings, report),

@@ -2,8 +2,13 @@
 
 use serde_json::{Value, json};
 use strongroom_borg::{Access, ArchiveInfo};
-use strongroom_engine::history::{self, HistoryError};
+use strongroom_engine::catalog::Catalog;
+use strongroom_engine::context::Surroundings;
+use strongroom_engine::event::Event;
 use strongroom_engine::manifest::{Manifest, Mode};
+use strongroom_engine::state::StateDirectory;
+use strongroom_engine::trust::chain::Head;
+use strongroom_engine::trust::{self, Standing};
 
 use crate::args::List;
 use crate::exit::Exit;
@@ -19,15 +24,18 @@ struct Found {
     documents: Vec<Value>,
 }
 
-/// Lists restore points, oldest first. VMs need not exist any more, nor be configured. A repository that cannot be read does not
+/// Lists restore points in the order of their numbers. VMs need not exist any more, nor be configured. A repository that cannot be read does not
 /// keep the others from being listed.
 pub fn run(settings: &Settings, args: &List) -> Result<Exit, Failure> {
     let config = settings.config()?;
+    let state = StateDirectory::at(config.state_directory());
+    let here = settings.here(&config, &state);
+    let witnessed = trust::witnessed(&here);
     let (mut found, mut problems) = (Found::default(), Vec::new());
     let mut exit = Exit::Done;
     for vm in Settings::chosen(&config, &args.vms)? {
         settings.signals.cancel().check().map_err(Failure::failed)?;
-        if let Err(mut failure) = list(settings, &config.repository_of(&vm), &vm, &mut found) {
+        if let Err(mut failure) = list(&here, &settings.ui, &witnessed, &vm, &mut found) {
             failure.message.insert_str(0, &format!("list {vm}: "));
             settings.ui.failure(&failure);
             problems.push(json!({ "vm": vm, "error": failure.message, "hint": failure.hint }));
@@ -59,32 +67,39 @@ pub fn run(settings: &Settings, args: &List) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
-/// Adds the restore points of one VM.
-fn list(settings: &Settings, location: &str, vm: &str, found: &mut Found) -> Result<(), Failure> {
-    let mut repository = settings.repositories.open(location, Access::Read)?;
-    for info in history::points(&repository) {
-        let archive = info.name.to_string();
-        match history::manifest(&mut repository, &info) {
-            Ok(manifest) => {
-                found.rows.push(row(vm, &info, &manifest));
-                found
-                    .documents
-                    .push(json!({ "vm": vm, "archive": archive, "manifest": manifest }));
-            }
-            Err(HistoryError::Foreign(name)) => {
-                settings.ui.engine(&strongroom_engine::event::Event::Note(format!(
-                    "{vm}: archive {name} was not made by strongroom"
-                )));
-            }
-            Err(error) if error.concerns_one_archive() => {
-                settings.ui.warn(&format!("{vm}: failed to {error}"));
-                found.rows.push(unreadable_row(vm, &info));
-                found
-                    .documents
-                    .push(json!({ "vm": vm, "archive": archive, "error": error.to_string() }));
-            }
-            Err(error) => return Err(error.into()),
-        }
+/// Adds the restore points of one VM, by number.
+fn list(
+    here: &Surroundings<'_>,
+    ui: &Ui,
+    witnessed: &[Head],
+    vm: &str,
+    found: &mut Found,
+) -> Result<(), Failure> {
+    let location = here.config.repository_of(vm);
+    let mut repository = here.repositories.open_as_it_is(&location, Access::Read)?;
+    let catalog = Catalog::read(&mut repository)?;
+    for name in &catalog.foreign {
+        ui.engine(&Event::Note(format!(
+            "{vm}: archive {name} was not made by strongroom"
+        )));
+    }
+    for (info, error) in &catalog.unreadable {
+        ui.warn(&format!("{vm}: failed to {error}"));
+        found.rows.push(unreadable_row(vm, info));
+        found
+            .documents
+            .push(json!({ "vm": vm, "archive": info.name.to_string(), "error": error }));
+    }
+    for entry in &catalog.entries {
+        found.rows.push(row(vm, &entry.info, &entry.manifest));
+        found
+            .documents
+            .push(json!({ "vm": vm, "archive": entry.name(), "manifest": entry.manifest }));
+    }
+    let records = trust::recall(here, vm, &repository.id().to_string(), witnessed);
+    let standing = Standing::of(here, &repository, &catalog.of(vm), &records);
+    if let Some(line) = standing.line(vm) {
+        ui.warn(&line);
     }
     repository.close()?;
     Ok(())

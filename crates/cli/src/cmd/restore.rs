@@ -29,6 +29,8 @@ pub fn run(settings: &Settings, args: &Restore) -> Result<Exit, Failure> {
         overwrite: args.overwrite,
         keep_going: args.keep_going,
         unsigned: args.unsigned,
+        allow_rollback: args.allow_rollback,
+        headers: args.headers.clone(),
         own_headers: args.own_headers,
         dry_run: args.dry_run,
     };

@@ -2,8 +2,10 @@
 
 use serde_json::json;
 use strongroom_borg::Access;
-use strongroom_engine::history;
+use strongroom_engine::catalog::{Catalog, Entry};
 use strongroom_engine::manifest::{DiskRecord, Manifest};
+use strongroom_engine::state::StateDirectory;
+use strongroom_engine::trust::{self, Standing};
 
 use crate::args::Show;
 use crate::exit::Exit;
@@ -16,17 +18,25 @@ use crate::ui::human::{self, bytes};
 pub fn run(settings: &Settings, args: &Show) -> Result<Exit, Failure> {
     let config = settings.config()?;
     let point = Settings::point(&config, &args.point)?;
+    let state = StateDirectory::at(config.state_directory());
+    let (here, vm) = (settings.here(&config, &state), &point.vm);
     let mut repository = settings
         .repositories
-        .open(&config.repository_of(&point.vm), Access::Read)?;
-    let info = history::find(&mut repository, &point)?;
-    let manifest = history::manifest(&mut repository, &info)?;
+        .open_as_it_is(&config.repository_of(vm), Access::Read)?;
+    let catalog = Catalog::look(&mut repository, &state)?;
+    let Entry { info, manifest, .. } = catalog.find(&point)?;
+    let witnessed = trust::witnessed(&here);
+    let records = trust::recall(&here, vm, &repository.id().to_string(), &witnessed);
+    let standing = Standing::of(&here, &repository, &catalog.of(vm), &records);
+    if let Some(line) = standing.line(vm) {
+        settings.ui.warn(&line);
+    }
     repository.close()?;
     if settings.ui.json() {
         Ui::document(&json!({ "archive": info.name.to_string(), "manifest": manifest }));
         return Ok(Exit::Done);
     }
-    print(settings, &info.name.to_string(), &manifest);
+    print(settings, &info.name.to_string(), manifest);
     Ok(Exit::Done)
 }
 

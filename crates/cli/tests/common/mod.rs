@@ -138,7 +138,7 @@ impl Bench {
 
     /// Backs up a VM.
     pub fn backup(&self, vm: &str, observer: &dyn Observer) -> Result<Report, BackupError> {
-        match backup::run(&self.context(observer), vm, false)? {
+        match backup::run(&self.context(observer), vm, backup::Request::default())? {
             Outcome::Done(report) => Ok(*report),
             Outcome::Planned(_) => unreachable!("not a dry run"),
         }

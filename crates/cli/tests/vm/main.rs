@@ -17,6 +17,7 @@ mod interrupted;
 mod kill;
 mod oddities;
 mod onto;
+mod order;
 mod outcomes;
 mod own_daemon;
 mod quiesce;

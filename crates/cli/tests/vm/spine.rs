@@ -24,6 +24,8 @@ fn request(vm: &str, when: &str) -> Request {
         keep_going: false,
         unsigned: false,
         own_headers: false,
+        allow_rollback: false,
+        headers: None,
         dry_run: false,
     }
 }

@@ -175,7 +175,7 @@ fn rollback_omission_and_pruning_are_told_apart() {
     let (code, report) = world.verify(&["--all"]);
     assert_eq!(
         (code, kinds(&report)),
-        (1, vec!["repository".to_owned()]),
+        (1, vec!["rollback".to_owned()]),
         "{report:#}"
     );
     let (code, report) = world.verify_with(&world.empty_machine(), &["--all"]);

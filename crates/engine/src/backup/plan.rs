@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::Serialize;
+use strongroom_borg::ChunkRef;
 use uuid::Uuid;
 
 use crate::config::{CaptureMethod, Config, Vm};
 use crate::digest;
 use crate::history::Point;
-use crate::manifest::{Exclusion, Method, Mode};
+use crate::manifest::{DiskRecord, Exclusion, Manifest, Method, Mode};
 use crate::state::Committed;
 use crate::vm::{BadBitmap, Bitmaps, Disk, DiskSource, Domain, Snapshot};
 
@@ -180,6 +181,34 @@ pub enum Parent<'a> {
     None(String),
     /// None, because the hypervisor has neither checkpoints nor backup jobs, and why.
     NoJobs(String),
+}
+
+/// Whether the checkpoint on record and an archive's manifest are a pair, made by one run of this VM and kept in this
+/// repository; if not, why not.
+pub fn pair(
+    committed: &Committed,
+    repository: &str,
+    vm: Uuid,
+    written: Option<&Manifest>,
+) -> Result<(), String> {
+    let archive = &committed.archive;
+    if committed.repository != repository {
+        return Err("the last backup went to another repository".into());
+    }
+    let Some(written) = written else {
+        return Err(format!(
+            "archive {archive}, which the checkpoint belongs to, is not in the repository"
+        ));
+    };
+    if written.vm.uuid != vm {
+        return Err(format!("archive {archive} is of another VM"));
+    }
+    if written.run != committed.run || written.checkpoint.as_ref() != Some(&committed.checkpoint) {
+        return Err(format!(
+            "archive {archive} is not the one that the checkpoint belongs to"
+        ));
+    }
+    Ok(())
 }
 
 /// One run: its id and its instant.
@@ -397,34 +426,148 @@ fn basis<'a>(disk: &Disk, size: u64, parent: &Parent<'a>) -> Result<&'a Committe
         Parent::None(why) => return Err(why.clone()),
         Parent::NoJobs(why) => return Err(format!("changes are not tracked: {why}")),
     };
-    let Some(record) = point.manifest.disk(&disk.target) else {
-        return Err(format!("the disk is not in {}", committed.archive));
+    let record = point.manifest.disk(&disk.target);
+    let bad = bad.iter().find(|bad| bad.target == disk.target);
+    copied(committed, record, bad, size, point.chunks(&disk.target))?;
+    Ok(committed)
+}
+
+/// Whether a disk's copy in the parent archive, and what is known of its changes since, can be built upon; if not, why not.
+fn copied(
+    committed: &Committed,
+    record: Option<&DiskRecord>,
+    bad: Option<&BadBitmap>,
+    size: u64,
+    chunks: Option<&[ChunkRef]>,
+) -> Result<(), String> {
+    let Committed {
+        archive, checkpoint, ..
+    } = committed;
+    let Some(record) = record else {
+        return Err(format!("the disk is not in {archive}"));
     };
     if !record.tracked {
-        return Err(format!(
-            "its changes were not tracked since {}",
-            committed.archive
-        ));
+        return Err(format!("its changes were not tracked since {archive}"));
     }
-    if let Some(bad) = bad.iter().find(|bad| bad.target == disk.target) {
-        let checkpoint = &committed.checkpoint;
+    if let Some(bad) = bad {
         return Err(format!("checkpoint {checkpoint} cannot be used: {}", bad.why));
     }
     if record.size != size {
         return Err(format!("its size changed from {} to {size} bytes", record.size));
     }
-    let Some(chunks) = point.chunks(&disk.target) else {
-        return Err(format!(
-            "its copy in {} was damaged and patched",
-            committed.archive
-        ));
+    let Some(chunks) = chunks else {
+        return Err(format!("its copy in {archive} was damaged and patched"));
     };
     let total: u64 = chunks.iter().map(|chunk| u64::from(chunk.size)).sum();
     if total != size || digest::of_chunks(chunks) != record.digest {
-        return Err(format!(
-            "its copy in {} is not the one that was written",
-            committed.archive
-        ));
+        return Err(format!("its copy in {archive} is not the one that was written"));
     }
-    Ok(committed)
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use strongroom_borg::ChunkId;
+
+    fn committed() -> Committed {
+        Committed {
+            run: "r1".into(),
+            archive: "web-1".into(),
+            checkpoint: "strongroom-r1".into(),
+            repository: "00".into(),
+        }
+    }
+
+    fn written() -> Manifest {
+        let text = r#"{"format":1,"vm":{"name":"web","uuid":"00000000-0000-0000-0000-000000000001"},"run":"r1",
+            "sequence":1,"previous":null,"captured":"2026-11-30T00:00:00Z","method":"checkpoint","consistency":"crash",
+            "stall_us":0,"checkpoint":"strongroom-r1","disks":[],"excluded":[],"files":[],"inventory":[],"producer":"test"}"#;
+        Manifest::parse(text.as_bytes()).unwrap()
+    }
+
+    /// The mutants of `parent`: each fact by itself makes it no parent.
+    #[test]
+    fn a_checkpoint_and_an_archive_are_a_pair_or_no_parent() {
+        let vm = Uuid::from_u128(1);
+        let good = written();
+        assert_eq!(pair(&committed(), "00", vm, Some(&good)), Ok(()));
+        let no = |repository: &str, vm: u128, written: Option<&Manifest>, says: &str| {
+            let why = pair(&committed(), repository, Uuid::from_u128(vm), written).unwrap_err();
+            assert!(why.contains(says), "{why}");
+        };
+        no("11", 1, Some(&good), "another repository");
+        no("00", 2, Some(&good), "another VM");
+        no("00", 1, None, "is not in the repository");
+        let mut other = written();
+        other.run = "r2".into();
+        no(
+            "00",
+            1,
+            Some(&other),
+            "not the one that the checkpoint belongs to",
+        );
+        let mut other = written();
+        other.checkpoint = None;
+        no(
+            "00",
+            1,
+            Some(&other),
+            "not the one that the checkpoint belongs to",
+        );
+    }
+
+    /// The mutants of `basis`: tracked, size, list and digest.
+    #[test]
+    fn a_disk_follows_a_copy_that_is_whole_and_tracked() {
+        let chunks = [ChunkRef {
+            id: ChunkId([1; 32]),
+            size: 4096,
+            csize: 99,
+        }];
+        let record = || -> DiskRecord {
+            let text = r#"{"target":"vda","size":4096,"source_format":"qcow2","mode":"full","reason":"","parent":null,
+                "tracked":true,"digest":"","chunks":1,"bytes_read":0,"bytes_stored":0,"luks":[]}"#;
+            DiskRecord {
+                digest: digest::of_chunks(&chunks),
+                ..serde_json::from_str(text).unwrap()
+            }
+        };
+        let check = |record: Option<&DiskRecord>, bad: Option<&BadBitmap>, size, chunks| {
+            copied(&committed(), record, bad, size, chunks)
+        };
+        let good = record();
+        assert_eq!(check(Some(&good), None, 4096, Some(&chunks)), Ok(()));
+        let no = |result: Result<(), String>, says: &str| {
+            let why = result.unwrap_err();
+            assert!(why.contains(says), "{why}");
+        };
+        no(check(None, None, 4096, Some(&chunks)), "is not in web-1");
+        let mut untracked = record();
+        untracked.tracked = false;
+        no(
+            check(Some(&untracked), None, 4096, Some(&chunks)),
+            "were not tracked",
+        );
+        no(check(Some(&good), None, 8192, Some(&chunks)), "size changed");
+        no(check(Some(&good), None, 4096, None), "damaged and patched");
+        no(
+            check(Some(&good), None, 4096, Some(&[])),
+            "not the one that was written",
+        );
+        let mut other = record();
+        other.digest = "x".into();
+        no(
+            check(Some(&other), None, 4096, Some(&chunks)),
+            "not the one that was written",
+        );
+        let bad = BadBitmap {
+            target: "vda".into(),
+            why: "it is inconsistent".into(),
+        };
+        no(
+            check(Some(&good), Some(&bad), 4096, Some(&chunks)),
+            "it is inconsistent",
+        );
+    }
 }

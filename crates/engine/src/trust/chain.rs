@@ -16,112 +16,11 @@
 use std::collections::{BTreeMap, HashSet};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
+pub use super::record::{Head, Records};
+use crate::catalog::Entry;
 use crate::history::Point;
-use crate::manifest::{LostPoint, MAX_SEQUENCE, Manifest};
-
-/// The version of a remembered head.
-const FORMAT: u32 = 1;
-
-/// What is remembered of a restore point when it is made: by us, and by the witness.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Head {
-    /// Version of this record.
-    pub format: u32,
-    /// The VM's name.
-    pub vm: String,
-    /// The repository's id, in hexadecimal.
-    pub repository: String,
-    /// The archive's name.
-    pub archive: String,
-    /// Its number.
-    pub sequence: u64,
-    /// SHA-256 of its manifest.
-    pub hash: String,
-    /// The time of the repository's own manifest after the commit: it only ever grows.
-    pub committed: Timestamp,
-}
-
-impl Head {
-    /// What is to be remembered of an archive.
-    pub fn of(
-        manifest: &Manifest,
-        archive: &str,
-        hash: String,
-        repository: &str,
-        committed: Timestamp,
-    ) -> Self {
-        Self {
-            format: FORMAT,
-            vm: manifest.vm.name.clone(),
-            repository: repository.to_owned(),
-            archive: archive.to_owned(),
-            sequence: manifest.sequence,
-            hash,
-            committed,
-        }
-    }
-
-    /// Reads one record; whatever is not one is an error.
-    pub fn parse(line: &[u8]) -> Result<Self, String> {
-        let head: Self = serde_json::from_slice(line).map_err(|error| error.to_string())?;
-        if head.format != FORMAT {
-            return Err(format!(
-                "its format is {}, this version knows {FORMAT}",
-                head.format
-            ));
-        }
-        if head.sequence > MAX_SEQUENCE {
-            return Err(format!(
-                "its number is {}, {MAX_SEQUENCE} is the largest",
-                head.sequence
-            ));
-        }
-        Ok(head)
-    }
-
-    /// One line of JSON.
-    pub fn line(&self) -> String {
-        // Strings, numbers and a time: JSON can hold all of them.
-        serde_json::to_string(self).unwrap_or_default() + "\n"
-    }
-
-    /// The restore point, as one that is gone.
-    pub fn lost(&self) -> LostPoint {
-        LostPoint {
-            sequence: self.sequence,
-            archive: self.archive.clone(),
-            sha256: self.hash.clone(),
-        }
-    }
-}
-
-/// What is remembered of a VM, here, at the witness and in its newest restore point.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Records {
-    /// Restore points that were the newest when they were made or seen.
-    pub heads: Vec<Head>,
-    /// Those of this repository that were gone when a next one was made.
-    pub lost: Vec<LostPoint>,
-    /// Those of this repository whose loss has been acknowledged.
-    pub acknowledged: Vec<LostPoint>,
-    /// Those of other repositories that need not be looked for any more.
-    pub left_behind: Vec<LostPoint>,
-}
-
-impl Records {
-    /// The digests of those that may be gone.
-    pub fn excused(&self) -> HashSet<&str> {
-        let acknowledged = self.acknowledged.iter();
-        acknowledged.map(|lost| lost.sha256.as_str()).collect()
-    }
-
-    /// Whether the record itself vouches for a manifest with this digest.
-    pub fn vouches(&self, sha256: &str) -> bool {
-        self.heads.iter().any(|head| head.hash == sha256)
-    }
-}
+use crate::manifest::{LostPoint, Manifest};
 
 /// One restore point that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,11 +40,20 @@ pub struct Link {
 impl Link {
     /// Of a restore point that was read.
     pub fn of(point: &Point, trusted: bool) -> Self {
+        Self::new(point.name(), &point.manifest, &point.link, trusted)
+    }
+
+    /// Of a restore point in the catalog.
+    pub fn listed(entry: &Entry, trusted: bool) -> Self {
+        Self::new(entry.name(), &entry.manifest, &entry.link, trusted)
+    }
+
+    fn new(archive: String, manifest: &Manifest, hash: &str, trusted: bool) -> Self {
         Self {
-            archive: point.name(),
-            sequence: point.manifest.sequence,
-            hash: point.link.clone(),
-            previous: point.manifest.previous.clone(),
+            archive,
+            sequence: manifest.sequence,
+            hash: hash.to_owned(),
+            previous: manifest.previous.clone(),
             trusted,
         }
     }
@@ -170,6 +78,14 @@ pub enum ChainProblem {
         committed: Timestamp,
         /// The newest number that is there, or "none".
         newest: String,
+    },
+    /// An old copy of the repository, by Borg's own record.
+    #[error("rollback: the repository is from {repository}, and was seen from here with changes of {seen}")]
+    Replayed {
+        /// The repository's time.
+        repository: Timestamp,
+        /// The time of the newest state that was seen, as Borg has it on record.
+        seen: String,
     },
     /// The newest archives are gone.
     #[error(
@@ -217,7 +133,7 @@ impl ChainProblem {
     /// One word for it.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Rollback { .. } => "rollback",
+            Self::Rollback { .. } | Self::Replayed { .. } => "rollback",
             Self::Omission { .. } | Self::Lost { .. } => "omission",
             Self::Fork(_) => "fork",
             Self::Broken(_) => "chain-broken",
@@ -225,11 +141,27 @@ impl ChainProblem {
         }
     }
 
+    /// Whether what is there may not be the newest: a restore of the newest stops.
+    pub fn hides_the_newest(&self) -> bool {
+        matches!(
+            self,
+            Self::Rollback { .. }
+                | Self::Replayed { .. }
+                | Self::Omission { .. }
+                | Self::Fork(_)
+                | Self::Elsewhere { .. }
+        )
+    }
+
     /// Whether it is that what is on record is not there, which somebody may have meant.
     pub fn can_be_acknowledged(&self) -> bool {
         matches!(
             self,
-            Self::Rollback { .. } | Self::Omission { .. } | Self::Lost { .. } | Self::Elsewhere { .. }
+            Self::Rollback { .. }
+                | Self::Replayed { .. }
+                | Self::Omission { .. }
+                | Self::Lost { .. }
+                | Self::Elsewhere { .. }
         )
     }
 }
@@ -425,13 +357,14 @@ pub(super) mod tests {
 
     pub fn head(sequence: u64) -> Head {
         Head {
-            format: FORMAT,
+            format: 1,
             vm: "vm".into(),
             repository: "r".into(),
             archive: format!("vm-{sequence}"),
             sequence,
             hash: format!("h{sequence}"),
             committed: time(sequence),
+            counter: None,
         }
     }
 
@@ -595,20 +528,6 @@ pub(super) mod tests {
         let mut chain = links(&[1]);
         chain[0].sequence = 0;
         assert_eq!(kinds(&walk(&chain, &[], "r", time(3))), ["chain-broken"]);
-    }
-
-    #[test]
-    fn a_record_is_read_as_it_was_written_or_not_at_all() {
-        assert_eq!(Head::parse(head(3).line().trim().as_bytes()), Ok(head(3)));
-        for bad in ["", "{}", "[]", "{\"format\":1}"] {
-            Head::parse(bad.as_bytes()).unwrap_err();
-        }
-        let newer = head(3).line().replace("\"format\":1", "\"format\":2");
-        Head::parse(newer.as_bytes()).unwrap_err();
-        let endless = head(3)
-            .line()
-            .replace("\"sequence\":3", &format!("\"sequence\":{}", u64::MAX));
-        Head::parse(endless.as_bytes()).unwrap_err();
     }
 
     proptest! {

@@ -43,6 +43,20 @@ struct Content {
     /// When somebody has said that the VM was given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     given_up: Option<Timestamp>,
+    /// The repository after the last backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    left: Option<Left>,
+}
+
+/// How a backup has left its repository: as long as it is so, nobody else has written to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// The repository's id, in hexadecimal.
+    pub repository: String,
+    /// The time of its manifest, which every commit moves on.
+    pub manifest: Timestamp,
+    /// How many objects it had.
+    pub objects: u64,
 }
 
 /// A restore point that is gone.
@@ -174,6 +188,17 @@ impl Memory {
         Ok(())
     }
 
+    /// How the last backup has left its repository.
+    pub fn left(&self) -> Option<&Left> {
+        self.content.left.as_ref()
+    }
+
+    /// Remembers how a backup leaves its repository.
+    pub fn leave(&mut self, left: Left) -> Result<(), StateError> {
+        self.content.left = Some(left);
+        self.write()
+    }
+
     /// Since when a disk need not be backed up any more.
     pub fn left_out(&self, disk: &str) -> Option<Timestamp> {
         self.content.left_out.get(disk).copied()
@@ -221,7 +246,10 @@ impl Memory {
         if !newer {
             return Ok(());
         }
-        self.content.head = Some(head);
+        // Who only reads knows no counter; what was known before is used all the same.
+        let before = self.head().filter(|known| known.repository == head.repository);
+        let counter = head.counter.max(before.and_then(|known| known.counter));
+        self.content.head = Some(Head { counter, ..head });
         self.write()
     }
 
@@ -281,6 +309,7 @@ mod tests {
             sequence,
             hash: format!("h{sequence}"),
             committed: Timestamp::from_second(sequence as i64).unwrap(),
+            counter: None,
         }
     }
 

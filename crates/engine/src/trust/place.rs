@@ -6,10 +6,9 @@ use strongroom_borg::{ChunkId, Repository};
 
 use super::chain::{Head, Link, Records};
 use super::memory::Memory;
-use super::witness;
-use crate::config::Signing;
+use super::{standing, witness};
 use crate::context::Context;
-use crate::history::{HistoryError, Point};
+use crate::history::Point;
 use crate::manifest::{LostPoint, Manifest};
 
 /// How many lost restore points are stated: the newest of them. One is enough for an alarm.
@@ -24,96 +23,6 @@ pub struct Successor {
     pub previous: Option<String>,
     /// What was the newest, is gone, and has not been acknowledged to be.
     pub lost: Vec<LostPoint>,
-}
-
-/// All that is on record about a VM's restore points in a repository, here and at the witness.
-pub fn recall(context: &Context<'_>, vm: &str, repository: &str) -> Records {
-    let mut records = match Memory::open(context.state, vm) {
-        Ok(memory) => memory.records(repository),
-        Err(error) => {
-            context.warn(format!("failed to {error}"));
-            Records::default()
-        }
-    };
-    if let Some(asked) = &context.config.witness {
-        match witness::ask(asked, context.cancel) {
-            Ok(heads) => records
-                .heads
-                .extend(heads.into_iter().filter(|head| head.vm == vm)),
-            Err(error) => context.warn(format!("failed to {error}")),
-        }
-    }
-    records.heads.retain(|head| head.repository == repository);
-    records
-}
-
-/// The newest restore point that can be read and, where it is said who is trusted, is vouched for: by somebody's signature,
-/// or by being the one on record. Newer ones that nobody vouches for are warned of: whoever has the repository's key can
-/// give them any number.
-pub fn newest(
-    context: &Context<'_>,
-    repository: &mut Repository,
-    vm: &str,
-    records: &Records,
-) -> Result<Option<Point>, HistoryError> {
-    let id = repository.id().to_string();
-    let mut doubtful: Option<(String, String)> = None;
-    let mut more = 0_usize;
-    let accepted = |point: &Point| match vouched_for(context, point, &id, records) {
-        Ok(()) => true,
-        Err(_) if doubtful.is_some() => {
-            more += 1;
-            false
-        }
-        Err(why) => {
-            doubtful = Some((point.name(), why));
-            false
-        }
-    };
-    let newest = Point::newest(repository, accepted, |error| {
-        context.warn(format!("passed over: failed to {error}"));
-    })?;
-    if let Some((archive, why)) = doubtful {
-        let others = if more == 0 {
-            String::new()
-        } else {
-            format!(", and {more} more")
-        };
-        context.warn(format!(
-            "passed over: archive {archive} is newer than all that are trusted, but is not trusted itself: {why}{others}; \
-             somebody else may have made it, in the place of one of ours; `strongroom verify {vm}` says more"
-        ));
-    }
-    Ok(newest)
-}
-
-/// Who is trusted, if that is said.
-fn signing<'a>(context: &Context<'a>) -> Option<&'a Signing> {
-    let signing = context.config.signing.as_ref();
-    signing.filter(|signing| signing.allowed_signers.is_some())
-}
-
-fn vouched_for(
-    context: &Context<'_>,
-    point: &Point,
-    repository: &str,
-    records: &Records,
-) -> Result<(), String> {
-    let Some(signing) = signing(context) else {
-        return Ok(());
-    };
-    let recorded = records.vouches(&point.link);
-    // What early versions wrote does not say where it belongs: only the record does.
-    if recorded && point.manifest.archive.is_none() {
-        return Ok(());
-    }
-    // A copy of what is on record, under a newer name or time, is not what is on record.
-    point.place(repository)?;
-    if recorded {
-        return Ok(());
-    }
-    let signer = point.signer(signing, context.cancel);
-    signer.map(drop).map_err(|error| error.to_string())
 }
 
 /// The next restore point's place: after the newest one that is there or on record, so that no number is ever given twice.
@@ -149,7 +58,7 @@ pub fn successor(
              `strongroom verify {vm}` says more",
             head.archive, head.sequence
         ));
-    } else if signing(context).is_none()
+    } else if standing::signing(&context.here()).is_none()
         && let Some(head) = records.heads.iter().max_by_key(|head| head.sequence)
         && !repository.archives().any(|info| info.name == *head.archive)
     {
@@ -165,8 +74,7 @@ pub fn successor(
 /// What is on record as newer than the newest one that is there.
 fn gone(newest: Option<&Link>, records: &Records) -> Vec<LostPoint> {
     let there = newest.map_or(0, |newest| newest.sequence);
-    let newer = records.heads.iter().filter(|head| head.sequence > there);
-    stated(newer.map(Head::lost), records)
+    stated(standing::missing(there, records), records)
 }
 
 /// Of restore points that are gone those that have not been acknowledged to be: each once, and not more than can be
@@ -226,13 +134,16 @@ pub fn remember(
         return;
     };
     let id = repository.id().to_string();
-    let head = Head::of(
-        manifest,
-        archive,
-        Manifest::link(&bytes),
-        &id,
-        repository.timestamp(),
-    );
+    let head = Head {
+        counter: repository.free_counter(),
+        ..Head::of(
+            manifest,
+            archive,
+            Manifest::link(&bytes),
+            &id,
+            repository.timestamp(),
+        )
+    };
     let kept = Memory::open(context.state, vm).and_then(|mut memory| {
         memory.looked_at(&BTreeSet::new(), |id| healed.contains(id))?;
         memory.advance(head.clone())

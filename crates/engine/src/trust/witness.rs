@@ -178,6 +178,7 @@ mod tests {
             sequence,
             hash: "h".into(),
             committed: Timestamp::UNIX_EPOCH,
+            counter: None,
         }
     }
 

@@ -95,7 +95,7 @@ impl Work<'_> {
         let mut problems = Vec::new();
         let mut problem = |kind, text: String| problems.push(Problem::of(kind, &archive, text));
         let signing = self.here.config.signing.clone().unwrap_or_default();
-        if let Err(error) = headers.signer(&signing, self.here.cancel) {
+        if let Err(error) = headers.signer(&signing, &self.order, self.here.cancel) {
             problem("signature", error.to_string());
         }
         if let Err(why) = headers.place(&repository.id().to_string(), &self.report.vm) {

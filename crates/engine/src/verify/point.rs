@@ -2,11 +2,12 @@
 
 use strongroom_borg::Repository;
 
-use super::{Problem, Surroundings};
+use super::Problem;
 use crate::digest;
 use crate::firmware;
 use crate::history::{HistoryError, Point};
 use crate::manifest::{DOMAIN_PATH, DiskRecord, MANIFEST_PATH, SIGNATURE_PATH, disk_path};
+use crate::trust::Signer;
 
 /// The largest definition that is read, in bytes.
 const MAX_DOMAIN_XML: u64 = 16 << 20;
@@ -14,20 +15,19 @@ const MAX_DOMAIN_XML: u64 = 16 << 20;
 /// Gives who vouches, if anybody, and everything that is wrong. Chunks of disks are not read here. An error means that
 /// the connection is lost.
 pub fn check(
-    here: &Surroundings<'_>,
     repository: &mut Repository,
     vm: &str,
     point: &Point,
+    signer: Option<Result<Signer, String>>,
 ) -> Result<(Option<String>, Vec<Problem>), HistoryError> {
     let archive = point.name();
     let mut problems = Vec::new();
     let mut problem = |kind, text: String| problems.push(Problem::of(kind, &archive, text));
 
-    let signing = here.config.signing.clone().unwrap_or_default();
-    let signer = match point.signer(&signing, here.cancel) {
+    let signer = match signer.unwrap_or_else(|| Err("its signature was not looked at".into())) {
         Ok(signer) => Some(format!("{} ({})", signer.identity, signer.key)),
         Err(error) => {
-            problem("signature", error.to_string());
+            problem("signature", error);
             None
         }
     };

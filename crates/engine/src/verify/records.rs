@@ -7,21 +7,14 @@ use super::dropped::Dropped;
 use super::{Problem, Request, Scope, Share, Work};
 use crate::event::Event;
 use crate::state::StateError;
-use crate::trust::chain::{self, Head, Link, Records, Walk};
+use crate::trust::chain::{self, ChainProblem, Head, Link, Records, Walk};
 use crate::trust::memory::Memory;
 
 impl Work<'_> {
-    /// Whether the chain holds, and nothing has dropped out of it.
-    pub(super) fn chain(
-        &mut self,
-        repository: &Repository,
-        request: &Request,
-        scope: &Scope,
-        witness: Option<&[Head]>,
-    ) {
+    /// Takes in what is on record, here and at the witness.
+    pub(super) fn known(&mut self, repository: &Repository, scope: &Scope, witness: Option<&[Head]>) {
         let id = repository.id().to_string();
-        let time = repository.timestamp();
-        let mut known = match Memory::open(self.here.state, &scope.vm) {
+        self.known = match Memory::open(self.here.state, &scope.vm) {
             Ok(memory) => memory.records(&id),
             Err(error) => {
                 self.problem(Problem::new("records", format!("failed to {error}")));
@@ -29,9 +22,16 @@ impl Work<'_> {
             }
         };
         let told = witness.unwrap_or_default().iter();
-        known
+        self.known
             .heads
             .extend(told.filter(|head| head.vm == scope.vm).cloned());
+    }
+
+    /// Whether the chain holds, and nothing has dropped out of it.
+    pub(super) fn chain(&mut self, repository: &mut Repository, request: &Request, scope: &Scope) {
+        let id = repository.id().to_string();
+        let time = repository.timestamp();
+        let mut known = std::mem::take(&mut self.known);
         let mut links = std::mem::take(&mut self.links);
         if scope.when.is_some() {
             // One of many: it can only be compared with what is on record of it.
@@ -46,6 +46,13 @@ impl Work<'_> {
                     .map(|problem| Problem::new(problem.kind(), problem.to_string())),
             );
             self.links = links;
+            if let Some(seen) = repository.replayed().map(str::to_owned) {
+                let problem = ChainProblem::Replayed {
+                    repository: time,
+                    seen,
+                };
+                self.problem(Problem::new(problem.kind(), problem.to_string()));
+            }
             return;
         }
         if known.heads.is_empty() {
@@ -80,6 +87,7 @@ impl Work<'_> {
                 self.report.dropped.push(dropped);
             }
         }
+        self.rolled_back(repository, request, &mut walk);
         let hint = format!("; if that was meant: {}", self.how_to_acknowledge());
         self.problems(walk.problems.iter().map(|problem| {
             let hint = if problem.can_be_acknowledged() { &hint } else { "" };
@@ -87,6 +95,26 @@ impl Work<'_> {
         }));
         self.report.removed = walk.removed;
         self.links.append(&mut links);
+    }
+
+    /// An old copy by Borg's own record: said once, and accepted with everything else that is acknowledged.
+    fn rolled_back(&mut self, repository: &mut Repository, request: &Request, walk: &mut Walk) {
+        let Some(seen) = repository.replayed().map(str::to_owned) else {
+            return;
+        };
+        if request.acknowledge {
+            match repository.accept_state() {
+                Ok(()) => self.report.acknowledged.push(format!(
+                    "the repository is from {}, and was seen from here with changes of {seen}",
+                    repository.timestamp()
+                )),
+                Err(error) => self.problem(Problem::new("records", format!("failed to {error}"))),
+            }
+        } else if !walk.problems.iter().any(|problem| problem.kind() == "rollback") {
+            let repository = repository.timestamp();
+            walk.problems
+                .insert(0, ChainProblem::Replayed { repository, seen });
+        }
     }
 
     fn how_to_acknowledge(&self) -> String {
@@ -180,6 +208,7 @@ impl Work<'_> {
             sequence: link.sequence,
             hash: link.hash.clone(),
             committed: repository.timestamp(),
+            counter: None,
         });
         let head = head.filter(|_| self.report.problems.is_empty() && scope.when.is_none());
         let kept = Memory::open(self.here.state, &scope.vm).and_then(|mut memory| {

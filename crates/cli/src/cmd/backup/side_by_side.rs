@@ -34,7 +34,7 @@ pub struct Work {
     pub repositories: Repositories,
     pub ui: Arc<Ui>,
     pub cancel: Cancel,
-    pub dry_run: bool,
+    pub request: backup::Request,
 }
 
 /// What came of one VM.
@@ -178,5 +178,5 @@ fn one(
         cancel: &work.cancel,
         watchdog: &*watchdog,
     };
-    backup::run(&context, vm, work.dry_run).map_err(|error: BackupError| error.into())
+    backup::run(&context, vm, work.request).map_err(|error: BackupError| error.into())
 }

@@ -5,10 +5,12 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use strongroom_borg::{Access, ArchiveInfo};
 use strongroom_engine::backup::plan::archive_prefix;
+use strongroom_engine::catalog::{Catalog, Entry};
 use strongroom_engine::config::{Config, uuid_in};
-use strongroom_engine::history::{self, HistoryError};
+use strongroom_engine::history::HistoryError;
 use strongroom_engine::state::{Records, StateDirectory};
 use strongroom_engine::trust::memory::Memory;
+use strongroom_engine::trust::{self, Standing};
 use strongroom_engine::vm::{Domain, Hypervisor as _, HypervisorError, RunState};
 
 use crate::settings::{Parts, Settings};
@@ -120,9 +122,14 @@ fn run(records: Option<&Records>, under_way: bool) -> Run {
 
 /// Adds what the repository has of the VM, which may have gone by each of these names.
 fn with_archives(settings: &Settings, config: &Config, mut vm: Vm, names: &[String]) -> Vm {
-    match archives(settings, &config.repository_of(&vm.name), names) {
-        Ok((points, newest)) => {
+    match archives(settings, config, &config.repository_of(&vm.name), names) {
+        Ok(Found {
+            points,
+            newest,
+            problem,
+        }) => {
             vm.points = Some(points);
+            vm.problem = vm.problem.take().or(problem);
             vm.newest = newest.map_or(Newest::Never, |(time, archive)| Newest::There(time, archive));
             if matches!(vm.newest, Newest::Never) && vm.run == Run::None {
                 vm.problem.get_or_insert("there is no backup".into());
@@ -137,34 +144,56 @@ fn with_archives(settings: &Settings, config: &Config, mut vm: Vm, names: &[Stri
     vm
 }
 
-/// How many restore points the repository has, and the newest. Archives of others do not count, nor those of other VMs.
+/// What a repository has of a VM.
+struct Found {
+    /// How many restore points, those that cannot be read included.
+    points: usize,
+    /// The newest: its time, and its archive.
+    newest: Option<(Timestamp, String)>,
+    /// What does not fit the record.
+    problem: Option<String>,
+}
+
+/// Looks into the repository. Archives of others do not count, nor those of other VMs.
 fn archives(
     settings: &Settings,
+    config: &Config,
     location: &str,
     names: &[String],
-) -> Result<(usize, Option<(Timestamp, String)>), HistoryError> {
-    let mut repository = settings.repositories.open(location, Access::ReadWithoutLock)?;
-    let mut points = history::points(&repository);
-    points.retain(|info| is_of(info, names));
-    let mut count = points.len();
-    let mut newest = None;
-    // What is called like ours and is not is found where it matters most.
-    for info in points.iter().rev() {
-        match history::manifest(&mut repository, info) {
-            Ok(manifest) if is_named(&manifest.vm.name, &manifest.vm.uuid.to_string(), names) => {
-                newest = Some((info.time, info.name.to_string()));
-                break;
-            }
-            Ok(_) | Err(HistoryError::Foreign(_)) => count -= 1,
-            // It is there, and cannot be used: `list` and `verify` say so, and the next one is looked at.
-            Err(error) if error.concerns_one_archive() => {
-                settings.ui.warn(&format!("failed to {error}"));
-            }
-            Err(error) => return Err(error),
-        }
+) -> Result<Found, HistoryError> {
+    let state = StateDirectory::at(config.state_directory());
+    let here = settings.here(config, &state);
+    let mut repository = settings
+        .repositories
+        .open_as_it_is(location, Access::ReadWithoutLock)?;
+    let catalog = Catalog::look(&mut repository, &state)?;
+    let ours = |entry: &&Entry| {
+        let vm = &entry.manifest.vm;
+        is_named(&vm.name, &vm.uuid.to_string(), names)
+    };
+    let chain: Vec<&Entry> = catalog.entries.iter().filter(ours).collect();
+    let unreadable = catalog.unreadable.iter().filter(|(info, _)| is_of(info, names));
+    let mut points = chain.len();
+    for (_, error) in unreadable {
+        settings.ui.warn(&format!("failed to {error}"));
+        points += 1;
     }
+    let vm = names.last().map_or("", String::as_str);
+    let records = trust::recall(&here, vm, &repository.id().to_string(), &trust::witnessed(&here));
+    let standing = Standing::of(&here, &repository, &chain, &records);
+    let future = || {
+        let text = "the newest restore point is of the future: a clock is wrong, or was";
+        standing
+            .is_of_the_future(Timestamp::now())
+            .then(|| text.to_owned())
+    };
+    let found = Found {
+        points,
+        newest: standing.newest.map(|newest| (newest.info.time, newest.name())),
+        problem: standing.problem().or_else(future),
+    };
     repository.close()?;
-    Ok((count, newest))
+    Ok(found)
 }
 
 fn is_named(name: &str, uuid: &str, names: &[String]) -> bool {

@@ -1,0 +1,131 @@
+//! What a restore asks before it uses anything of a repository: is the newest restore point the newest, and who vouches for
+//! the one that is wanted?
+
+use jiff::Timestamp;
+use strongroom_borg::Repository;
+
+use super::{Request, RestoreError};
+use crate::catalog::{Catalog, Entry};
+use crate::context::Context;
+use crate::history::Point;
+use crate::manifest::HeadersRecord;
+use crate::trust::order::{self, Order};
+use crate::trust::signature::{self, NAMESPACE, Signer, Untrusted};
+use crate::trust::{self, Standing};
+use crate::when::When;
+
+/// Compares the repository with what is on record, before its newest restore point is believed. One that was named is
+/// restored all the same, with a word. Gives the newest headers that there have to be, and the times of all.
+pub fn compare(
+    context: &Context<'_>,
+    request: &Request,
+    repository: &Repository,
+    chain: &[&Entry],
+) -> Result<(Option<HeadersRecord>, Order), RestoreError> {
+    let (here, vm) = (context.here(), &request.point.vm);
+    let id = repository.id().to_string();
+    let records = trust::recall(&here, vm, &id, &trust::witnessed(&here));
+    let standing = Standing::of(&here, repository, chain, &records);
+    let may_stop = request.point.when == When::Latest && !request.allow_rollback;
+    if let Some(problem) = standing.hidden().filter(|_| may_stop) {
+        return Err(RestoreError::NotTheNewest {
+            vm: vm.clone(),
+            problem: problem.clone(),
+        });
+    }
+    if let Some(line) = standing.line(vm) {
+        context.warn(line);
+    }
+    let newest = standing.newest.map_or(0, Entry::number);
+    let mut believed = chain.iter().rev().filter(|entry| entry.number() <= newest);
+    let headers = believed.find_map(|entry| entry.manifest.headers.clone());
+    Ok((headers, Order::new(chain, &records.of(&id))))
+}
+
+/// Before anything of the archive is used: the manifest is signed by somebody who is trusted, and for this archive. Only
+/// the operator can do without, explicitly.
+pub fn trust(
+    context: &Context<'_>,
+    request: &Request,
+    repository: &Repository,
+    catalog: &Catalog,
+    point: &Point,
+    order: &Order,
+) -> Result<(), RestoreError> {
+    let signing = context.config.signing.as_ref();
+    let Some(signing) = signing.filter(|signing| signing.allowed_signers.is_some()) else {
+        return Ok(());
+    };
+    let (manifest, archive) = (&point.manifest, point.name());
+    let at = order.of(
+        manifest.sequence,
+        &point.link,
+        manifest.captured,
+        Timestamp::now(),
+    );
+    let signature = point.signature.as_deref();
+    let mut signer = signature::check(signing, NAMESPACE, signature, &point.bytes, at, context.cancel);
+    if signer.is_err() && at != manifest.captured {
+        // A clock was wrong: what came after it says how long that may count.
+        let chain = catalog.of(&manifest.vm.name).into_iter();
+        let chain: Vec<&Entry> = chain
+            .filter(|entry| entry.number() >= manifest.sequence)
+            .collect();
+        let signers = order::signers(&context.here(), &chain, order);
+        if let Some(Ok(found)) = signers.get(&point.link) {
+            signer = Ok(found.clone());
+        }
+    }
+    let place = point.place(&repository.id().to_string());
+    match judge(&archive, signer, place) {
+        Ok(signer) => {
+            context.note(format!("signed by {} ({})", signer.identity, signer.key));
+            Ok(())
+        }
+        Err(error) if request.unsigned && !context.cancel.is_cancelled() => {
+            context.warn(format!(
+                "it is restored all the same, as asked: failed to {error}"
+            ));
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a restore point is signed by somebody who is trusted, and in its place.
+fn judge(
+    archive: &str,
+    signer: Result<Signer, Untrusted>,
+    place: Result<(), String>,
+) -> Result<Signer, RestoreError> {
+    let archive = archive.to_owned();
+    let signer = signer.map_err(|source| RestoreError::Untrusted {
+        archive: archive.clone(),
+        source,
+    })?;
+    match place {
+        Ok(()) => Ok(signer),
+        Err(why) => Err(RestoreError::Misplaced { archive, why }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The mutants of `trust`: signature and place, each by itself.
+    #[test]
+    fn what_is_restored_is_signed_and_in_its_place() {
+        let signer = || {
+            Ok(Signer {
+                identity: "me".into(),
+                key: "k".into(),
+            })
+        };
+        judge("a", signer(), Ok(())).unwrap();
+        let unsigned = judge("a", Err(Untrusted::Missing), Ok(()));
+        assert!(matches!(unsigned, Err(RestoreError::Untrusted { .. })));
+        let moved = judge("a", signer(), Err("elsewhere".into()));
+        assert!(matches!(moved, Err(RestoreError::Misplaced { .. })));
+    }
+}
