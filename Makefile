@@ -44,8 +44,9 @@ test-borg: ## Runs the Borg client's tests against the newest Borg 1.4 as well
 test-vm: ## Runs the tests with real virtual machines
 	$(CARGO) $(VM)
 
-test-long: ## Kills programs, guests and daemons at random for STRONGROOM_LONG_MINUTES=20 (root)
+test-long: ## Kills programs, guests and daemons at random for STRONGROOM_LONG_MINUTES=20, then stops them at each step (root)
 	$(CARGO) test --workspace --locked --test long -- --include-ignored --nocapture kill::the_guest_is_never_harmed
+	$(CARGO) test --workspace --locked --test long -- --include-ignored --nocapture hang::whatever_hangs
 
 bench-stall: ## Measures what a guest feels of a backup, beside a control: table and target/stall.json (root)
 	$(CARGO) test --workspace --locked --test long -- --include-ignored --nocapture stall::the_stall

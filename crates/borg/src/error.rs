@@ -237,6 +237,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// The server, or the way to it, hangs.
+    #[error("{doing}: the repository's server has given no sign of life for {} s", .time.as_secs())]
+    Silent {
+        /// What it was asked for.
+        doing: String,
+        /// How long it was waited for.
+        time: std::time::Duration,
+    },
     /// Writing needs [`crate::Access::Write`].
     #[error("the repository is open for reading only")]
     NotWritable,
@@ -269,12 +277,31 @@ pub enum Error {
     Doomed,
 }
 
+const NOT_INSTALLED: &str = "install borgbackup 1.x, here for a local repository, on the host for a remote one (BORG_REMOTE_PATH says where); and the OpenSSH client here";
+const TOO_MANY_FILES: &str =
+    "more files may have to be open at once: `ulimit -n`, or LimitNOFILE= of the service";
+
+/// EMFILE, ENFILE.
+fn no_more_files(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(24 | 23))
+}
+
 impl Error {
     /// What the user can do about it, when something general can be said.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::Location { .. } => "use /path, ssh://user@host:port/path or user@host:path",
-            Self::Spawn { .. } => "install borgbackup (and the OpenSSH client for remote repositories)",
+            Self::Spawn { source, .. } if no_more_files(source) => TOO_MANY_FILES,
+            Self::File { source, .. } if no_more_files(source) => TOO_MANY_FILES,
+            Self::Spawn { .. } => NOT_INSTALLED,
+            Self::Silent { .. } => {
+                "its storage or its network hangs, or the server itself; what was not committed is rolled back. A repository that really takes longer: raise `limits.repository_s`"
+            }
+            // What a shell ends with when it does not find the program.
+            Self::ServerGone { status, .. } if status.is_some_and(|status| status.code() == Some(127)) => {
+                NOT_INSTALLED
+            }
+            Self::ServerGone { message, .. } if message.contains("Too many open files") => TOO_MANY_FILES,
             Self::ServerGone { .. } => {
                 "check that the host can be reached, that borg 1.x is installed there, and that BORG_RSH and BORG_REMOTE_PATH are right; what was not committed is rolled back, so the operation can be repeated"
             }
@@ -326,7 +353,7 @@ impl Error {
     pub fn is_connection_lost(&self) -> bool {
         matches!(
             self,
-            Self::ServerGone { .. } | Self::Cancelled { .. } | Self::Protocol(_)
+            Self::ServerGone { .. } | Self::Cancelled { .. } | Self::Silent { .. } | Self::Protocol(_)
         )
     }
 
@@ -356,5 +383,21 @@ fn display_tail(message: &str) -> String {
         String::new()
     } else {
         format!(": {message}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A17.
+    #[test]
+    fn too_many_open_files_is_not_a_missing_borg() {
+        let error = |number| Error::Spawn {
+            program: "borg".to_owned(),
+            source: std::io::Error::from_raw_os_error(number),
+        };
+        assert_eq!(error(24).hint(), Some(TOO_MANY_FILES));
+        assert_eq!(error(2).hint(), Some(NOT_INSTALLED));
     }
 }

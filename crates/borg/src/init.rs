@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use crate::crypto::Encryption;
 use crate::{Error, Location, PassphraseRequest, PassphraseSource, Result, Settings, rpc};
@@ -41,11 +41,10 @@ pub(crate) fn create(
 
     // Borg closes the descriptor it reads the passphrase from; it must not be the standard input.
     let script = "trap '' INT; exec 3<&0 </dev/null; exec \"$@\"";
-    let mut command = Command::new("/bin/sh");
+    let mut command = rpc::borg_command(location, settings);
     command
         .args(["-c", script, "sh"])
         .args(arguments(location, encryption, settings));
-    rpc::clean_environment(&mut command, settings);
     command
         .env("BORG_CONFIG_DIR", &settings.config_dir)
         .env("BORG_KEYS_DIR", &settings.keys_dir)

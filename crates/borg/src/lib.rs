@@ -77,6 +77,8 @@
 //! Borg 2 and Attic repositories are refused. Archives are neither deleted nor are repositories compacted here: stock
 //! `borg prune` and `borg compact` do that. Borg's placeholders are not expanded.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod archive;
 mod chunk;
 mod compress;

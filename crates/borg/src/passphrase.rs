@@ -2,9 +2,14 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::process::{Command, Stdio};
+use std::io::Read as _;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use strongroom_child::Needs;
 use zeroize::Zeroizing;
 
 use crate::{Error, Result, words};
@@ -53,7 +58,15 @@ pub struct PassphraseSource {
     environment: bool,
     prompt: Option<Prompt>,
     kept: Arc<Mutex<Option<Passphrase>>>,
+    stop: Arc<AtomicBool>,
 }
+
+/// How long a command that tells the passphrase may take, with somebody at it who types a PIN; how long it may live on when
+/// it has told; how much it may say; and between two looks at whether that is still wanted.
+const PATIENCE: Duration = Duration::from_mins(5);
+const END: Duration = Duration::from_secs(10);
+const MAX_ANSWER: u64 = 1 << 16;
+const LOOK: Duration = Duration::from_millis(100);
 
 /// How often the prompt is asked, as in Borg.
 pub(crate) const MAX_ATTEMPTS: u32 = 3;
@@ -85,11 +98,18 @@ impl PassphraseSource {
         self
     }
 
+    /// A flag that ends a command that is to tell the passphrase.
+    #[must_use]
+    pub fn stopped_by(mut self, stop: &Arc<AtomicBool>) -> Self {
+        self.stop = Arc::clone(stop);
+        self
+    }
+
     /// The passphrase that needs no question: one that was given or worked before, or the environment's.
     pub(crate) fn given(&self) -> Result<Option<Passphrase>> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.is_none() && self.environment {
-            *kept = from_environment(|name| std::env::var_os(name))?;
+            *kept = from_environment(|name| std::env::var_os(name), &self.stop)?;
         }
         Ok(kept.clone())
     }
@@ -112,7 +132,10 @@ impl fmt::Debug for PassphraseSource {
 }
 
 /// Borg's order of variables; `lookup` finds one.
-fn from_environment(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Option<Passphrase>> {
+fn from_environment(
+    lookup: impl Fn(&str) -> Option<OsString>,
+    stop: &AtomicBool,
+) -> Result<Option<Passphrase>> {
     let text = |source_name, bytes: Vec<u8>| {
         String::from_utf8(bytes)
             .map(Passphrase::new)
@@ -125,7 +148,7 @@ fn from_environment(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Option<
         return text("BORG_PASSPHRASE", value.into_encoded_bytes()).map(Some);
     }
     if let Some(command) = lookup("BORG_PASSCOMMAND") {
-        return run_passcommand(&command.to_string_lossy())
+        return run_passcommand(&command.to_string_lossy(), stop)
             .and_then(|out| text("BORG_PASSCOMMAND", out))
             .map(Some);
     }
@@ -140,7 +163,7 @@ fn from_environment(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Option<
     Ok(None)
 }
 
-fn run_passcommand(command: &str) -> Result<Vec<u8>> {
+fn run_passcommand(command: &str, stop: &AtomicBool) -> Result<Vec<u8>> {
     let error = |reason: String| Error::PassphraseSource {
         source_name: "BORG_PASSCOMMAND",
         reason,
@@ -149,16 +172,48 @@ fn run_passcommand(command: &str) -> Result<Vec<u8>> {
     let (program, args) = words
         .split_first()
         .ok_or_else(|| error("it is empty".to_owned()))?;
-    let output = Command::new(program)
+    let mut child = strongroom_child::command(program, Needs::BorgHelper)
         .args(args)
         .stdin(Stdio::inherit())
+        .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
-        .output()
+        .spawn()
         .map_err(|source| error(format!("cannot start {program}: {source}")))?;
-    if !output.status.success() {
-        return Err(error(format!("the command failed ({})", output.status)));
+    let (sender, said) = channel();
+    if let Some(stdout) = child.stdout.take() {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let read = stdout.take(MAX_ANSWER).read_to_end(&mut bytes);
+            // It may have been given up.
+            let _ = sender.send(read.map(|_| bytes));
+        });
     }
-    Ok(trim_newlines(output.stdout))
+    let begin = Instant::now();
+    let bytes = loop {
+        match said.recv_timeout(LOOK) {
+            Ok(read) => break read.map_err(|source| error(source.to_string())),
+            Err(RecvTimeoutError::Disconnected) => break Err(error("it cannot be heard".to_owned())),
+            Err(RecvTimeoutError::Timeout) if stop.load(Ordering::SeqCst) => {
+                break Err(error("interrupted".to_owned()));
+            }
+            Err(RecvTimeoutError::Timeout) if begin.elapsed() > PATIENCE => {
+                let time = PATIENCE.as_secs();
+                break Err(error(format!("the command has not answered for {time} s")));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    };
+    let left = if bytes.is_ok() { END } else { Duration::ZERO };
+    let status = match strongroom_child::wait(&mut child, left) {
+        Ok(Some(status)) => status,
+        _ => strongroom_child::kill(&mut child, program)
+            .ok_or_else(|| error("the command does not end".to_owned()))?,
+    };
+    let bytes = bytes?;
+    if !status.success() {
+        return Err(error(format!("the command failed ({status})")));
+    }
+    Ok(trim_newlines(bytes))
 }
 
 fn trim_newlines(mut bytes: Vec<u8>) -> Vec<u8> {
@@ -176,12 +231,15 @@ mod tests {
     use super::*;
 
     fn lookup(pairs: &[(&str, &str)]) -> Result<Option<String>> {
-        let found = from_environment(|name| {
-            pairs
-                .iter()
-                .find(|(key, _)| *key == name)
-                .map(|(_, value)| value.into())
-        });
+        let found = from_environment(
+            |name| {
+                pairs
+                    .iter()
+                    .find(|(key, _)| *key == name)
+                    .map(|(_, value)| value.into())
+            },
+            &AtomicBool::new(false),
+        );
         found.map(|passphrase| passphrase.map(|passphrase| passphrase.0.to_string()))
     }
 
@@ -216,6 +274,21 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    /// R10.
+    #[test]
+    fn a_command_that_hangs_is_ended_when_the_work_is_stopped() {
+        let stop = Arc::new(AtomicBool::new(false));
+        let begin = Instant::now();
+        let flag = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(200));
+            flag.store(true, Ordering::SeqCst);
+        });
+        let error = run_passcommand("sleep 600", &stop).unwrap_err();
+        assert!(error.to_string().contains("interrupted"), "{error}");
+        assert!(begin.elapsed() < Duration::from_mins(1));
     }
 
     #[test]

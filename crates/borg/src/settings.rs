@@ -40,6 +40,9 @@ pub enum Level {
 /// Receives events, possibly from another thread.
 pub type EventCallback = Arc<dyn Fn(Event) + Send + Sync>;
 
+/// A server that makes its index anew, or compacts, says nothing for long.
+const PATIENCE: Duration = Duration::from_hours(1);
+
 /// Settings that Borg takes from its environment and options.
 #[derive(Clone)]
 pub struct Settings {
@@ -69,6 +72,8 @@ pub struct Settings {
     pub accept_unencrypted: bool,
     /// Read a repository in an older state than was seen before, see [`crate::Repository::replayed`]. It is never written to.
     pub accept_replay: bool,
+    /// How long a server may give no sign of life to a call that waits for it; nothing for ever.
+    pub patience: Option<Duration>,
     /// Where events go.
     pub events: Option<EventCallback>,
 }
@@ -119,6 +124,7 @@ impl Settings {
             accept_relocated: yes("BORG_RELOCATED_REPO_ACCESS_IS_OK"),
             accept_unencrypted: yes("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK"),
             accept_replay: false,
+            patience: Some(PATIENCE),
             events: None,
         }
     }

@@ -1,5 +1,7 @@
 //! The command line of strongroom: arguments → settings → command → output.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod args;
 mod cmd;
 mod exit;
@@ -40,6 +42,9 @@ fn main() -> ExitCode {
         }
         failure.exit
     });
+    for left in strongroom_child::take_left() {
+        ui.warn(&left.to_string());
+    }
     let exit = output::finish().map_or_else(
         |failure| {
             ui.failure(&failure);

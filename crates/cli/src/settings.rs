@@ -58,18 +58,20 @@ impl Settings {
         let (asked, heeded) = (Arc::clone(&ui), signals.clone());
         // One question at a time.
         let terminal = Mutex::new(());
-        let passphrase = PassphraseSource::from_env().with_prompt(move |request| {
-            let _turn = terminal.lock().unwrap_or_else(PoisonError::into_inner);
-            let ask = || {
-                let key = &request.key;
-                if request.new {
-                    prompt::new_passphrase(&format!("New passphrase for {key}: "), heeded.cancel())
-                } else {
-                    prompt::passphrase(&format!("Passphrase for {key}: "), heeded.cancel())
-                }
-            };
-            asked.suspended(|| heeded.in_order(ask))
-        });
+        let passphrase = PassphraseSource::from_env()
+            .stopped_by(signals.cancel().flag())
+            .with_prompt(move |request| {
+                let _turn = terminal.lock().unwrap_or_else(PoisonError::into_inner);
+                let ask = || {
+                    let key = &request.key;
+                    if request.new {
+                        prompt::new_passphrase(&format!("New passphrase for {key}: "), heeded.cancel())
+                    } else {
+                        prompt::passphrase(&format!("Passphrase for {key}: "), heeded.cancel())
+                    }
+                };
+                asked.suspended(|| heeded.in_order(ask))
+            });
         Self {
             path: global.config.clone().unwrap_or_else(Config::default_path),
             repositories: Repositories {

@@ -442,7 +442,18 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
     let intent = capture::intent(context, &plan, &domain, run.started)?;
     state.begin(intent.clone())?;
     let reading = (&points[..], &pace, &settings, next);
-    let work = || capture_and_commit(context, &domain, &mut state, &mut plan, &intent, reading, writer);
+    let mut writer = Some(writer);
+    let work = || {
+        capture_and_commit(
+            context,
+            &domain,
+            &mut state,
+            &mut plan,
+            &intent,
+            reading,
+            &mut writer,
+        )
+    };
     let done = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(done) => done,
         Err(panic) => {
@@ -462,6 +473,8 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
         Err(error) => {
             // The job has been ended on the way out; the checkpoint of this run stands for no archive.
             undo(context, &domain, &mut state);
+            // The guest does not wait for a repository that hangs: it is let go of now.
+            drop(writer);
             return Err(explain(context, &domain, &plan, error));
         }
     };
@@ -520,8 +533,10 @@ fn capture_and_commit(
     plan: &mut Plan,
     run: &Run,
     (points, pace, settings, next): (&[&Point], &Pace, &Vm, Successor),
-    mut writer: ArchiveWriter,
+    whole: &mut Option<ArchiveWriter>,
 ) -> Result<Sealed, BackupError> {
+    let gone = || BackupError::Repository(strongroom_borg::Error::Doomed);
+    let writer = whole.as_mut().ok_or_else(gone)?;
     scratch::check(context, plan, run)?;
     let mut rest = Rest::prepare(context, domain, &settings.quiesce, &run.id, state)?;
     let capture = Capture::begin(context, plan, run, &mut rest)?;
@@ -533,7 +548,7 @@ fn capture_and_commit(
     let disks = scratch::guarded(context, plan, run, &repository, |context| {
         let read = |disk| {
             context.cancel.check()?;
-            disk::read(context, settings, &capture, disk, points, pace, &mut writer)
+            disk::read(context, settings, &capture, disk, points, pace, writer)
         };
         pace.follow(context, || {
             plan.disks
@@ -569,6 +584,7 @@ fn capture_and_commit(
         .map(|chunk| chunk.id)
         .collect();
     let nbd = disks.iter().map(|disk| disk.requests).sum();
+    let writer = whole.take().ok_or_else(gone)?;
     let (repository, summary, manifest) = seal::seal(context, domain, plan, instant, disks, next, writer)?;
     Ok(Sealed {
         repository,

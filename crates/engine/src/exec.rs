@@ -1,29 +1,22 @@
-//! Calling other programs: bounded in time and in what they may say, ended when the work is cancelled.
-//!
-//! Input is an unnamed file, so that neither side waits for the other. Output goes through pipes that are closed at the
-//! limit, or soon after the program has ended: whatever it leaves behind holds nothing up and fills no disk. The terminal
-//! stays as it is, so that a program can ask for a passphrase.
+//! Calling other programs: with an environment made for them, bounded in time and in what they may say, ended when the work
+//! is cancelled. How is in [`strongroom_child`].
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Read, Seek as _, Write as _};
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::io;
+use std::time::Duration;
+
+use strongroom_child::{Limits, Why};
+pub use strongroom_child::{Needs, Output};
 
 use crate::cancel::{Cancel, Cancelled};
-
-/// The longest time between two looks at a program that runs.
-const LOOK: Duration = Duration::from_millis(50);
-
-/// How long output may still arrive when a program has ended: something that it left behind may hold the pipe open.
-const REST: Duration = Duration::from_millis(500);
 
 /// A call of a program.
 #[derive(Debug)]
 pub struct Call<'a> {
     /// The program, by path or by name.
     pub program: &'a OsStr,
+    /// What it needs of our environment.
+    pub needs: Needs,
     /// Its arguments.
     pub arguments: Vec<&'a OsStr>,
     /// What it reads on standard input.
@@ -32,17 +25,6 @@ pub struct Call<'a> {
     pub time: Duration,
     /// Bytes that it may write, on standard output and on standard error each.
     pub limit: u64,
-}
-
-/// What came of a call.
-#[derive(Debug)]
-pub struct Output {
-    /// How it ended.
-    pub status: ExitStatus,
-    /// Standard output.
-    pub out: Vec<u8>,
-    /// Standard error.
-    pub err: Vec<u8>,
 }
 
 /// Why a program did not come to its end.
@@ -85,19 +67,17 @@ pub enum ExecError {
     },
 }
 
-impl Output {
-    /// The program's own words about a failure: the last lines on standard error, or how it ended.
-    pub fn words(&self) -> String {
-        let text = String::from_utf8_lossy(&self.err);
-        let lines: Vec<&str> = text
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-            .collect();
-        match lines.get(lines.len().saturating_sub(3)..) {
-            Some(last) if !last.is_empty() => last.join("; "),
-            _ => self.status.to_string(),
-        }
+/// The program's own words about a failure: the last lines on standard error, or how it ended.
+pub fn words(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.err);
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    match lines.get(lines.len().saturating_sub(3)..) {
+        Some(last) if !last.is_empty() => last.join("; "),
+        _ => output.status.to_string(),
     }
 }
 
@@ -113,122 +93,44 @@ pub fn shell_word(text: &str) -> String {
 
 /// Runs a program to its end.
 pub fn run(call: &Call<'_>, cancel: &Cancel) -> Result<Output, ExecError> {
-    let program = || call.program.display().to_string();
-    let failed = |source| ExecError::Io {
-        program: program(),
-        source,
-    };
     cancel.check()?;
-    let mut input = tempfile::tempfile().map_err(failed)?;
-    input
-        .write_all(call.input)
-        .and_then(|()| input.rewind())
-        .map_err(failed)?;
-    let mut child = Command::new(call.program)
-        .args(&call.arguments)
-        .env("LC_ALL", "C.UTF-8")
-        .stdin(Stdio::from(input))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|source| ExecError::Spawn {
-            program: program(),
-            source,
-        })?;
-    let mut out = Heard::new(child.stdout.take(), call.limit);
-    let mut err = Heard::new(child.stderr.take(), call.limit);
-    let clock = Instant::now();
-    let mut pause = Duration::from_millis(1);
-    let status = loop {
-        let why = match child.try_wait() {
-            Ok(Some(status)) => break status,
-            Err(source) => failed(source),
-            Ok(None) if cancel.is_cancelled() => cancel.why().into(),
-            Ok(None) if clock.elapsed() > call.time => ExecError::Time {
-                program: program(),
+    let limits = Limits {
+        time: call.time,
+        bytes: call.limit,
+    };
+    let mut command = strongroom_child::command(call.program, call.needs);
+    command.args(&call.arguments).env("LC_ALL", "C.UTF-8");
+    strongroom_child::run(&mut command, call.input, limits, &|| cancel.is_cancelled()).map_err(|failure| {
+        let program = call.program.display().to_string();
+        match failure.why {
+            Why::Stopped => cancel.why().into(),
+            Why::Spawn(source) => ExecError::Spawn { program, source },
+            Why::Time => ExecError::Time {
+                program,
                 time: call.time,
             },
-            Ok(None) if out.is_too_long() || err.is_too_long() => ExecError::Limit {
-                program: program(),
+            Why::Limit => ExecError::Limit {
+                program,
                 limit: call.limit,
             },
-            Ok(None) => {
-                thread::sleep(pause);
-                pause = (pause * 2).min(LOOK);
-                continue;
-            }
-        };
-        let _ = child.kill();
-        let _ = child.wait();
-        return Err(why);
-    };
-    let end = Instant::now() + REST;
-    let (out, err) = (out.until(end), err.until(end));
-    match (out, err) {
-        (Some(out), Some(err)) => Ok(Output { status, out, err }),
-        _ => Err(ExecError::Limit {
-            program: program(),
-            limit: call.limit,
-        }),
-    }
-}
-
-/// What arrives through a pipe, up to a limit. Dropped, or at the limit, the pipe is closed, and whoever goes on writing
-/// to it is ended by the system (`SIGPIPE`).
-struct Heard {
-    pieces: Receiver<Vec<u8>>,
-    bytes: Vec<u8>,
-    limit: usize,
-}
-
-impl Heard {
-    fn new(pipe: Option<impl Read + Send + 'static>, limit: u64) -> Self {
-        let (sender, pieces) = channel();
-        if let Some(mut pipe) = pipe {
-            thread::spawn(move || {
-                let mut left = limit.saturating_add(1);
-                let mut buffer = [0; 4096];
-                while left > 0
-                    && let Ok(read @ 1..) = pipe.read(&mut buffer)
-                {
-                    left = left.saturating_sub(read as u64);
-                    if sender.send(buffer[..read].to_vec()).is_err() {
-                        break;
-                    }
-                }
-            });
+            Why::Io(source) => ExecError::Io { program, source },
         }
-        Self {
-            pieces,
-            bytes: Vec::new(),
-            limit: usize::try_from(limit).unwrap_or(usize::MAX),
-        }
-    }
-
-    fn is_too_long(&mut self) -> bool {
-        self.bytes.extend(self.pieces.try_iter().flatten());
-        self.bytes.len() > self.limit
-    }
-
-    /// What there is when the pipe is closed, or at this instant; nothing if it is too much.
-    fn until(mut self, end: Instant) -> Option<Vec<u8>> {
-        while let Ok(piece) = self
-            .pieces
-            .recv_timeout(end.saturating_duration_since(Instant::now()))
-        {
-            self.bytes.extend(piece);
-        }
-        (!self.is_too_long()).then_some(self.bytes)
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+    use std::time::Instant;
+
     use super::*;
+
+    const LOOK: Duration = Duration::from_millis(20);
 
     fn shell(script: &str, time: Duration, cancel: &Cancel) -> Result<Output, ExecError> {
         let call = Call {
             program: OsStr::new("sh"),
+            needs: Needs::Nothing,
             arguments: ["-c", script].map(OsStr::new).to_vec(),
             input: b"hello",
             time,
@@ -242,7 +144,7 @@ mod tests {
         let long = Duration::from_mins(1);
         let output = shell("tr a-z A-Z; echo oops >&2; exit 3", long, &Cancel::new()).unwrap();
         assert_eq!(
-            (output.out.as_slice(), output.words().as_str()),
+            (output.out.as_slice(), words(&output).as_str()),
             (b"HELLO".as_slice(), "oops")
         );
         assert_eq!(output.status.code(), Some(3));
@@ -272,7 +174,7 @@ mod tests {
         // Neither does what it started: the pipe is closed.
         let directory = tempfile::tempdir().unwrap();
         let pid = directory.path().join("pid");
-        let script = format!("yes & echo $! > {}; wait", pid.display());
+        let script = format!("sh -c 'echo $$ > {}; exec yes' & wait", pid.display());
         assert!(matches!(
             shell(&script, long, &Cancel::new()),
             Err(ExecError::Limit { .. })

@@ -4,6 +4,8 @@
 //! through the port [`vm::Hypervisor`], the Borg client and NBD; everything that happens is reported to an
 //! [`event::Observer`].
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 pub mod attest;
 pub mod audit;
 pub mod backup;

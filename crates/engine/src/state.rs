@@ -147,7 +147,18 @@ pub struct VmState {
     path: PathBuf,
     records: Records,
     watcher: Watcher,
-    _lock: File,
+    _lock: Lock,
+}
+
+/// The lock of a VM's records. It is let go of by name: a child that is just being made holds its file open, too, for a moment.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing it comes next, and does the same a moment later.
+        let _ = self.0.unlock();
+    }
 }
 
 /// The two sides of a write of the records. What a run does lies between one write's [`Durable`](Self::Durable) and
@@ -241,7 +252,7 @@ impl StateDirectory {
             path,
             records,
             watcher: self.watcher.clone(),
-            _lock: lock,
+            _lock: Lock(lock),
         })
     }
 

@@ -122,7 +122,7 @@ impl Watchdog {
             Ok(other) => format!("it says {:?} first", other.to_string()),
             Err(_) => "it does not become ready".into(),
         };
-        let _ = watchdog.process.kill();
+        let _ = strongroom_child::kill(&mut watchdog.process, "the thaw watchdog");
         Err(reason)
     }
 
@@ -144,14 +144,9 @@ impl Watchdog {
         }
     }
 
-    /// Tells it that the freeze has been answered.
-    pub fn frozen(&mut self) {
-        let _ = self.say(Word::Frozen);
-    }
-
-    /// Tells it that what became of the freeze, or of the thaw, is not known: it stays, also when we go.
-    pub fn unknown(&mut self) {
-        let _ = self.say(Word::Unknown);
+    /// Tells it what became of the freeze, or of the thaw. If that is not known, it stays, also when we go.
+    pub fn tell(&mut self, word: Word) {
+        let _ = self.say(word);
     }
 
     /// A thaw that it has told of since the last look.
@@ -198,7 +193,10 @@ impl Drop for Watchdog {
         self.pipe = None;
         if !self.armed {
             // It has nothing to do any more and ends at once.
-            let _ = self.process.wait();
+            let gone = strongroom_child::wait(&mut self.process, ANSWER);
+            if !matches!(gone, Ok(Some(_))) {
+                let _ = strongroom_child::kill(&mut self.process, "the thaw watchdog");
+            }
         }
     }
 }
@@ -348,7 +346,7 @@ mod tests {
                       echo done; test \"$a $b $c\" = 'freeze frozen thawed'";
         let mut watchdog = Watchdog::start(shell(script)).unwrap();
         watchdog.arm().unwrap();
-        watchdog.frozen();
+        watchdog.tell(Word::Frozen);
         assert_eq!(watchdog.release().unwrap().count, 2);
     }
 }

@@ -18,10 +18,14 @@ use crate::ssh;
 use crate::sys::Subscription;
 use crate::uri::Uri;
 
-/// Seconds between keep-alive messages to a remote daemon, and how many may go unanswered: half a minute.
+/// Seconds between keep-alive messages to a remote daemon, and how many may go unanswered: half a minute. Calls that wait for
+/// it fail then.
 const KEEP_ALIVE: (i32, u32) = (5, 6);
 
-/// How long another machine may take to answer.
+/// The same for the daemon of this machine, which may be as busy as the machine is: a minute.
+const KEEP_ALIVE_HERE: (i32, u32) = (10, 6);
+
+/// How long a daemon may take to answer.
 const CONNECT: Duration = Duration::from_secs(30);
 
 /// libvirt, over one connection.
@@ -160,20 +164,16 @@ fn open(uri: &str) -> Result<Connect, HypervisorError> {
     start_events().map_err(|error| connect_error(uri, &error))?;
     let connection = within_deadline(uri)?;
     let remote = connection.uri().is_ok_and(|uri| !is_local(&uri));
-    if remote {
-        // A daemon that cannot keep alive says so with an error; the connection works all the same.
-        let _ = connection.set_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1);
-    }
+    let (seconds, count) = if remote { KEEP_ALIVE } else { KEEP_ALIVE_HERE };
+    // One that cannot keep alive says so with an error; the connection works all the same.
+    let _ = connection.set_keep_alive(seconds, count);
     Ok(connection)
 }
 
-/// Connects; to another machine within a deadline. libvirt waits for ssh, which waits for TCP, as long as it takes: a thread
-/// does that, and is left behind if need be.
+/// Connects, within a deadline. libvirt waits for a daemon that hangs, or for ssh, which waits for TCP, as long as it takes: a
+/// thread does that, and is left behind if need be.
 fn within_deadline(uri: &str) -> Result<Connect, HypervisorError> {
     let target = ssh::with_program(uri);
-    if is_local(uri) || uri.is_empty() {
-        return Connect::open(Some(&target)).map_err(|error| connect_error(uri, &error));
-    }
     let (sender, opened) = channel();
     std::thread::spawn(move || {
         // Nobody may be waiting any longer: then the connection is closed at once.

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use strongroom_engine::cancel::Cancel;
-use strongroom_engine::exec::{self, Call, Output};
+use strongroom_engine::exec::{self, Call, Needs, Output};
 use strongroom_engine::rights::{jobs_account, old, words};
 use strongroom_engine::vm::{BackupJob, HypervisorError, Lent};
 use virt::domain::Domain as Handle;
@@ -132,6 +132,7 @@ fn run(command: &[OsString], time: Duration) -> Result<Output, String> {
     let (program, arguments) = command.split_first().ok_or("no command")?;
     let call = Call {
         program,
+        needs: Needs::Keys,
         arguments: arguments.iter().map(OsString::as_os_str).collect(),
         input: &[],
         time,
@@ -144,6 +145,6 @@ fn done(output: &Output) -> Result<(), String> {
     if output.status.success() {
         Ok(())
     } else {
-        Err(output.words())
+        Err(exec::words(output))
     }
 }

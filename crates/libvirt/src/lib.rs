@@ -24,6 +24,8 @@
 //!
 //! The `virt` crate is LGPL-2.1 and binds the system's libvirt dynamically.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod agent;
 mod busy;
 mod capabilities;

@@ -9,21 +9,20 @@ use std::{
     io::{self, ErrorKind},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    time::Duration,
 };
 
 use serde::Deserialize;
+use strongroom_child::{Limits, Needs, Output, Why, command};
 
 /// The most of a tool's complaint that is kept, in bytes.
 pub(crate) const MAX_COMPLAINT: usize = 4096;
+/// The most that a tool may say, in bytes.
+const MAX_ANSWER: u64 = 64 << 20;
 
-/// Variables that hold a passphrase or lead to one: not for programs that parse what a guest wrote.
-const SECRET_VARIABLES: [&str; 4] = [
-    "BORG_PASSPHRASE",
-    "BORG_PASSCOMMAND",
-    "BORG_PASSPHRASE_FD",
-    "BORG_NEW_PASSPHRASE",
-];
+/// How long a tool may take that looks at an image, or makes one; and one that copies its content.
+pub(crate) const LOOK: Duration = Duration::from_mins(2);
+pub(crate) const COPY: Duration = Duration::from_hours(24);
 
 /// The format of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,6 +181,7 @@ pub fn create_qcow2(path: &Path, size: u64) -> Result<(), ImageError> {
         "create",
         path,
         args.iter().copied().chain([file.as_os_str(), OsStr::new(&size)]),
+        LOOK,
     );
     if result.is_err() {
         // It is the file which was made above.
@@ -199,7 +199,12 @@ pub fn image_info(path: &Path, format: Format, force_share: bool) -> Result<Imag
         .into_iter()
         .chain(share)
         .chain(["--"]);
-    let json = qemu_img("describe", path, args.map(OsStr::new).chain([file.as_os_str()]))?;
+    let json = qemu_img(
+        "describe",
+        path,
+        args.map(OsStr::new).chain([file.as_os_str()]),
+        LOOK,
+    )?;
     let answer: Answer = serde_json::from_slice(&json).map_err(|source| ImageError::Answer {
         path: path.to_owned(),
         source,
@@ -233,30 +238,17 @@ pub(crate) fn complaint(stderr: &[u8]) -> String {
     String::from_utf8_lossy(end).trim().to_owned()
 }
 
-/// A program to run, which is told no secrets.
-pub(crate) fn tool(program: &str) -> Command {
-    let mut command = Command::new(program);
-    for name in SECRET_VARIABLES {
-        command.env_remove(name);
-    }
-    command
-}
-
 pub(crate) fn qemu_img<'a>(
     what: &'static str,
     path: &Path,
     args: impl IntoIterator<Item = &'a OsStr>,
+    time: Duration,
 ) -> Result<Vec<u8>, ImageError> {
-    let mut command = tool("qemu-img");
-    command.env("LC_ALL", "C").args(args).stdin(Stdio::null());
-    let output = command.output().map_err(|source| ImageError::Run {
-        program: "qemu-img",
-        source,
-    })?;
+    let output = run_qemu_img(what, path, args, time)?;
     if output.status.success() {
-        return Ok(output.stdout);
+        return Ok(output.out);
     }
-    let reason = match complaint(&output.stderr) {
+    let reason = match complaint(&output.err) {
         silent if silent.is_empty() => format!("qemu-img: {}", output.status),
         reason => reason,
     };
@@ -264,6 +256,35 @@ pub(crate) fn qemu_img<'a>(
         what,
         path: path.to_owned(),
         reason,
+    })
+}
+
+/// Runs `qemu-img` to its end, however that is.
+pub(crate) fn run_qemu_img<'a>(
+    what: &'static str,
+    path: &Path,
+    args: impl IntoIterator<Item = &'a OsStr>,
+    time: Duration,
+) -> Result<Output, ImageError> {
+    let mut command = command("qemu-img", Needs::Nothing);
+    command.env("LC_ALL", "C").args(args);
+    let limits = Limits {
+        time,
+        bytes: MAX_ANSWER,
+    };
+    let tool = |reason: String| ImageError::Tool {
+        what,
+        path: path.to_owned(),
+        reason,
+    };
+    strongroom_child::run(&mut command, b"", limits, &|| false).map_err(|failure| match failure.why {
+        Why::Spawn(source) | Why::Io(source) => ImageError::Run {
+            program: "qemu-img",
+            source,
+        },
+        Why::Time => tool(format!("qemu-img has not ended after {} s", time.as_secs())),
+        Why::Limit => tool(format!("qemu-img says more than {MAX_ANSWER} bytes")),
+        Why::Stopped => tool("qemu-img was stopped".to_owned()),
     })
 }
 

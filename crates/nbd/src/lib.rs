@@ -11,6 +11,8 @@
 //!
 //! Servers are not trusted: replies that contradict themselves are errors, every wait is bounded.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod client;
 mod error;
 mod header;

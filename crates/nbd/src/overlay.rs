@@ -13,8 +13,9 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use strongroom_child::{Needs, command};
 
-use crate::image::{Format, ImageError, absolute, complaint, qemu_img, tool};
+use crate::image::{COPY, Format, ImageError, absolute, complaint, qemu_img, run_qemu_img};
 
 /// The longest line of `qemu-img map` that is read; one line is one extent.
 const MAX_LINE: u64 = 4096;
@@ -35,7 +36,7 @@ pub fn holds_data(overlay: &Path) -> Result<bool, ImageError> {
     }
     let mut node = describe(overlay, Format::Qcow2)?;
     node["backing"] = Value::Null;
-    let mut child = tool("qemu-img")
+    let mut child = command("qemu-img", Needs::Nothing)
         .env("LC_ALL", "C")
         .args(["map", "--output=json", "--", &format!("json:{node}")])
         .stdin(Stdio::null())
@@ -56,8 +57,7 @@ pub fn holds_data(overlay: &Path) -> Result<bool, ImageError> {
     }
     if found {
         // It may go on for long, and ends by itself when nobody listens.
-        let _ = child.kill();
-        let _ = child.wait();
+        let _ = strongroom_child::kill(&mut child, "qemu-img");
         return Ok(true);
     }
     let output = child.wait_with_output().map_err(run)?;
@@ -74,23 +74,16 @@ pub fn holds_data(overlay: &Path) -> Result<bool, ImageError> {
 /// Whether the disk reads the same from the base alone as from the overlay on top of it.
 pub fn reads_the_same(overlay: &Path, base: &Path, format: Format) -> Result<bool, ImageError> {
     let (top, below) = (on_top(overlay, base, format)?, describe(base, format)?);
-    let output = tool("qemu-img")
-        .env("LC_ALL", "C")
-        .args(["compare", "-q", "--"])
-        .args([format!("json:{top}"), format!("json:{below}")])
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|source| ImageError::Run {
-            program: "qemu-img",
-            source,
-        })?;
+    let (top, below) = (format!("json:{top}"), format!("json:{below}"));
+    let args = ["compare", "-q", "--", &top, &below].map(OsStr::new);
+    let output = run_qemu_img("compare", overlay, args, COPY)?;
     match output.status.code() {
         Some(0) => Ok(true),
         Some(1) => Ok(false),
         _ => Err(ImageError::Tool {
             what: "compare",
             path: overlay.to_owned(),
-            reason: complaint(&output.stderr),
+            reason: complaint(&output.err),
         }),
     }
 }
@@ -100,14 +93,14 @@ pub fn reads_the_same(overlay: &Path, base: &Path, format: Format) -> Result<boo
 pub fn commit_overlay(overlay: &Path, base: &Path, format: Format) -> Result<(), ImageError> {
     let node = format!("json:{}", on_top(overlay, base, format)?);
     let args = ["commit", "-q", "--", &node].map(OsStr::new);
-    qemu_img("commit", overlay, args).map(drop)
+    qemu_img("commit", overlay, args, COPY).map(drop)
 }
 
 /// The same, but the overlay keeps what it holds: until its base is on stable storage, say.
 pub fn apply_overlay(overlay: &Path, base: &Path, format: Format) -> Result<(), ImageError> {
     let node = format!("json:{}", on_top(overlay, base, format)?);
     let args = ["commit", "-q", "-d", "--", &node].map(OsStr::new);
-    qemu_img("commit", overlay, args).map(drop)
+    qemu_img("commit", overlay, args, COPY).map(drop)
 }
 
 fn on_top(overlay: &Path, base: &Path, format: Format) -> Result<Value, ImageError> {

@@ -19,17 +19,16 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, ExitStatus, Stdio},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
+use strongroom_child::{Needs, command};
 
 use crate::{
     client::Client,
     error::Error,
-    image::{Format, ImageError, absolute, complaint, image_info, tool},
+    image::{Format, ImageError, absolute, complaint, image_info},
     overlay,
     sys::{Place, Tls},
     target::{MAX_SOCKET_PATH, Options, Parts, Target, c_string},
@@ -211,7 +210,7 @@ impl QemuNbd {
         let lifeline = UnixStream::connect(&socket).map_err(io_error("connect to the socket"))?;
         let stderr = tempfile::tempfile().map_err(io_error("make a temporary file"))?;
         let child_stderr = stderr.try_clone().map_err(io_error("use a temporary file"))?;
-        let child = tool("/bin/sh")
+        let child = command("/bin/sh", Needs::Nothing)
             .args(["-c", LAUNCH, "qemu-nbd"])
             .args(arguments(serve))
             .arg(node)
@@ -235,7 +234,7 @@ impl QemuNbd {
             Ok(client) => server.lifeline = Some(client),
             Err(error) => {
                 // If the server died of something, that is the reason; if not, what the connection told.
-                let _ = server.wait(SOON);
+                let _ = strongroom_child::wait(&mut server.child, SOON);
                 let said = server.complaint();
                 let reason = if said.is_empty() { error.to_string() } else { said };
                 return Err(ServeError::Start {
@@ -294,29 +293,12 @@ impl QemuNbd {
 
     /// Tells the server to end; `None` if it had to be killed.
     fn terminate(&mut self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
-        if let Some(status) = self.child.try_wait()? {
-            return Ok(Some(status));
-        }
-        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            kill_process(pid, Signal::TERM)?;
-        }
-        let status = self.wait(timeout)?;
+        strongroom_child::terminate(&mut self.child);
+        let status = strongroom_child::wait(&mut self.child, timeout)?;
         if status.is_none() {
-            self.child.kill()?;
-            self.child.wait()?;
+            let _ = strongroom_child::kill(&mut self.child, "qemu-nbd");
         }
         Ok(status)
-    }
-
-    fn wait(&mut self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
-        let begun = Instant::now();
-        loop {
-            let status = self.child.try_wait()?;
-            if status.is_some() || begun.elapsed() >= timeout {
-                return Ok(status);
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
     }
 
     fn complaint(&mut self) -> String {

@@ -11,10 +11,11 @@ use std::{
         fd::OwnedFd,
         unix::{net::UnixStream, process::CommandExt},
     },
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    process::{Child, Stdio},
+    time::Duration,
 };
+
+use strongroom_child::Needs;
 
 /// What is shown of its complaints, in bytes: the end.
 const SHOWN: u64 = 600;
@@ -36,7 +37,7 @@ impl Tunnel {
         };
         let (near, far) = UnixStream::pair()?;
         let complaints = tempfile::tempfile()?;
-        let child = Command::new(program)
+        let child = strongroom_child::command(program, Needs::Keys)
             .args(arguments)
             .stdin(OwnedFd::from(far.try_clone()?))
             .stdout(OwnedFd::from(far))
@@ -49,12 +50,7 @@ impl Tunnel {
 
     /// The command's own words about why it ended, on one line; nothing if it runs on and said nothing.
     pub(crate) fn words(&mut self) -> Option<String> {
-        let begun = Instant::now();
-        let mut status = self.child.try_wait().ok().flatten();
-        while status.is_none() && begun.elapsed() < END {
-            thread::sleep(Duration::from_millis(10));
-            status = self.child.try_wait().ok().flatten();
-        }
+        let status = strongroom_child::wait(&mut self.child, END).ok().flatten();
         let said = self.said().unwrap_or_default();
         let lines: Vec<&str> = said
             .lines()
@@ -81,7 +77,6 @@ impl Tunnel {
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = strongroom_child::kill(&mut self.child, "the command to the disk's server");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::Read;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::wire::{self, MAX_MESSAGE, Reply};
 use crate::Spare;
@@ -47,9 +47,10 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next reply; `None` if none is there and the caller does not want to wait.
-    pub fn next(&self, wait: bool) -> Option<Result<Message, Closed>> {
+    /// The next reply; `None` if none comes within this time, or at once.
+    pub fn next(&self, wait: Option<Duration>) -> Option<Result<Message, Closed>> {
         let mut state = self.state();
+        let begin = Instant::now();
         loop {
             if let Some(message) = state.queue.pop_front() {
                 state.waiting = state.waiting.saturating_sub(message.bytes.len());
@@ -59,10 +60,9 @@ impl Inbox {
             if let Some(closed) = &state.closed {
                 return Some(Err(closed.clone()));
             }
-            if !wait {
-                return None;
-            }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let left = wait?.checked_sub(begin.elapsed())?;
+            let waited = self.changed.wait_timeout(state, left);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
 

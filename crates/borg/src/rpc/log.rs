@@ -44,12 +44,8 @@ impl ErrorLog {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(_) => break,
             }
-            if let Some(event) = parse_line(&line) {
-                if let Event::Log {
-                    level: Level::Warning | Level::Error,
-                    message,
-                } = &event
-                {
+            if let Some(Line { event, explains }) = parse_line(&line) {
+                if let (true, Event::Log { message, .. }) = (explains, &event) {
                     let mut state = self.state();
                     if state.tail.len() >= TAIL {
                         state.tail.pop_front();
@@ -87,8 +83,17 @@ impl ErrorLog {
     }
 }
 
-/// Turns a line into an event; `None` for empty ones.
-pub(super) fn parse_line(line: &[u8]) -> Option<Event> {
+/// What a line says.
+#[derive(Debug, PartialEq)]
+pub(super) struct Line {
+    pub event: Event,
+    /// Whether it may say why a connection ended.
+    pub explains: bool,
+}
+
+/// Understands a line; `None` for empty ones. One that is no record of Borg's is not Borg's: a banner, a word of ssh or of a
+/// login script. It is a detail, unless the connection ends.
+pub(super) fn parse_line(line: &[u8]) -> Option<Line> {
     let line = line.trim_ascii();
     if line.is_empty() {
         return None;
@@ -99,9 +104,12 @@ pub(super) fn parse_line(line: &[u8]) -> Option<Event> {
         None
     };
     let Some(json) = json else {
-        return Some(Event::Log {
-            level: Level::Warning,
-            message: printable(line),
+        return Some(Line {
+            event: Event::Log {
+                level: Level::Info,
+                message: printable(line),
+            },
+            explains: true,
         });
     };
     let text = |key: &str| {
@@ -112,7 +120,10 @@ pub(super) fn parse_line(line: &[u8]) -> Option<Event> {
     if let Some("progress_percent" | "progress_message") = json.get("type").and_then(Value::as_str) {
         return text("message")
             .filter(|text| !text.is_empty())
-            .map(|message| Event::Progress { message });
+            .map(|message| Line {
+                event: Event::Progress { message },
+                explains: false,
+            });
     }
     let level = match json.get("levelname").and_then(Value::as_str) {
         Some("DEBUG") => Level::Debug,
@@ -120,9 +131,12 @@ pub(super) fn parse_line(line: &[u8]) -> Option<Event> {
         Some("ERROR" | "CRITICAL") => Level::Error,
         _ => Level::Warning,
     };
-    Some(Event::Log {
-        level,
-        message: text("message").unwrap_or_else(|| printable(line)),
+    Some(Line {
+        event: Event::Log {
+            level,
+            message: text("message").unwrap_or_else(|| printable(line)),
+        },
+        explains: level >= Level::Warning,
     })
 }
 
@@ -130,28 +144,35 @@ pub(super) fn parse_line(line: &[u8]) -> Option<Event> {
 mod tests {
     use super::*;
 
+    /// A10.
     #[test]
     fn lines() {
-        let log = |level, message: &str| {
-            Some(Event::Log {
-                level,
-                message: message.to_owned(),
+        let log = |level, explains, message: &str| {
+            Some(Line {
+                event: Event::Log {
+                    level,
+                    message: message.to_owned(),
+                },
+                explains,
             })
         };
         assert_eq!(parse_line(b" \r\n"), None);
         assert_eq!(
             parse_line(b"Banner \x1b[0m\n"),
-            log(Level::Warning, "Banner \\u{1b}[0m")
+            log(Level::Info, true, "Banner \\u{1b}[0m")
         );
-        assert_eq!(parse_line(b"{broken"), log(Level::Warning, "{broken"));
+        assert_eq!(parse_line(b"{broken"), log(Level::Info, true, "{broken"));
         assert_eq!(
             parse_line(br#"{"type":"log_message","levelname":"ERROR","message":"boo\n"}"#),
-            log(Level::Error, "boo")
+            log(Level::Error, true, "boo")
         );
         assert_eq!(
             parse_line(br#"{"type":"progress_percent","message":"50%"}"#),
-            Some(Event::Progress {
-                message: "50%".to_owned()
+            Some(Line {
+                event: Event::Progress {
+                    message: "50%".to_owned()
+                },
+                explains: false,
             })
         );
     }

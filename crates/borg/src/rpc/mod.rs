@@ -11,10 +11,11 @@ pub(crate) mod wire;
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use transport::LOOK;
 pub use transport::Transport;
-pub(crate) use transport::{ServerProcess, clean_environment};
+pub(crate) use transport::{ServerProcess, borg_command};
 use wire::Exception;
 pub use wire::Object;
 
@@ -151,6 +152,9 @@ impl Rpc {
         if written.and_then(|()| input.flush()).is_ok() {
             return Ok(());
         }
+        if self.process.is_cancelled() {
+            return Err(self.gone(what));
+        }
         // The server's last words, an error reply perhaps, tell more than the broken pipe.
         self.inbox.settle();
         while self.pending() > 0 {
@@ -187,7 +191,15 @@ impl Rpc {
             return Ok(None);
         };
         let (id, what, bytes) = (pending.id, pending.what, pending.bytes);
-        let message = match self.inbox.next(wait) {
+        let begin = Instant::now();
+        let next = loop {
+            match self.inbox.next(wait.then_some(LOOK)) {
+                None if wait && self.process.is_over(begin) => return Err(self.gone(what)),
+                None if wait => {}
+                next => break next,
+            }
+        };
+        let message = match next {
             None => return Ok(None),
             Some(Ok(message)) => message,
             Some(Err(inbox::Closed::Ended)) => return Err(self.gone(what)),
@@ -250,6 +262,9 @@ impl Rpc {
 
     fn gone(&self, what: Request) -> Error {
         let doing = what.describe();
+        if let Some(time) = self.process.silence() {
+            return Error::Silent { doing, time };
+        }
         if self.process.is_cancelled() {
             return Error::Cancelled { doing };
         }

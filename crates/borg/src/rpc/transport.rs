@@ -1,28 +1,25 @@
 //! The server's process, or any other pair of streams to a server.
 
-use std::io::{Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use strongroom_child::{Needs, command};
 
 use crate::{Canceller, Error, Location, Result, Settings, words};
 
 /// How long a server may take to end after its input was closed.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(30);
-/// How long it may take after being told to terminate.
+/// How long it may take after being told to terminate. Then it is killed.
 const TERM_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Variables that no child process needs to see.
-const SECRET_VARIABLES: [&str; 4] = [
-    "BORG_PASSPHRASE",
-    "BORG_PASSCOMMAND",
-    "BORG_PASSPHRASE_FD",
-    "BORG_NEW_PASSPHRASE",
-];
+/// Between two looks at whether the connection was cancelled, for those who wait for the server.
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 /// For a server on this machine: glibc's malloc keeps memory that it has, instead of taking fresh pages from the kernel for
 /// each object and giving them back. That halves what a `borg serve` costs, as its objects are just above the limits below
@@ -89,7 +86,7 @@ impl Transport {
             .first()
             .map(|program| program.to_string_lossy().into_owned())
             .unwrap_or_default();
-        let mut child = command(&arguments, settings)
+        let mut child = server(&arguments, location, settings)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -109,14 +106,32 @@ impl Transport {
         // Large pipes save context switches; a refusal costs nothing but speed.
         let _ = rustix::pipe::fcntl_setpipe_size(&input, 1 << 20);
         let _ = rustix::pipe::fcntl_setpipe_size(&output, 1 << 20);
+        let nonblocking = fcntl_getfl(&input)
+            .and_then(|flags| fcntl_setfl(&input, flags | OFlags::NONBLOCK))
+            .map_err(|errno| Error::Spawn {
+                program: program.clone(),
+                source: errno.into(),
+            });
         let process = Arc::new(ServerProcess {
             child: Mutex::new(Some(child)),
-            cancelled: AtomicBool::new(false),
+            program,
+            patience: settings.patience,
+            ..ServerProcess::default()
         });
+        nonblocking?;
         Ok(Self {
-            input: Box::new(input),
-            output: Box::new(output),
-            errors: Some(Box::new(errors)),
+            input: Box::new(Requests {
+                pipe: input,
+                process: Arc::clone(&process),
+            }),
+            output: Box::new(Heard {
+                stream: output,
+                process: Arc::clone(&process),
+            }),
+            errors: Some(Box::new(Heard {
+                stream: errors,
+                process: Arc::clone(&process),
+            })),
             process,
         })
     }
@@ -127,8 +142,8 @@ impl Transport {
 /// An interrupt reaches the whole foreground process group. If it killed ssh, the client could not end the session in
 /// order. A process group of its own would protect ssh too, but then it could not ask for a password on the terminal.
 /// An ignored signal stays ignored across `exec`, hence the shell.
-fn command(arguments: &[std::ffi::OsString], settings: &Settings) -> Command {
-    let mut command = Command::new("/bin/sh");
+fn server(arguments: &[std::ffi::OsString], location: &Location, settings: &Settings) -> Command {
+    let mut command = borg_command(location, settings);
     command
         .args(["-c", "trap '' INT; exec \"$@\"", "sh"])
         .args(arguments);
@@ -137,23 +152,76 @@ fn command(arguments: &[std::ffi::OsString], settings: &Settings) -> Command {
             command.env(name, value);
         }
     }
-    clean_environment(&mut command, settings);
     command
 }
 
-/// Takes the passphrase out of a child's environment and puts the settings' variables in.
-pub(crate) fn clean_environment(command: &mut Command, settings: &Settings) {
-    for name in SECRET_VARIABLES {
-        command.env_remove(name);
-    }
+/// A shell that is to become Borg, or the remote shell to one, in the environment that Borg is used to: without a passphrase,
+/// with the settings' variables.
+pub(crate) fn borg_command(location: &Location, settings: &Settings) -> Command {
+    // A remote shell of the user's own may need anything.
+    let own = !location.is_local() && settings.rsh != "ssh";
+    let mut command = command("/bin/sh", if own { Needs::BorgHelper } else { Needs::Borg });
     command.envs(settings.child_env.iter().map(|(key, value)| (key, value)));
+    command
+}
+
+/// The pipe to the server. Whoever waits for room in it is woken when the connection is cancelled, or the server silent for
+/// too long.
+struct Requests {
+    pipe: ChildStdin,
+    process: Arc<ServerProcess>,
+}
+
+impl Write for Requests {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let begin = Instant::now();
+        loop {
+            match self.pipe.write(bytes) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                done => {
+                    self.process.is_alive();
+                    return done;
+                }
+            }
+            if self.process.is_over(begin) {
+                return Err(io::Error::other("the connection was ended"));
+            }
+            let look = Timespec::try_from(LOOK).ok();
+            // Whatever it says, the next write tells.
+            let _ = poll(&mut [PollFd::new(&self.pipe, PollFlags::OUT)], look.as_ref());
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What the server says: a sign of life.
+struct Heard<R> {
+    stream: R,
+    process: Arc<ServerProcess>,
+}
+
+impl<R: Read> Read for Heard<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.stream.read(buffer);
+        self.process.is_alive();
+        read
+    }
 }
 
 /// The local child: `borg serve` itself, or ssh.
 #[derive(Default)]
 pub(crate) struct ServerProcess {
     child: Mutex<Option<Child>>,
+    program: String,
+    /// How long it may give no sign of life to somebody who waits for it.
+    patience: Option<Duration>,
+    alive: Mutex<Option<Instant>>,
     cancelled: AtomicBool,
+    /// Patience is over.
+    silent: AtomicBool,
 }
 
 impl ServerProcess {
@@ -161,35 +229,58 @@ impl ServerProcess {
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_alive(&self) {
+        *self.alive.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::SeqCst)
     }
 
-    /// Tells the child to terminate; a terminated `borg serve` still releases its lock.
+    /// Since when there was no sign of life, if that is why the connection was ended.
+    pub fn silence(&self) -> Option<Duration> {
+        self.patience.filter(|_| self.silent.load(Ordering::SeqCst))
+    }
+
+    /// Whether it is not to be waited for any longer, by somebody who has waited since then.
+    pub fn is_over(&self, begin: Instant) -> bool {
+        if self.is_cancelled() {
+            return true;
+        }
+        let alive = *self.alive.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = alive.map_or(begin, |alive| alive.max(begin));
+        if self.patience.is_none_or(|patience| since.elapsed() < patience) {
+            return false;
+        }
+        self.silent.store(true, Ordering::SeqCst);
+        self.cancel();
+        true
+    }
+
+    /// Tells the child to terminate; a terminated `borg serve` still releases its lock. Those who wait for it are woken.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::SeqCst);
         self.terminate();
     }
 
     fn terminate(&self) {
-        if let Some(child) = self.child().as_mut()
-            && matches!(child.try_wait(), Ok(None))
-        {
-            let _ = kill_process(Pid::from_child(child), Signal::TERM);
+        if let Some(child) = self.child().as_mut() {
+            strongroom_child::terminate(child);
         }
     }
 
     /// Waits for the child's end until the deadline.
     pub fn wait(&self, patience: Duration) -> Option<ExitStatus> {
-        let deadline = Instant::now() + patience;
+        let begin = Instant::now();
         let mut pause = Duration::from_millis(1);
+        // Others may look at the child meanwhile, to cancel it.
         loop {
             match self.child().as_mut().map(Child::try_wait) {
                 Some(Ok(Some(status))) => return Some(status),
                 Some(Ok(None)) => {}
                 _ => return None,
             }
-            if Instant::now() >= deadline {
+            if begin.elapsed() >= patience {
                 return None;
             }
             std::thread::sleep(pause);
@@ -200,20 +291,19 @@ impl ServerProcess {
     /// Waits for the child, whose input is closed; in the end by force. It never stays behind as a zombie, which
     /// Borg's locks would take for a living process.
     pub fn finish(&self) -> Option<ExitStatus> {
-        if let Some(status) = self.wait(if self.is_cancelled() {
-            TERM_PATIENCE
-        } else {
-            CLOSE_PATIENCE
-        }) {
-            return Some(status);
-        }
-        self.terminate();
-        if let Some(status) = self.wait(TERM_PATIENCE) {
-            return Some(status);
+        let begin = Instant::now();
+        while begin.elapsed() < CLOSE_PATIENCE && !self.is_cancelled() {
+            if let Some(status) = self.wait(LOOK) {
+                return Some(status);
+            }
+            self.child().as_ref()?;
         }
         let mut child = self.child();
-        let child = child.as_mut()?;
-        let _ = child.kill();
-        child.wait().ok()
+        let status = strongroom_child::end(child.as_mut()?, &self.program, TERM_PATIENCE);
+        if status.is_none() {
+            // Another thread waits for it.
+            *child = None;
+        }
+        status
     }
 }

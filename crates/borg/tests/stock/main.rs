@@ -4,6 +4,7 @@
 
 mod common;
 mod failures;
+mod hangs;
 mod known;
 mod late;
 mod locations;

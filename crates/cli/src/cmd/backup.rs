@@ -2,10 +2,11 @@
 
 mod side_by_side;
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use strongroom_child::{Needs, command};
 use strongroom_engine::backup::{self, Outcome, Report};
 
 use self::side_by_side::{Done, Work};
@@ -78,7 +79,7 @@ fn document(one: &Done) -> Value {
 fn yield_the_disk() {
     let ionice = |arguments: &[&str]| {
         let id = std::process::id().to_string();
-        let mut command = Command::new("ionice");
+        let mut command = command("ionice", Needs::Nothing);
         command.args(arguments).args(["-p", &id]);
         command
             .env("LC_ALL", "C")

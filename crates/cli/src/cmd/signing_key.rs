@@ -3,7 +3,8 @@
 
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+
+use strongroom_child::Needs;
 
 use strongroom_engine::config::{Config, Signing};
 
@@ -99,7 +100,7 @@ fn generate(settings: &Settings, key: &Path, identity: &str, unprotected: bool) 
             .create(directory)
             .map_err(|error| failed(error.to_string()))?;
     }
-    let mut command = Command::new("ssh-keygen");
+    let mut command = strongroom_child::command("ssh-keygen", Needs::Keys);
     command
         .args(["-q", "-t", "ed25519", "-C", identity, "-f"])
         .arg(key);

@@ -2,13 +2,13 @@
 //! it, and speaks to it as [`strongroom_engine::watchdog`] says.
 
 use std::io::Write as _;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use strongroom_child::Needs;
 use strongroom_engine::context::Launch;
 use strongroom_engine::vm::{Hypervisor as _, HypervisorError};
 use strongroom_engine::watchdog::guard::Guard;
@@ -23,7 +23,7 @@ use crate::exit::Exit;
 pub fn launch(uri: &str) -> Box<Launch> {
     let uri = uri.to_owned();
     Box::new(move |domain: Uuid, budget: Duration| {
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = strongroom_child::command("/proc/self/exe", Needs::Hypervisor);
         command
             .args(["--connect", &uri, "thaw-watchdog", &domain.to_string()])
             .args(["--budget-ms", &budget.as_millis().to_string()]);

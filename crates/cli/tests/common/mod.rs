@@ -4,6 +4,7 @@
 pub mod account;
 pub mod checks;
 pub mod deaths;
+pub mod hangs;
 pub mod luks;
 pub mod pool;
 pub mod running;

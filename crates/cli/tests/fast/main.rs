@@ -12,3 +12,4 @@ mod interrupts;
 mod media;
 mod promises;
 mod reference;
+mod unit;

@@ -12,6 +12,7 @@ mod damage;
 mod disks;
 mod files;
 mod firmware;
+mod hang;
 mod headers;
 mod interrupted;
 mod kill;

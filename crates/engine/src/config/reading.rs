@@ -40,6 +40,8 @@ pub struct Limits {
     pub free_mib: u64,
     /// How long the backup of a VM may take, in seconds; 0 for no limit.
     pub run_s: u64,
+    /// How long the repository's server may give no sign of life to a call that waits for it, in seconds; 0 for no limit.
+    pub repository_s: u64,
     /// How long the hypervisor may take to answer one call, in seconds; then the VM is given up; 0 for no limit.
     pub answer_s: u64,
 }
@@ -48,6 +50,11 @@ impl Limits {
     /// How long the backup of a VM may take.
     pub fn run(&self) -> Option<Duration> {
         (self.run_s > 0).then(|| Duration::from_secs(self.run_s))
+    }
+
+    /// How long the repository's server may be silent.
+    pub fn repository(&self) -> Option<Duration> {
+        (self.repository_s > 0).then(|| Duration::from_secs(self.repository_s))
     }
 
     /// How long the hypervisor may take to answer.
@@ -62,6 +69,7 @@ impl Default for Limits {
             scratch_mib: 0,
             free_mib: 1024,
             run_s: 0,
+            repository_s: 3600,
             answer_s: 600,
         }
     }

@@ -10,7 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ use strongroom_guest::protocol::{
 
 use crate::cancel::{Cancel, Cancelled};
 use crate::event::{Event, Observer};
+use crate::exec::Needs;
 use crate::template::Template;
 use crate::vm::Accelerator;
 
@@ -335,7 +336,7 @@ impl Running {
         console: &UnixStream,
         typed: Typed,
     ) -> io::Result<Self> {
-        let mut command = Command::new("setpriv");
+        let mut command = strongroom_child::command("setpriv", Needs::Nothing);
         command.args(["--pdeathsig", "KILL", "--no-new-privs"]);
         if rustix::process::geteuid().is_root() {
             let (user, group) = user()?;
@@ -394,8 +395,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = strongroom_child::kill(&mut self.child, "QEMU");
     }
 }
 

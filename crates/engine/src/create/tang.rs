@@ -18,7 +18,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::cancel::Cancel;
-use crate::exec::{self, Call, ExecError};
+use crate::exec::{self, Call, ExecError, Needs};
 
 /// The largest advertisement that is read, in bytes. With ten keys one has 4 KiB.
 pub const MAX_ADVERTISEMENT: usize = 48 << 10;
@@ -118,6 +118,7 @@ pub fn fetch(url: &str, cancel: &Cancel) -> Result<Advertisement, TangError> {
     let output = exec::run(
         &Call {
             program: OsStr::new("curl"),
+            needs: Needs::Nothing,
             arguments: arguments.map(OsStr::new).to_vec(),
             input: b"",
             time: TIME,
@@ -132,7 +133,7 @@ pub fn fetch(url: &str, cancel: &Cancel) -> Result<Advertisement, TangError> {
     if !output.status.success() {
         return Err(TangError::Unreachable {
             url: url.to_owned(),
-            reason: output.words(),
+            reason: exec::words(&output),
         });
     }
     understand(&output.out).map_err(|reason| TangError::Answer {

@@ -7,7 +7,7 @@ use super::{PING, THAW};
 use crate::context::Context;
 use crate::state::{StateError, VmState};
 use crate::vm::{Domain, FreezeStatus, HypervisorError, RunState};
-use crate::watchdog::Watchdog;
+use crate::watchdog::{Watchdog, Word};
 
 /// How long a thaw is tried again: the hypervisor's daemon may be restarting. The watchdog tries for longer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -121,19 +121,15 @@ impl<'a> Freezer<'a> {
             return Ok(Freeze::Missed(format!("the watchdog is gone: failed to {error}")));
         }
         let since = Instant::now();
-        match hypervisor.freeze(uuid, self.budget) {
-            Ok(count) => {
-                watchdog.frozen();
-                Ok(Freeze::Frozen(count, since))
-            }
-            Err(error @ HypervisorError::Refused { .. }) => {
-                // It is answered for: none is on its way, and what was frozen by halves is thawed.
-                watchdog.frozen();
-                self.thaw(state, 0, since);
-                Ok(Freeze::Missed(format!("failed to {error}")))
-            }
+        let answer = hypervisor.freeze(uuid, self.budget);
+        watchdog.tell(word_about(&answer));
+        match answer {
+            Ok(count) => Ok(Freeze::Frozen(count, since)),
             Err(error) => {
-                watchdog.unknown();
+                if matches!(error, HypervisorError::Refused { .. }) {
+                    // What was frozen by halves is thawed.
+                    self.thaw(state, 0, since);
+                }
                 Ok(Freeze::Missed(format!("failed to {error}")))
             }
         }
@@ -144,18 +140,8 @@ impl<'a> Freezer<'a> {
         let Freeze::Frozen(count, since) = self.outcome else {
             return;
         };
-        self.outcome = match self.thaw(state, count, since) {
-            _ if count == 0 => Freeze::Missed("the guest agent found no file system to freeze".into()),
-            Some(until) if until >= called => Freeze::Held,
-            Some(_) => Freeze::Missed(format!(
-                "the file systems did not stay frozen until the view was taken: {} ms were over, or somebody else \
-                 thawed them",
-                self.budget.as_millis()
-            )),
-            None => {
-                Freeze::Missed("it is not certain that the file systems were frozen, or are thawed".into())
-            }
-        };
+        let until = self.thaw(state, count, since);
+        self.outcome = judge(count, until, called, self.budget);
     }
 
     /// Thaws so many file systems that are frozen since then. Gives until when they are known to have been frozen;
@@ -185,11 +171,10 @@ impl<'a> Freezer<'a> {
                     self.frozen = (self.armed + thaw.answered).saturating_duration_since(since);
                     return Some(self.armed + thaw.began);
                 }
-                // Fewer than were frozen: somebody was there before, it is not known when.
-                Some(if thawed >= count { begun } else { since })
+                Some(frozen_until(thawed, count, begun, since))
             }
             Err(error) => {
-                watchdog.unknown();
+                watchdog.tell(Word::Unknown);
                 let vm = &self.domain.name;
                 self.context.warn(format!(
                     "{vm}: its file systems may still be frozen: failed to {error}; the watchdog goes on trying, and \
@@ -198,5 +183,80 @@ impl<'a> Freezer<'a> {
                 None
             }
         }
+    }
+}
+
+/// What the watchdog has to know of how a freeze was answered: whether one may be on its way still.
+fn word_about(answer: &Result<u32, HypervisorError>) -> Word {
+    match answer {
+        Ok(_) | Err(HypervisorError::Refused { .. }) => Word::Frozen,
+        Err(_) => Word::Unknown,
+    }
+}
+
+/// Until when file systems were frozen of which so many were thawed by a thaw that began then.
+fn frozen_until(thawed: u32, count: u32, begun: Instant, since: Instant) -> Instant {
+    // Fewer than were frozen: another thaw came before, it is not known when.
+    if thawed >= count { begun } else { since }
+}
+
+/// What became of a freeze of so many file systems, which were frozen until then, when the call had returned at that time.
+fn judge(count: u32, until: Option<Instant>, called: Instant, budget: Duration) -> Freeze {
+    match until {
+        _ if count == 0 => Freeze::Missed("the guest agent found no file system to freeze".into()),
+        Some(until) if until >= called => Freeze::Held,
+        Some(_) => Freeze::Missed(format!(
+            "the file systems did not stay frozen until the view was taken: {} ms were over, or somebody else thawed them",
+            budget.as_millis()
+        )),
+        None => Freeze::Missed("it is not certain that the file systems were frozen, or are thawed".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freeze_counts_only_if_it_lasted_until_the_view_was_taken() {
+        let called = Instant::now() + Duration::from_secs(10);
+        let judge = |count, until| judge(count, until, called, Duration::from_secs(1));
+        let (before, after) = (
+            called.checked_sub(Duration::from_millis(1)).unwrap(),
+            called + Duration::from_millis(1),
+        );
+        assert_eq!(judge(2, Some(after)), Freeze::Held);
+        assert_eq!(judge(2, Some(called)), Freeze::Held);
+        for (count, until) in [(2, Some(before)), (2, None), (0, Some(after))] {
+            assert!(
+                matches!(judge(count, until), Freeze::Missed(_)),
+                "{count} {until:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_thaw_that_finds_less_than_was_frozen_came_too_late() {
+        let since = Instant::now();
+        let begun = since + Duration::from_secs(1);
+        assert_eq!(frozen_until(2, 2, begun, since), begun);
+        assert_eq!(frozen_until(3, 2, begun, since), begun);
+        assert_eq!(frozen_until(1, 2, begun, since), since);
+    }
+
+    #[test]
+    fn the_watchdog_stays_after_a_freeze_that_was_not_answered() {
+        let what = || "freeze".to_owned();
+        let refused = HypervisorError::Refused {
+            what: what(),
+            message: "no".into(),
+        };
+        let failed = HypervisorError::Failed {
+            what: what(),
+            message: "timed out".into(),
+        };
+        assert_eq!(word_about(&Ok(0)), Word::Frozen);
+        assert_eq!(word_about(&Err(refused)), Word::Frozen);
+        assert_eq!(word_about(&Err(failed)), Word::Unknown);
     }
 }

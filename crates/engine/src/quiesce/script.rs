@@ -6,7 +6,7 @@
 use std::fmt;
 use std::io::Read;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::cancel::Cancel;
 use crate::config::Quiesce;
-use crate::exec::{shell_word, ssh_program};
+use crate::exec::{Needs, shell_word, ssh_program};
 use crate::vm::Agent;
 
 /// What is kept of a script's output, in bytes: its end.
@@ -137,7 +137,7 @@ fn over_ssh(
     cancel: Option<&Cancel>,
 ) -> (Result<ExitStatus, String>, String) {
     let program = ssh_program();
-    let child = Command::new(&program)
+    let child = strongroom_child::command(&program, Needs::Keys)
         .args(["-o", "BatchMode=yes", "--", destination])
         // The login shell there may be any; what it is given is one plain command with one word.
         .arg(format!("/bin/sh -c {}", shell_word(command)))
@@ -177,7 +177,7 @@ fn over_ssh(
         if let Some(group) = rustix::process::Pid::from_raw(child.id() as i32) {
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
-        let _ = child.wait();
+        let _ = strongroom_child::kill(&mut child, "ssh");
     }
     let rest = Instant::now() + REST;
     let output = outputs
@@ -235,6 +235,8 @@ fn last_lines(output: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     #[test]

@@ -17,7 +17,7 @@ use super::{Description, FORMAT, Store, TemplateError, at};
 use crate::cancel::Cancel;
 use crate::config::Signing;
 use crate::event::{Event, Observer};
-use crate::exec::{self, Call, ExecError};
+use crate::exec::{self, Call, ExecError, Needs};
 
 /// The steps, for `bash`.
 const SCRIPT: &str = include_str!("build.sh");
@@ -283,6 +283,7 @@ fn run(
     let output = exec::run(
         &Call {
             program: OsStr::new("bash"),
+            needs: Needs::Network,
             arguments: all,
             input: b"",
             time: TIME,
@@ -294,7 +295,7 @@ fn run(
         Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.out).into_owned()),
         Ok(output) => Err(TemplateError::Build {
             what,
-            reason: output.words(),
+            reason: exec::words(&output),
         }),
         Err(ExecError::Cancelled(cancelled)) => Err(cancelled.into()),
         Err(error) => Err(TemplateError::Build {

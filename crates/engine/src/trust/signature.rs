@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::cancel::Cancel;
 use crate::config::Signing;
-use crate::exec::{self, Call, ExecError, Output};
+use crate::exec::{self, Call, ExecError, Needs, Output};
 
 /// What a manifest's signature is made for: it stands for nothing else, and no other signature stands for it.
 pub const NAMESPACE: &str = "strongroom-manifest@v1";
@@ -104,7 +104,7 @@ pub fn sign(
     if !output.status.success() || output.out.is_empty() {
         return Err(SigningError::Refused {
             key: key.to_owned(),
-            words: output.words(),
+            words: exec::words(&output),
         });
     }
     if signing.allowed_signers.is_some() {
@@ -170,7 +170,7 @@ pub fn check(
                 key: key.to_owned(),
             });
         }
-        words = output.words();
+        words = exec::words(&output);
     }
     Err(Untrusted::Rejected(words))
 }
@@ -185,7 +185,7 @@ fn principals(common: &[&OsStr], cancel: &Cancel) -> Result<Vec<String>, Untrust
         cancel,
     )?;
     if !output.status.success() {
-        return Err(Untrusted::Rejected(output.words()));
+        return Err(Untrusted::Rejected(exec::words(&output)));
     }
     let text = String::from_utf8_lossy(&output.out);
     let mut found: Vec<String> = Vec::new();
@@ -206,6 +206,7 @@ fn ssh_keygen(
 ) -> Result<Output, ExecError> {
     let call = Call {
         program: OsStr::new("ssh-keygen"),
+        needs: Needs::Keys,
         arguments: first.iter().chain(rest).copied().collect(),
         input,
         time,

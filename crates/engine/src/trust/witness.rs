@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::chain::Head;
 use crate::cancel::Cancel;
 use crate::config::Witness;
-use crate::exec::{self, Call, ExecError, Output};
+use crate::exec::{self, Call, ExecError, Needs, Output};
 
 /// The longest list that is read, in bytes: some 200,000 restore points.
 const MAX_BYTES: u64 = 64 << 20;
@@ -148,6 +148,7 @@ fn call(command: &[String], input: &[u8], cancel: &Cancel) -> Result<Output, Wit
     let program = words.next().unwrap_or_default();
     let call = Call {
         program,
+        needs: Needs::Keys,
         arguments: words.collect(),
         input,
         time: TIME,
@@ -159,7 +160,7 @@ fn call(command: &[String], input: &[u8], cancel: &Cancel) -> Result<Output, Wit
     } else {
         Err(WitnessError::Failed {
             program: program.display().to_string(),
-            words: output.words(),
+            words: exec::words(&output),
         })
     }
 }

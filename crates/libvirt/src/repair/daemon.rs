@@ -6,11 +6,12 @@
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use strongroom_child::Needs;
 
 /// Where the daemons that may serve `qemu:///system` write their process ids.
 const PID_FILES: [&str; 2] = ["/run/libvirt/virtqemud.pid", "/run/libvirt/libvirtd.pid"];
@@ -81,7 +82,7 @@ impl Daemon {
             Started::Command(program, arguments, environment) => {
                 // Left behind by one that ended by force, it would be in the way.
                 let _ = fs::remove_file(&self.file);
-                let mut command = Command::new(program);
+                let mut command = strongroom_child::command(program, Needs::Nothing);
                 command
                     .args(arguments)
                     .env_clear()
@@ -119,13 +120,13 @@ fn unit_of(path: &str) -> Option<String> {
 
 /// The active sockets that would start a service again.
 fn triggers(unit: &str) -> Result<Vec<String>, String> {
-    let output = Command::new("systemctl")
+    let output = strongroom_child::command("systemctl", Needs::Nothing)
         .args(["show", "--property=TriggeredBy", "--value", unit])
         .output()
         .map_err(|error| format!("ask systemctl about {unit}: {error}"))?;
     let named = String::from_utf8_lossy(&output.stdout).into_owned();
     let active = |socket: &&str| {
-        let asked = Command::new("systemctl")
+        let asked = strongroom_child::command("systemctl", Needs::Nothing)
             .args(["--quiet", "is-active", socket])
             .status();
         asked.is_ok_and(|status| status.success())
@@ -139,7 +140,11 @@ fn triggers(unit: &str) -> Result<Vec<String>, String> {
 
 fn systemctl(verb: &str, units: &[String]) -> Result<(), String> {
     let failed = |why: String| format!("systemctl {verb} {}: {why}", units.join(" "));
-    match Command::new("systemctl").arg(verb).args(units).output() {
+    match strongroom_child::command("systemctl", Needs::Nothing)
+        .arg(verb)
+        .args(units)
+        .output()
+    {
         Ok(output) if output.status.success() => Ok(()),
         Ok(output) => Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
         Err(error) => Err(failed(error.to_string())),

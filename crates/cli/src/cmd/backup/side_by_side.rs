@@ -1,15 +1,17 @@
 //! Several VMs at the same time, each by a thread of its own with a connection of its own.
 //!
 //! They share the configuration, the terminal and the passphrase, and nothing that one could hold up for another. So one
-//! that fails, panics, or hangs in a call that the hypervisor does not answer is one VM without a backup. A thread that
+//! that fails, panics, or hangs in a call that the hypervisor does not answer, or in one of the storage that has the records,
+//! is one VM without a backup. A thread that
 //! hangs is left to itself: what its run was about to do is in its journal, and the next run undoes it, like after a death.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use strongroom_engine::backup::{self, BackupError, Outcome};
 use strongroom_engine::cancel::Cancel;
@@ -53,10 +55,43 @@ struct Running {
     hypervisor: Arc<OnceLock<Timed<Libvirt>>>,
 }
 
+/// Since when the storage with the records has been waited for, if it is. It is asked all the time: any of a run's own calls
+/// may hang in it.
+#[derive(Clone, Default)]
+struct Records(Arc<Mutex<Option<Instant>>>);
+
+impl Records {
+    /// Of this directory, for as long as this is there.
+    fn of(directory: PathBuf) -> Self {
+        let records = Self::default();
+        let asked = records.clone();
+        thread::spawn(move || {
+            while Arc::strong_count(&asked.0) > 1 {
+                asked.waited_for(true);
+                // What it says is not the point.
+                let _ = rustix::fs::statvfs(&directory);
+                asked.waited_for(false);
+                thread::sleep(LOOK);
+            }
+        });
+        records
+    }
+
+    fn waited_for(&self, is: bool) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = is.then(Instant::now);
+    }
+
+    fn time(&self) -> Option<Duration> {
+        let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        since.map(|since| since.elapsed())
+    }
+}
+
 /// Backs up the VMs, so many at a time, and tells of each as soon as it is done. Those whose turn has not come when
 /// the work is interrupted are told of as well. Gives what came of them in the order in which they were named.
 pub fn run(work: &Work, vms: &[String], jobs: usize, mut tell: impl FnMut(&Done)) -> Vec<Done> {
     let (results, ended) = channel();
+    let records = Records::of(work.config.state_directory());
     let mut waiting: VecDeque<(usize, &String)> = vms.iter().enumerate().collect();
     let mut running: Vec<Running> = Vec::new();
     let mut done: Vec<(usize, Done)> = Vec::new();
@@ -94,7 +129,7 @@ pub fn run(work: &Work, vms: &[String], jobs: usize, mut tell: impl FnMut(&Done)
             Err(RecvTimeoutError::Timeout) => {
                 let limit = work.config.limits.answer();
                 for one in std::mem::take(&mut running) {
-                    let Some(why) = given_up(&one, limit) else {
+                    let Some(why) = given_up(&one, &records, limit) else {
                         running.push(one);
                         continue;
                     };
@@ -112,7 +147,20 @@ pub fn run(work: &Work, vms: &[String], jobs: usize, mut tell: impl FnMut(&Done)
 }
 
 /// Why a VM is not waited for any longer, if so.
-fn given_up(one: &Running, limit: Option<Duration>) -> Option<Failure> {
+fn given_up(one: &Running, records: &Records, limit: Option<Duration>) -> Option<Failure> {
+    if let Some(time) = records
+        .time()
+        .filter(|time| limit.is_some_and(|limit| *time > limit))
+    {
+        return Some(
+            Failure::failed(format!(
+                "keep records: the storage of the state directory has not answered for {} s; what was begun is undone by \
+                 the next run",
+                time.as_secs()
+            ))
+            .hint("put it on storage of this machine: `state` in the configuration"),
+        );
+    }
     let (call, time) = one.hypervisor.get()?.longest()?;
     (time > limit?).then(|| {
         Failure::failed(format!(
@@ -167,6 +215,7 @@ fn one(
     let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
     let watchdog = thaw_watchdog::launch(hypervisor.uri());
     let mut repositories = work.repositories.clone();
+    repositories.settings.patience = config.limits.repository();
     let heard = Arc::clone(observer);
     repositories.settings.events = Some(Arc::new(move |event| heard.repository(&event)));
     let context = Context {
