@@ -10,6 +10,9 @@ use super::course::{Expected, Outcome, WELL};
 use super::place::Place;
 use crate::common::tiny::MIB;
 
+/// What the host encrypted comes back as the guest saw it.
+const NOT_ENCRYPTED: Outcome = Outcome::Warned("kept it encrypted; what is restored is not");
+
 pub const KINDS: &[Kind] = &[
     Kind {
         what: "formats and sizes",
@@ -61,6 +64,8 @@ pub const KINDS: &[Kind] = &[
         expected: Expected {
             // libvirt has the key.
             off: Outcome::Refused(2, &["encrypted by the host", "start the VM"]),
+            copy: NOT_ENCRYPTED,
+            restore: NOT_ENCRYPTED,
             audit: Outcome::Refused(1, &["disk vda", "encrypted by the host"]),
             incremental: &["vda"],
             ..WELL
