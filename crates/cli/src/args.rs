@@ -94,6 +94,8 @@ pub enum Command {
     Repo(Repo),
     /// Undo what an interrupted backup left, without making a new one.
     Recover(Recover),
+    /// Let go of VMs: remove strongroom's checkpoints and dirty bitmaps, before a snapshot revert or `virsh undefine`.
+    Release(LetGo),
     /// Print what an account on a hypervisor has to be allowed for backups from another machine, and no more.
     HypervisorRights(HypervisorRights),
     /// Watch over a guest that is about to be frozen (started by `backup`).
@@ -244,6 +246,7 @@ pub struct Audit {
 #[command(after_long_help = "\
 The first backup reads what is allocated, the next ones only what changed. A disk for which that cannot be
 told is read in full, and the reason is shown and kept in the restore point.")]
+#[allow(clippy::struct_excessive_bools, reason = "they are switches of a command")]
 pub struct Backup {
     /// VMs to back up.
     #[arg(value_name = "VM", required_unless_present = "all")]
@@ -261,6 +264,10 @@ pub struct Backup {
     /// The VM was made anew under its old name, with another UUID: its restore points follow those of the VM before it.
     #[arg(long, conflicts_with = "all")]
     pub made_anew: bool,
+    /// The disks that `swap` and `exclude` name are meant as they are now, though they are other disks than at the last
+    /// backup.
+    #[arg(long, requires = "vms")]
+    pub confirm_disks: bool,
     /// Only say what would be read, and why.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
@@ -581,6 +588,28 @@ pub enum Release {
     /// Trixie.
     #[value(name = "debian-13")]
     Debian13,
+}
+
+/// `strongroom release`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  strongroom release web01 && virsh snapshot-revert web01 before-upgrade
+  strongroom release web01 && virsh undefine web01
+
+What an interrupted backup left is undone first, as by `strongroom recover`. Then all checkpoints of strongroom's are
+removed, and all dirty bitmaps named strongroom-* in the images, also where libvirt has forgotten their checkpoints.
+Restore points stay. The next backup reads everything once, and tracks changes again: leave the VM out until the
+snapshot is reverted to. Images of a VM that is shut off are opened for writing for a moment, under QEMU's lock.
+
+Exit codes: 0 nothing of strongroom's is left; 1 something remains, and why has been said.")]
+pub struct LetGo {
+    /// VMs to let go of. They need not be in the configuration.
+    #[arg(value_name = "VM", required = true)]
+    pub vms: Vec<String>,
+    /// Only say what would be removed.
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
 }
 
 /// `strongroom hypervisor-rights`.

@@ -11,6 +11,7 @@ pub mod init;
 pub mod list;
 pub mod recover;
 pub mod reference;
+pub mod release;
 pub mod repo;
 pub mod restore;
 pub mod seal;

@@ -95,7 +95,12 @@ impl From<BackupError> for Failure {
                 "let it be merged by whoever took it, or with `virsh blockcommit VM DISK --active --pivot`; then run \
                  the backup again",
             ),
-            BackupError::Plan(error @ (Unplanned::Away(_) | Unplanned::Shared { .. })) => Self::failed(error),
+            BackupError::Plan(
+                error @ (Unplanned::Away(_)
+                | Unplanned::Shared { .. }
+                | Unplanned::Roles(_)
+                | Unplanned::PassedThrough { .. }),
+            ) => Self::failed(error),
             BackupError::RolledBack { ref vm, .. } => {
                 let hint = format!(
                     "`strongroom verify {vm}` says what is missing; if the old copy was meant to be put back: `strongroom verify \

@@ -103,6 +103,7 @@ fn command(cli: &Cli, settings: &Settings) -> Result<Exit, Failure> {
         Command::VerifyImage(args) => cmd::seal::verify(settings, args),
         Command::Repo(args) => cmd::repo::run(settings, args),
         Command::Recover(args) => cmd::recover::run(settings, args),
+        Command::Release(args) => cmd::release::run(settings, args),
         Command::HypervisorRights(args) => cmd::hypervisor_rights::run(settings, args),
         Command::ThawWatchdog(args) => Ok(cmd::thaw_watchdog::run(&cli.global, args)),
         Command::Man { directory } => cmd::reference::man(directory),

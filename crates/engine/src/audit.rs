@@ -246,6 +246,16 @@ fn about(context: &Context<'_>, vm: &Seen, max_age: SignedDuration) -> Vec<Findi
         &vm.domain,
         snapshots.as_deref().unwrap_or_default(),
     ));
+    let checkpoints = context.hypervisor.checkpoints(vm.domain.uuid).unwrap_or_default();
+    let committed = context.state.peek(vm.domain.uuid).ok().flatten();
+    let mut known = checkpoints.clone();
+    known.extend(
+        committed
+            .and_then(|records| records.committed)
+            .map(|of| of.checkpoint),
+    );
+    findings.extend(judge::tracking(&vm.domain, &checkpoints));
+    findings.extend(vm.disks.iter().filter_map(|disk| judge::leftovers(disk, &known)));
     let protection = judge::Protection {
         configured: vm.configured,
         signed: context.config.signing.is_some(),

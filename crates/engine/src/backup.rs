@@ -17,6 +17,7 @@ pub mod disk;
 pub mod guard;
 pub mod pace;
 pub mod plan;
+pub mod roles;
 pub mod scratch;
 pub mod seal;
 mod shared;
@@ -40,11 +41,12 @@ use crate::context::Context;
 use crate::event::{Event, Step};
 use crate::headers::{self, Headers};
 use crate::history::{HistoryError, Point};
-use crate::manifest::{Manifest, ManifestError, Method};
+use crate::manifest::{Exclusion, Manifest, ManifestError, Method};
 use crate::overlay::{HomeError, Homecoming, bring_home};
 use crate::quiesce::Rest;
 use crate::reconcile::{ReconcileError, drop_stale, reconcile};
 use crate::state::{Committed, Run, StateError, VmState};
+use crate::tracking;
 use crate::trust::chain::ChainProblem;
 use crate::trust::memory::Memory;
 use crate::trust::order::Order;
@@ -248,6 +250,18 @@ pub enum BackupError {
     /// The way back to the images could not be gone.
     #[error("bring the disks back to their images: {0}")]
     Home(#[from] HomeError),
+    /// A target was given another image between the plan and the job.
+    #[error(
+        "back up {vm}: disk {disk} was exchanged while the backup began, it was {before}; run the backup again"
+    )]
+    Exchanged {
+        /// The VM.
+        vm: String,
+        /// Target device name.
+        disk: String,
+        /// What it was.
+        before: String,
+    },
     /// A shut-off VM was started while it was read.
     #[error("back up {0}: it was started or written to while it was read; run the backup again")]
     Disturbed(String),
@@ -380,9 +394,14 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
             ..point
         })
     });
-    let parent = match jobless(context, &domain, &settings) {
-        Some(why) => Parent::NoJobs(why),
-        None => parent(
+    let untracked = tracking::forbidden(&domain, &settings);
+    if !dry_run && untracked.is_none() {
+        tracking::readopt(context, &domain, &state);
+    }
+    let parent = match (jobless(context, &domain, &settings), &untracked) {
+        (Some(why), _) => Parent::NoJobs(why),
+        (None, Some(why)) => Parent::Untracked(why.clone()),
+        (None, None) => parent(
             context,
             &domain,
             &state,
@@ -392,8 +411,16 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
             &order,
         ),
     };
-    let mut plan = plan::make(&domain, &settings, context.config, &parent, &run)?;
+    let mut plan = plan::make(
+        &domain,
+        &settings,
+        context.config,
+        newest.as_ref().map(|point| &point.manifest),
+        &parent,
+        &run,
+    )?;
     context.report(&Event::Planned(&plan));
+    say_what_is_special(context, &domain, &plan);
     for disk in plan.disks.iter().filter(|disk| disk.host_encrypted) {
         context.note(format!(
             "disk {}: the hypervisor encrypts its image; the repository's own encryption is what protects its backup",
@@ -493,11 +520,20 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
         checkpoint,
         repository: repository_id,
     });
-    match state.commit(committed) {
+    let closed = state.commit(committed).and_then(|()| {
+        // The snapshots were there first: with the checkpoint they could not be reverted to.
+        if untracked.is_some() {
+            state.retire()
+        } else {
+            Ok(())
+        }
+    });
+    match closed {
         Ok(()) => drop_stale(context, &domain, &mut state),
         // The journal still names the run: the next one drops its checkpoint and starts from the one before.
         Err(error) => context.warn(format!("the archive is committed, but failed to {error}")),
     }
+    warn_of_snapshots(context, &domain, &settings);
     if let Err(error) = repository.close() {
         context.warn(format!(
             "the repository did not close cleanly after the commit: {error}"
@@ -512,6 +548,64 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
         bytes_stored,
         requests,
     })))
+}
+
+/// What is to be known of single disks before they are read.
+fn say_what_is_special(context: &Context<'_>, domain: &Domain, plan: &Plan) {
+    for disk in plan
+        .excluded
+        .iter()
+        .filter(|disk| disk.why == Exclusion::Transient)
+    {
+        context.note(format!(
+            "disk {} is left out: it is transient, what is written to it is thrown away when the VM goes off",
+            disk.target
+        ));
+    }
+    let read = |target: &str| plan.disks.iter().any(|disk| disk.target == target);
+    for disk in domain
+        .disks
+        .iter()
+        .filter(|disk| disk.shared && read(&disk.target))
+    {
+        context.warn(format!(
+            "disk {} can be written to by other VMs (<shareable/>) while it is read, so that its copy may mix several instants; \
+             name it in `exclude`, unless this VM alone writes to it",
+            disk.target
+        ));
+    }
+}
+
+/// Says beforehand what snapshots and checkpoints will do to each other. A person who has asked for both knows.
+fn warn_of_snapshots(context: &Context<'_>, domain: &Domain, settings: &Vm) {
+    if domain.internal_snapshots.is_empty() {
+        return;
+    }
+    let checkpoints = context.hypervisor.checkpoints(domain.uuid).unwrap_or_default();
+    match tracking::conflict(domain, &checkpoints) {
+        Some(why) if settings.track_beside_snapshots => context.note(format!("{}: {why}", domain.name)),
+        Some(why) => context.warn(format!("{}: {why}", domain.name)),
+        None => {}
+    }
+}
+
+/// Makes sure that the disks of a job are those that were planned: a target may have been given another image meanwhile.
+fn check_identities(context: &Context<'_>, plan: &Plan) -> Result<(), BackupError> {
+    if plan.method != Method::Checkpoint {
+        return Ok(());
+    }
+    let domain = context.hypervisor.domain(&plan.uuid.to_string())?;
+    for planned in &plan.disks {
+        let now = domain.disks.iter().find(|disk| disk.target == planned.target);
+        if !now.is_some_and(|now| now.identity.is(&planned.identity)) {
+            return Err(BackupError::Exchanged {
+                vm: plan.vm.clone(),
+                disk: planned.target.clone(),
+                before: planned.identity.to_string(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// What the middle of the story ends with.
@@ -543,6 +637,7 @@ fn capture_and_commit(
     let reached = rest.reached()?;
     capture.report();
     let plan = capture.plan();
+    check_identities(context, plan)?;
     context.report(&Event::Step(Step::Stream));
     let repository = writer.canceller();
     let disks = scratch::guarded(context, plan, run, &repository, |context| {

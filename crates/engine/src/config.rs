@@ -113,6 +113,9 @@ pub struct Config {
     /// The VMs that are to be protected: the inventory.
     #[serde(default)]
     pub vm: BTreeMap<String, Vm>,
+    /// For this call, not in the file: the disks that `swap` and `exclude` name are meant as they are now.
+    #[serde(skip)]
+    pub disks_confirmed: bool,
 }
 
 /// One protected VM.
@@ -147,6 +150,10 @@ pub struct Vm {
     /// Where the header areas of LUKS volumes go, and so for how long a revoked passphrase opens old backups.
     #[serde(default, skip_serializing_if = "is_default")]
     pub luks_headers: LuksHeaders,
+    /// Changes are tracked although there are snapshots inside the VM's images, which cannot be reverted to then before
+    /// `strongroom release`. Without this such a VM is read in full.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub track_beside_snapshots: bool,
     /// Whether libvirt's hook lets this VM start only with a good seal on its images.
     #[serde(default, skip_serializing_if = "is_default")]
     pub require_seal: bool,
@@ -216,6 +223,7 @@ impl Config {
             signing: None,
             witness: None,
             vm: BTreeMap::new(),
+            disks_confirmed: false,
         }
     }
 

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::config::{is_target, is_vm_name};
 use crate::digest;
+use crate::vm::Identity;
 
 /// The newest format that this version reads. What has no header area of its own is written as [`PLAIN_FORMAT`].
 pub const FORMAT: u32 = 2;
@@ -185,6 +186,12 @@ pub struct DiskRecord {
     pub parent: Option<String>,
     /// Whether this disk is part of the archive's checkpoint.
     pub tracked: bool,
+    /// Which disk it was. Absent in what version 0.1.0 wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+    /// The GUID of its partition table, if it has one with a GUID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<Uuid>,
     /// Digest over the ordered list of chunks, see [`digest::of_chunks`].
     pub digest: String,
     /// Length of that list.
@@ -284,6 +291,9 @@ pub struct ExcludedDisk {
     pub size: Option<u64>,
     /// For a swap disk, the partitions and labels that the guest looks for.
     pub layout: Option<SwapLayout>,
+    /// Which disk it was. Absent in what version 0.1.0 wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
 }
 
 /// Why a disk is not in an archive.
@@ -296,6 +306,8 @@ pub enum Exclusion {
     Configured,
     /// A CD-ROM or floppy drive, or a read-only disk.
     Removable,
+    /// What is written to it is thrown away when the VM goes off.
+    Transient,
 }
 
 impl Exclusion {
@@ -305,6 +317,7 @@ impl Exclusion {
             Self::Swap => "swap",
             Self::Configured => "left out by the configuration",
             Self::Removable => "removable or read-only",
+            Self::Transient => "transient",
         }
     }
 }

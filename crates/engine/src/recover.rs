@@ -3,8 +3,9 @@
 use crate::context::Context;
 use crate::overlay::{outlook, wedged};
 use crate::reconcile::{ReconcileError, drop_stale, reconcile};
-use crate::state::{Debt, StateError};
-use crate::vm::HypervisorError;
+use crate::state::{Debt, Records, StateError};
+use crate::tracking;
+use crate::vm::{Domain, HypervisorError, StoredBitmap};
 
 /// Why a VM is not as it should be.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +62,13 @@ pub fn recover(context: &Context<'_>, name: &str, request: Request) -> Result<Ve
             context.note("libvirt has been stopped and started; it shows the guest on its own images again");
         }
     }
+    let orphans = orphans(context, &domain, &records)?;
+    found.extend(orphans.iter().map(|bitmap| {
+        format!(
+            "disk {}: bitmap {} of a checkpoint that was forgotten",
+            bitmap.target, bitmap.name
+        )
+    }));
     if !request.dry_run {
         // A VM that is not configured any more has no script, but may have an overlay.
         let settings = context.config.settings(name, &domain.name, domain.uuid).ok();
@@ -69,6 +77,33 @@ pub fn recover(context: &Context<'_>, name: &str, request: Request) -> Result<Ve
         // A VM may have been started meanwhile.
         let domain = context.hypervisor.domain(&domain.uuid.to_string())?;
         drop_stale(context, &domain, &mut state);
+        for why in tracking::remove(context, &domain, &orphans) {
+            context.warn(why);
+        }
     }
     Ok(found)
+}
+
+/// The bitmaps of ours that belong to nothing any more. That of the checkpoint on record does: the next backup makes that
+/// known again. Those of a VM on another machine are out of reach.
+fn orphans(
+    context: &Context<'_>,
+    domain: &Domain,
+    records: &Records,
+) -> Result<Vec<StoredBitmap>, HypervisorError> {
+    if !context.hypervisor.is_local() {
+        return Ok(Vec::new());
+    }
+    let mut known = context.hypervisor.checkpoints(domain.uuid)?;
+    known.extend(records.committed.iter().map(|of| of.checkpoint.clone()));
+    known.extend(records.run.iter().filter_map(|run| run.checkpoint.clone()));
+    let bitmaps = match context.hypervisor.bitmaps(domain.uuid) {
+        Ok(bitmaps) => bitmaps,
+        Err(error) => {
+            // Not what this is called for: a disk that is gone must not keep the rest from being put right.
+            context.note(format!("{}: failed to {error}", domain.name));
+            Vec::new()
+        }
+    };
+    Ok(tracking::orphans(bitmaps, &known))
 }

@@ -10,10 +10,12 @@
 mod agent;
 mod chains;
 mod files;
+mod identity;
 mod lending;
 mod listener;
 mod new;
 mod timed;
+mod tracking;
 mod uses;
 
 use std::fmt;
@@ -28,6 +30,7 @@ use crate::config::Vm;
 pub use self::agent::{Agent, FreezeStatus, GuestExit};
 pub use self::chains::{BlockJob, BlockJobState, Chain, Chains, SnapshotDisk};
 pub use self::files::Files;
+pub use self::identity::{FileIdentity, Identity};
 pub use self::lending::{Lending, Lent, MAX_SERIAL};
 pub use self::listener::Listener;
 pub use self::new::{
@@ -35,6 +38,7 @@ pub use self::new::{
     Network, NewDisk, NewDomain, Support,
 };
 pub use self::timed::Timed;
+pub use self::tracking::{StoredBitmap, Tracking};
 pub use self::uses::{Role, Store, Use, User, Uses};
 
 /// Why the hypervisor did not do, or did not say, what was asked.
@@ -174,6 +178,7 @@ pub enum Bitmaps {
 
 /// One disk of a domain, as defined.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 pub struct Disk {
     /// Target device name, unique in the domain (`vda`); letters and digits only.
     pub target: String,
@@ -195,6 +200,12 @@ pub struct Disk {
     pub bitmaps: Bitmaps,
     /// The hypervisor encrypts the image: what is read through it is not encrypted.
     pub encrypted: bool,
+    /// What the guest writes is thrown away when it goes off (`<transient/>`).
+    pub transient: bool,
+    /// Other VMs may write to it at the same time (`<shareable/>`).
+    pub shared: bool,
+    /// Which disk it is.
+    pub identity: Identity,
 }
 
 impl Disk {
@@ -250,6 +261,8 @@ pub struct Domain {
     pub busy: Option<String>,
     /// External snapshots that the hypervisor knows of and whose overlays are in use.
     pub snapshots: Vec<Snapshot>,
+    /// Snapshots inside of images: those that the hypervisor has on record, and the images that hold others.
+    pub internal_snapshots: Vec<String>,
 }
 
 /// A disk that is not the same in the running domain and in its stored definition.
@@ -374,7 +387,7 @@ pub struct BadBitmap {
 }
 
 /// The hypervisor. Implementations are shared between threads.
-pub trait Hypervisor: Agent + Chains + Creation + Files + Lending + Uses + Send + Sync {
+pub trait Hypervisor: Agent + Chains + Creation + Files + Lending + Tracking + Uses + Send + Sync {
     /// The URI as configured, for messages.
     fn uri(&self) -> &str;
 

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use strongroom_engine::vm::{HypervisorError, Snapshot};
+use strongroom_engine::vm::{Disk, HypervisorError, Snapshot};
 use virt::domain::{
     Domain as Handle, DomainPausedReason, DomainRunningReason, DomainState, DomainStateReason,
 };
@@ -17,13 +17,13 @@ use virt::sys::{
     VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT, VIR_DOMAIN_JOB_OPERATION_RESTORE, VIR_DOMAIN_JOB_OPERATION_SAVE,
     VIR_DOMAIN_JOB_OPERATION_SNAPSHOT, VIR_DOMAIN_JOB_OPERATION_SNAPSHOT_DELETE,
     VIR_DOMAIN_JOB_OPERATION_SNAPSHOT_REVERT, VIR_DOMAIN_JOB_OPERATION_START,
-    VIR_DOMAIN_SNAPSHOT_LIST_EXTERNAL,
+    VIR_DOMAIN_SNAPSHOT_LIST_EXTERNAL, VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL,
 };
 
 use crate::connection::Libvirt;
 use crate::hypervisor::is;
-use crate::sys;
 use crate::xml::{child, children, parse};
+use crate::{image, sys};
 
 /// Most images that are followed in one chain.
 const MAX_CHAIN: usize = 256;
@@ -63,6 +63,33 @@ impl Libvirt {
             }
         }
         Ok(None)
+    }
+
+    /// Snapshots inside of images: those that libvirt has on record, by name, and the disks whose images hold others.
+    pub(crate) fn internal_snapshots(
+        &self,
+        handle: &Handle,
+        disks: &[Disk],
+    ) -> Result<Vec<String>, HypervisorError> {
+        let failed = |error: Error| self.failed("read the snapshots of a domain".into(), &error);
+        let list = handle
+            .list_all_snapshots(VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL)
+            .map(Some);
+        let list = if_supported(list).map_err(failed)?.unwrap_or_default();
+        let names = list.iter().map(virt::domain_snapshot::DomainSnapshot::name);
+        let mut found = names.collect::<Result<Vec<String>, Error>>().map_err(failed)?;
+        if found.is_empty() && self.local() {
+            // Made by `qemu-img snapshot`, or forgotten by libvirt.
+            let holders = disks
+                .iter()
+                .filter(|disk| !disk.read_only && disk.format == "qcow2");
+            found.extend(
+                holders
+                    .filter(|disk| disk.source.path().is_some_and(image::holds_snapshots))
+                    .map(|disk| format!("in the image of {}", disk.target)),
+            );
+        }
+        Ok(found)
     }
 
     /// External snapshots that libvirt knows of and whose overlays are in the chains of this definition.

@@ -7,6 +7,7 @@ use strongroom_engine::config::is_target;
 use strongroom_engine::vm::{Bitmaps, Disk, DiskSource};
 use uuid::Uuid;
 
+use crate::identity;
 use crate::xml::{child, children, only_child, parse, text};
 
 /// What one definition says.
@@ -107,6 +108,9 @@ fn disk(element: Node<'_, '_>) -> Result<Disk, String> {
             .into_iter()
             .flatten()
             .any(|place| child(place, "encryption").is_some()),
+        transient: child(element, "transient").is_some(),
+        shared: child(element, "shareable").is_some(),
+        identity: identity::read(element),
     })
 }
 

@@ -30,6 +30,9 @@ pub(crate) const END_DEADLINE: Duration = Duration::from_mins(4);
 /// How long it is watched when the call itself failed: an error may hide a success.
 const DOUBT_DEADLINE: Duration = Duration::from_secs(5);
 
+/// What QEMU counts the sizes of disks in, whatever sectors the guest sees (`BDRV_SECTOR_SIZE`), in bytes.
+const SECTOR: u64 = 512;
+
 /// Between two looks at a job that ends.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -425,6 +428,9 @@ impl Libvirt {
         self.resolve(&mut disks)?;
         for disk in &mut disks {
             disk.bitmaps = image::bitmaps(&disk.format, &disk.source, self.local());
+            if let Some(path) = disk.source.path().filter(|_| self.local()) {
+                disk.identity.look(path);
+            }
             disk.size = match size(handle, disk) {
                 // A running domain has its media open; that it cannot say how large they are is no missing medium.
                 Err(error) if state.is_active() => return Err(failed(error)),
@@ -447,6 +453,7 @@ impl Libvirt {
         Ok(Domain {
             busy,
             snapshots,
+            internal_snapshots: self.internal_snapshots(handle, &disks)?,
             saved,
             shut_down: state == RunState::ShutOff && !saved && reason == Enum::Known(shut_down),
             away: state == RunState::ShutOff && reason == Enum::Known(migrated),
@@ -531,13 +538,14 @@ fn has_scratch(running: &Described, job: &BackupJob) -> bool {
     scratch.all(|file| running.running.scratch.contains(file))
 }
 
-/// Guest-visible size; `None` without a medium. For a file that is not there libvirt says zero.
+/// Guest-visible size; `None` without a medium. For a file that is not there libvirt says zero. Of a raw file that does not
+/// end with a sector libvirt tells the length while the domain is off; QEMU shows whole sectors.
 fn size(handle: &Handle, disk: &Disk) -> Result<Option<u64>, Error> {
     if disk.source == DiskSource::None {
         return Ok(None);
     }
     let capacity = sys::capacity(handle, &disk.target)?;
-    Ok(Some(capacity).filter(|size| *size > 0))
+    Ok(Some(capacity.next_multiple_of(SECTOR)).filter(|size| *size > 0))
 }
 
 pub(crate) fn is(error: &Error, number: ErrorNumber) -> bool {

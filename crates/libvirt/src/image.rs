@@ -15,7 +15,7 @@ pub fn bitmaps(format: &str, source: &DiskSource, local: bool) -> Bitmaps {
     if format != "qcow2" {
         return Bitmaps::Unsupported(format!("{format} has no place for a dirty bitmap"));
     }
-    match source.path().filter(|_| local).and_then(header) {
+    match source.path().filter(|_| local).and_then(header::<8>) {
         None => Bitmaps::Unknown,
         Some([b'Q', b'F', b'I', 0xfb, 0, 0, 0, 2]) => Bitmaps::Unsupported(
             "qcow2 version 2 (compat=0.10) has no place for a dirty bitmap; `qemu-img amend -o compat=1.1` upgrades it"
@@ -26,21 +26,28 @@ pub fn bitmaps(format: &str, source: &DiskSource, local: bool) -> Bitmaps {
     }
 }
 
-/// Magic and version: the first eight bytes. `None` when they cannot be read.
-fn header(path: &Path) -> Option<[u8; 8]> {
+/// Whether a qcow2 image holds snapshots, by their number in its header (`docs/interop/qcow2.txt`). One that cannot be read
+/// holds none.
+pub fn holds_snapshots(path: &Path) -> bool {
+    let header = header::<64>(path);
+    header.is_some_and(|bytes| bytes.starts_with(b"QFI\xfb") && !bytes.ends_with(&[0; 4]))
+}
+
+/// The first bytes. `None` when they cannot be read.
+fn header<const LENGTH: usize>(path: &Path) -> Option<[u8; LENGTH]> {
     // Opening anything else (a pipe) might block.
     let kind = std::fs::metadata(path).ok()?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         return None;
     }
-    let mut bytes = [0; 8];
+    let mut bytes = [0; LENGTH];
     File::open(path).ok()?.read_exact(&mut bytes).ok()?;
     Some(bytes)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::bitmaps;
+    use super::{bitmaps, holds_snapshots};
     use strongroom_engine::vm::{Bitmaps, DiskSource};
 
     #[test]
@@ -65,6 +72,14 @@ mod tests {
         ));
         assert!(matches!(told(&source("raw", &[0; 512])), Bitmaps::Unsupported(_)));
         assert_eq!(told(&source("short", b"QFI")), Bitmaps::Unknown);
+        // The number of snapshots stands in bytes 60 to 63.
+        for (count, held) in [(0, false), (2, true)] {
+            let mut bytes = [0; 104];
+            bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+            bytes[63] = count;
+            let image = source("snapshots", &bytes);
+            assert_eq!(holds_snapshots(image.path().unwrap()), held);
+        }
         assert_eq!(
             told(&DiskSource::File(dir.path().join("absent"))),
             Bitmaps::Unknown

@@ -72,6 +72,20 @@ fn server(listener: &Listener) -> Result<Element, String> {
 
 /// Writes a checkpoint of these disks for a domain with those.
 pub fn checkpoint(name: &str, targets: &[String], domain: &[Disk]) -> Result<String, String> {
+    describe(name, checkpoint_disks(targets, domain)?)
+}
+
+/// The same of a checkpoint that is there: when it was made (seconds since 1970) is part of what is defined again.
+pub fn redefined(name: &str, targets: &[String], domain: &[Disk], made: i64) -> Result<String, String> {
+    Element::new("domaincheckpoint")
+        .with_child(Element::new("name").with_text(checkpoint_name(name)?))
+        .with_child(Element::new("description").with_text(CHECKPOINT_DESCRIPTION))
+        .with_child(Element::new("creationTime").with_text(&made.to_string()))
+        .with_child(checkpoint_disks(targets, domain)?)
+        .to_xml()
+}
+
+fn checkpoint_disks(targets: &[String], domain: &[Disk]) -> Result<Element, String> {
     if let Some(target) = targets
         .iter()
         .find(|target| !domain.iter().any(|disk| disk.target == **target))
@@ -94,7 +108,7 @@ pub fn checkpoint(name: &str, targets: &[String], domain: &[Disk]) -> Result<Str
                 .with("checkpoint", kind),
         );
     }
-    describe(name, disks)
+    Ok(disks)
 }
 
 fn describe(name: &str, disks: Element) -> Result<String, String> {

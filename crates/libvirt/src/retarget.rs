@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use strongroom_engine::vm::{Bitmaps, Disk, DiskSource, Retarget};
+use strongroom_engine::vm::{Bitmaps, Disk, DiskSource, Identity, Retarget};
 use uuid::Uuid;
 
 use crate::definition::{self, Definition};
@@ -161,6 +161,9 @@ fn added(target: &str, file: &Path) -> Disk {
         size: None,
         bitmaps: Bitmaps::Unknown,
         encrypted: false,
+        transient: false,
+        shared: false,
+        identity: Identity::default(),
     }
 }
 

@@ -223,9 +223,20 @@ pub fn checkpoint_names(domain: &Domain) -> Result<Vec<String>, Error> {
 
 /// Makes a checkpoint as `<domaincheckpoint>` describes it.
 pub fn create_checkpoint(domain: &Domain, xml: &str) -> Result<(), Error> {
+    create_checkpoint_with(domain, xml, 0)
+}
+
+/// Makes a checkpoint known again whose bitmaps are there; libvirt checks that they are.
+pub fn redefine_checkpoint(domain: &Domain, xml: &str) -> Result<(), Error> {
+    let flags =
+        sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE;
+    create_checkpoint_with(domain, xml, flags)
+}
+
+fn create_checkpoint_with(domain: &Domain, xml: &str, flags: c_uint) -> Result<(), Error> {
     let xml = CString::new(xml)?;
     // SAFETY: the domain is alive while borrowed; the string outlives the call and ends in NUL.
-    let made = unsafe { sys::virDomainCheckpointCreateXML(domain.as_ptr(), xml.as_ptr(), 0) };
+    let made = unsafe { sys::virDomainCheckpointCreateXML(domain.as_ptr(), xml.as_ptr(), flags) };
     if made.is_null() {
         return Err(Error::last_error());
     }

@@ -15,7 +15,7 @@ use std::{
 use serde_json::{Value, json};
 use strongroom_child::{Needs, command};
 
-use crate::image::{COPY, Format, ImageError, absolute, complaint, qemu_img, run_qemu_img};
+use crate::image::{COPY, Format, ImageError, LOOK, absolute, complaint, image_info, qemu_img, run_qemu_img};
 
 /// The longest line of `qemu-img map` that is read; one line is one extent.
 const MAX_LINE: u64 = 4096;
@@ -101,6 +101,20 @@ pub fn apply_overlay(overlay: &Path, base: &Path, format: Format) -> Result<(), 
     let node = format!("json:{}", on_top(overlay, base, format)?);
     let args = ["commit", "-q", "-d", "--", &node].map(OsStr::new);
     qemu_img("commit", overlay, args, COPY).map(drop)
+}
+
+/// Removes a dirty bitmap from an image that no process has open: QEMU locks it, also against a start of its VM meanwhile.
+/// Succeeds if there is none of that name.
+pub fn remove_bitmap(image: &Path, name: &str) -> Result<(), ImageError> {
+    let there = image_info(image, Format::Qcow2, false)?;
+    if !there.bitmaps.iter().any(|bitmap| bitmap.name == name) {
+        return Ok(());
+    }
+    let mut node = describe(image, Format::Qcow2)?;
+    node["backing"] = Value::Null;
+    let node = format!("json:{node}");
+    let args = ["bitmap", "--remove", "--", &node, name].map(OsStr::new);
+    qemu_img("remove a bitmap from", image, args, LOOK).map(drop)
 }
 
 fn on_top(overlay: &Path, base: &Path, format: Format) -> Result<Value, ImageError> {

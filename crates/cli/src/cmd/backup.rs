@@ -23,6 +23,7 @@ pub fn run(settings: &Settings, args: &Backup) -> Result<Exit, Failure> {
     if let Some(seconds) = args.time_limit {
         config.limits.run_s = seconds;
     }
+    config.disks_confirmed = args.confirm_disks;
     let vms = Settings::chosen(&config, &args.vms)?;
     let jobs = args.jobs.map_or(config.jobs, usize::from);
     // A hypervisor that cannot be reached is said once, and while there is nothing to undo; of several it is the matter of its VMs.

@@ -46,6 +46,7 @@ pub fn exclusion(why: Exclusion) -> &'static str {
         Exclusion::Swap => "swap",
         Exclusion::Configured => "excluded in the configuration",
         Exclusion::Removable => "removable or read-only",
+        Exclusion::Transient => "transient",
     }
 }
 

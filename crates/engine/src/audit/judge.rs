@@ -8,6 +8,7 @@ use strongroom_disk::survey::{Content, Part, Samples, Survey};
 
 use super::{DiskLook, Finding, Level};
 use crate::state::StateError;
+use crate::tracking;
 use crate::vm::Domain;
 
 /// Tokens whose slots hold random secrets: what a guess costs does not matter there.
@@ -309,6 +310,29 @@ pub fn domain(domain: &Domain, snapshots: &[String]) -> Vec<Finding> {
         );
     }
     findings
+}
+
+/// About snapshots and these checkpoints of a VM, which get into each other's way.
+pub fn tracking(domain: &Domain, checkpoints: &[String]) -> Option<Finding> {
+    let text = tracking::conflict(domain, checkpoints)?;
+    Some(finding("snapshot-and-checkpoint", Level::Warning, None, text))
+}
+
+/// About bitmaps of ours in a disk's image that none of the known checkpoints stands for.
+pub fn leftovers(disk: &DiskLook, known: &[String]) -> Option<Finding> {
+    let bitmaps = disk.info.iter().flat_map(|info| &info.bitmaps);
+    let names: Vec<&str> = bitmaps
+        .map(|bitmap| bitmap.name.as_str())
+        .filter(|name| tracking::is_ours(name) && !known.iter().any(|known| known == name))
+        .collect();
+    if names.is_empty() {
+        return None;
+    }
+    let text = format!(
+        "its image has dirty bitmaps of strongroom's that belong to nothing ({}): `strongroom recover` removes them",
+        names.join(", ")
+    );
+    Some(finding("bitmaps-left", Level::Warning, Some(&disk.target), text))
 }
 
 /// How a VM is protected.

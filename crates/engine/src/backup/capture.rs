@@ -9,9 +9,10 @@ mod job;
 mod lent;
 mod offline;
 mod snapshot;
+mod stamp;
 
-use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::path::Path;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use strongroom_nbd::{QemuNbd, Target};
@@ -19,7 +20,8 @@ use strongroom_nbd::{QemuNbd, Target};
 pub use self::job::end_job;
 use self::lent::Lent;
 pub use self::lent::take_back;
-pub use self::offline::stamp;
+use self::stamp::Stamps;
+pub use self::stamp::stamp;
 use super::BackupError;
 use super::plan::{DiskPlan, Plan};
 use crate::context::Context;
@@ -47,11 +49,10 @@ pub struct Capture<'a> {
     ended: bool,
 }
 
-/// A read-only server of an image, and how the image looked before it was read.
+/// A read-only server of an image, and how the image and those below it were before they were read.
 struct Server {
     _process: QemuNbd,
-    image: PathBuf,
-    stamp: Option<(SystemTime, u64)>,
+    stamps: Stamps,
 }
 
 /// The journal entry of a run that is about to act.
@@ -168,26 +169,23 @@ impl<'a> Capture<'a> {
     /// may have been started meanwhile, which we do not hinder, and somebody else may have merged an overlay; then
     /// the copy is worthless.
     pub fn check(&self) -> Result<(), BackupError> {
-        let written = self
-            .servers
-            .iter()
-            .find(|server| stamp(&server.image) != server.stamp);
-        if let (Method::Snapshot, Some(server)) = (self.plan.method, written) {
-            return Err(BackupError::Merged {
-                vm: self.plan.vm.clone(),
-                image: server.image.clone(),
-            });
-        }
-        if self.plan.method == Method::Offline {
-            let started = self
+        // First of all: what was written before a VM went off again has reached its images then.
+        let started = self.plan.method == Method::Offline
+            && self
                 .context
                 .hypervisor
                 .domain(&self.plan.uuid.to_string())?
                 .state
                 .is_active();
-            if started || written.is_some() {
-                return Err(BackupError::Disturbed(self.plan.vm.clone()));
-            }
+        let written = self.servers.iter().find_map(|server| server.stamps.changed());
+        if let (Method::Snapshot, Some(image)) = (self.plan.method, written) {
+            return Err(BackupError::Merged {
+                vm: self.plan.vm.clone(),
+                image: Path::to_owned(image),
+            });
+        }
+        if started || written.is_some() {
+            return Err(BackupError::Disturbed(self.plan.vm.clone()));
         }
         Ok(())
     }

@@ -1,8 +1,10 @@
 //! One disk of a backup: which of its bytes are read, and that what is not read can be trusted.
 
 use strongroom_borg::{ArchiveWriter, ChunkRef};
+use strongroom_disk::gpt::Gpt;
 use strongroom_disk::{ExtentMap, RangeSet};
 use strongroom_nbd::{Client, Options};
+use uuid::Uuid;
 
 use super::BackupError;
 use super::areas::{self, Areas};
@@ -15,7 +17,7 @@ use crate::config::{LuksHeaders, Vm};
 use crate::context::Context;
 use crate::headers::Area;
 use crate::history::Point;
-use crate::manifest::{LuksRecord, Mode};
+use crate::manifest::{DiskRecord, LuksRecord, Mode};
 
 /// A disk that is in the repository, and how it got there.
 #[derive(Debug)]
@@ -40,6 +42,8 @@ pub struct DiskResult {
     pub map_wrong_at: Option<u64>,
     /// The LUKS volumes on it.
     pub luks: Vec<LuksRecord>,
+    /// The GUID of its partition table.
+    pub table: Option<Uuid>,
     /// Their header areas that are stored apart, with their chunks.
     pub areas: Vec<(Area, Vec<ChunkRef>)>,
 }
@@ -93,6 +97,7 @@ pub fn read(
         maps.as_mut(),
     )?;
     let apart = settings.luks_headers == LuksHeaders::Apart;
+    let table = Gpt::read(&mut client).ok().flatten().map(|table| table.disk_guid);
     let areas = Areas::take(context, disk, apart, &mut client, writer)?;
     let carved = areas.carved();
     let newest = points.first().and_then(|point| point.manifest.disk(&disk.target));
@@ -108,21 +113,34 @@ pub fn read(
         audited: 0,
         map_wrong_at: None,
         luks: areas.luks,
+        table,
         areas: areas.stored,
     };
     let full = |allocation: &ExtentMap| cells::cut(&[], &RangeSet::all(disk.size), allocation);
-    let cells = if let (Some(bitmap), Some(parent)) = (&dirty, &disk.parent) {
+    let mut basis = None;
+    if let (Some(bitmap), Some(parent)) = (&dirty, &disk.parent) {
+        let point = points
+            .iter()
+            .find(|point| point.name() == *parent)
+            .ok_or_else(incomplete)?;
+        let record = point.manifest.disk(&disk.target).ok_or_else(incomplete)?;
+        if let Some(why) = another(record, table, &result.luks) {
+            context.note(format!("disk {}: {why}; it is read in full", disk.target));
+            result.mode = Mode::Full;
+            result.reason = why;
+            result.parent = None;
+        } else {
+            basis = Some((bitmap, *point, record));
+        }
+    }
+    let cells = if let Some((bitmap, point, record)) = basis {
         let (allocation, changed) = maps
             .as_mut()
             .unwrap_or(&mut client)
             .block_status_all(bitmap)
             .map_err(read_error)?;
         let allocation = areas::with_holes(&allocation, &carved);
-        let point = points
-            .iter()
-            .find(|point| point.name() == *parent)
-            .ok_or_else(incomplete)?;
-        let before = areas::carved_from(point.manifest.disk(&disk.target));
+        let before = areas::carved_from(Some(record));
         let mut changed = areas::changes(&changed, &before, &carved);
         // What the repository has lost is read again: unchanged, it heals all restore points that it is part of.
         for extent in point.damaged_extents(&disk.target) {
@@ -180,4 +198,67 @@ pub fn read(
         stored: streamed.stored + areas.stored_bytes,
         ..result
     })
+}
+
+/// Why what a disk holds shows that it is another one than the disk of this record, if it does: a partition table of its own,
+/// or volumes none of which was there.
+fn another(record: &DiskRecord, table: Option<Uuid>, luks: &[LuksRecord]) -> Option<String> {
+    if let (Some(before), Some(now)) = (record.table, table)
+        && before != now
+    {
+        return Some(format!(
+            "it holds another disk's partition table ({now}, it was {before})"
+        ));
+    }
+    let known = |volume: &LuksRecord| record.luks.iter().any(|before| before.uuid == volume.uuid);
+    let strange = luks.first().filter(|_| !luks.iter().any(known))?;
+    let before = record.luks.first()?;
+    Some(format!(
+        "it holds other LUKS volumes ({}, it was {})",
+        strange.uuid, before.uuid
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(uuid: &str) -> LuksRecord {
+        LuksRecord {
+            offset: 0,
+            version: 2,
+            uuid: uuid.into(),
+            digests: Vec::new(),
+            tokens: Vec::new(),
+            header: None,
+        }
+    }
+
+    /// A7 from another machine, where files cannot be told apart: what a disk holds tells it from its neighbour.
+    #[test]
+    fn a_disk_is_known_by_what_it_holds() {
+        let [one, two] = [1, 2].map(Uuid::from_u128);
+        let record = |table, luks: &[&str]| {
+            let json = serde_json::json!({
+                "target": "vda", "size": 1, "source_format": "qcow2", "mode": "full", "reason": "", "parent": null,
+                "tracked": true, "digest": "", "chunks": 0, "bytes_read": 0, "bytes_stored": 0, "luks": [],
+            });
+            let mut record: DiskRecord = serde_json::from_value(json).unwrap();
+            record.table = table;
+            record.luks = luks.iter().map(|uuid| volume(uuid)).collect();
+            record
+        };
+        let volumes = |uuids: &[&str]| uuids.iter().map(|uuid| volume(uuid)).collect::<Vec<_>>();
+        assert_eq!(another(&record(None, &[]), None, &[]), None);
+        assert_eq!(another(&record(Some(one), &[]), Some(one), &[]), None);
+        assert!(another(&record(Some(one), &[]), Some(two), &[]).is_some());
+        // A table or a volume that came or went is what a guest does: the map of changes knows of it.
+        assert_eq!(another(&record(None, &[]), Some(two), &volumes(&["a"])), None);
+        assert_eq!(another(&record(Some(one), &["a"]), None, &[]), None);
+        assert_eq!(
+            another(&record(None, &["a", "b"]), None, &volumes(&["c", "b"])),
+            None
+        );
+        assert!(another(&record(None, &["a"]), None, &volumes(&["b"])).is_some());
+    }
 }

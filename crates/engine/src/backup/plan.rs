@@ -7,12 +7,13 @@ use serde::Serialize;
 use strongroom_borg::ChunkRef;
 use uuid::Uuid;
 
+use super::roles::{self, Moved};
 use crate::config::{CaptureMethod, Config, Vm};
 use crate::digest;
 use crate::history::Point;
 use crate::manifest::{DiskRecord, Exclusion, Manifest, Method, Mode};
 use crate::state::Committed;
-use crate::vm::{BadBitmap, Bitmaps, Disk, DiskSource, Domain, Snapshot};
+use crate::vm::{BadBitmap, Bitmaps, Disk, DiskSource, Domain, Identity, Snapshot};
 
 /// What our checkpoints, sockets and scratch files are called, before the run's id.
 pub const PREFIX: &str = "strongroom-";
@@ -65,6 +66,9 @@ pub struct DiskPlan {
     pub since: Option<String>,
     /// Whether changes after this run will be known.
     pub tracked: bool,
+    /// Which disk it is.
+    #[serde(skip)]
+    pub identity: Identity,
     /// The hypervisor encrypts the image, and decrypts what is read.
     pub host_encrypted: bool,
     /// Where old contents of overwritten blocks go meanwhile.
@@ -149,6 +153,20 @@ pub enum PlanError {
         /// Who writes to it.
         domain: String,
     },
+    /// `swap` or `exclude` named a disk that is another one by now.
+    #[error(transparent)]
+    Roles(#[from] Moved),
+    /// A frozen view of a disk whose guest goes around QEMU is impossible.
+    #[error(
+        "plan the backup of {vm}: disk {target} is passed through (device='lun'): while the VM runs, the guest's requests go \
+         around QEMU, and a backup job would make them fail; shut the VM off, or name the disk in `exclude`"
+    )]
+    PassedThrough {
+        /// The VM.
+        vm: String,
+        /// The disk.
+        target: String,
+    },
     /// A disk's size is not known.
     #[error("plan the backup of {vm}: the hypervisor does not tell the size of disk {target}")]
     NoSize {
@@ -179,6 +197,8 @@ pub enum Parent<'a> {
     Usable(&'a Committed, &'a Point, Vec<BadBitmap>),
     /// None, and why.
     None(String),
+    /// None, and none is to be made for the next run, and why.
+    Untracked(String),
     /// None, because the hypervisor has neither checkpoints nor backup jobs, and why.
     NoJobs(String),
 }
@@ -252,11 +272,12 @@ pub fn check_free(domain: &Domain) -> Result<(), PlanError> {
     }
 }
 
-/// Decides what to read and how.
+/// Decides what to read and how. What targets meant at the last backup is in the manifest of the `newest` restore point.
 pub fn make(
     domain: &Domain,
     settings: &Vm,
     config: &Config,
+    newest: Option<&Manifest>,
     parent: &Parent<'_>,
     run: &RunId,
 ) -> Result<Plan, PlanError> {
@@ -276,6 +297,9 @@ pub fn make(
                 has,
             });
         }
+    }
+    if !config.disks_confirmed {
+        roles::check(domain, settings, newest)?;
     }
     let mut disks = Vec::new();
     let mut excluded = Vec::new();
@@ -342,10 +366,10 @@ pub fn archive_prefix(vm: &str) -> String {
 }
 
 fn exclusion(disk: &Disk, settings: &Vm) -> Option<Exclusion> {
-    if disk.is_swap(settings) {
-        Some(Exclusion::Swap)
-    } else if settings.exclude.contains(&disk.target) {
-        Some(Exclusion::Configured)
+    if let Some(role) = roles::role(disk, settings) {
+        Some(role)
+    } else if disk.transient {
+        Some(Exclusion::Transient)
     } else if disk.read_only
         || !matches!(disk.device.as_str(), "disk" | "lun")
         || disk.source == DiskSource::None
@@ -370,6 +394,12 @@ fn plan_disk(
         let vm = domain.name.clone();
         return Err(PlanError::NotReadable { vm, target, why });
     }
+    if online && disk.device == "lun" {
+        return Err(PlanError::PassedThrough {
+            vm: domain.name.clone(),
+            target,
+        });
+    }
     let Some(size) = disk.size else {
         return Err(PlanError::NoSize {
             vm: domain.name.clone(),
@@ -391,6 +421,7 @@ fn plan_disk(
     };
     let directory = beside(&disk.source).unwrap_or(&config.images);
     Ok(DiskPlan {
+        identity: disk.identity.clone(),
         host_encrypted: disk.encrypted,
         size,
         format: disk.format.clone(),
@@ -401,7 +432,7 @@ fn plan_disk(
         since: committed.map(|committed| committed.checkpoint.clone()),
         tracked: online
             && !matches!(disk.bitmaps, Bitmaps::Unsupported(_))
-            && !matches!(parent, Parent::NoJobs(_)),
+            && !matches!(parent, Parent::NoJobs(_) | Parent::Untracked(_)),
         scratch: directory.join(format!("{PREFIX}{}-{target}.scratch", run.id)),
         target,
     })
@@ -424,11 +455,20 @@ fn basis<'a>(disk: &Disk, size: u64, parent: &Parent<'a>) -> Result<&'a Committe
     let (committed, point, bad) = match parent {
         Parent::Usable(committed, point, bad) => (*committed, *point, bad),
         Parent::None(why) => return Err(why.clone()),
-        Parent::NoJobs(why) => return Err(format!("changes are not tracked: {why}")),
+        Parent::Untracked(why) | Parent::NoJobs(why) => {
+            return Err(format!("changes are not tracked: {why}"));
+        }
     };
     let record = point.manifest.disk(&disk.target);
     let bad = bad.iter().find(|bad| bad.target == disk.target);
-    copied(committed, record, bad, size, point.chunks(&disk.target))?;
+    copied(
+        committed,
+        record,
+        &disk.identity,
+        bad,
+        size,
+        point.chunks(&disk.target),
+    )?;
     Ok(committed)
 }
 
@@ -436,6 +476,7 @@ fn basis<'a>(disk: &Disk, size: u64, parent: &Parent<'a>) -> Result<&'a Committe
 fn copied(
     committed: &Committed,
     record: Option<&DiskRecord>,
+    identity: &Identity,
     bad: Option<&BadBitmap>,
     size: u64,
     chunks: Option<&[ChunkRef]>,
@@ -451,6 +492,19 @@ fn copied(
     }
     if let Some(bad) = bad {
         return Err(format!("checkpoint {checkpoint} cannot be used: {}", bad.why));
+    }
+    match &record.identity {
+        None => {
+            return Err(format!(
+                "{archive} does not say which disk it was: it was made by an older version"
+            ));
+        }
+        Some(before) if !before.is(identity) => {
+            return Err(format!(
+                "it is another disk than in {archive}: it was {before}, it is {identity}"
+            ));
+        }
+        Some(_) => {}
     }
     if record.size != size {
         return Err(format!("its size changed from {} to {size} bytes", record.size));
@@ -525,16 +579,21 @@ mod tests {
             size: 4096,
             csize: 99,
         }];
+        let source = |path: &str| Identity {
+            source: Some(path.into()),
+            ..Identity::default()
+        };
         let record = || -> DiskRecord {
             let text = r#"{"target":"vda","size":4096,"source_format":"qcow2","mode":"full","reason":"","parent":null,
                 "tracked":true,"digest":"","chunks":1,"bytes_read":0,"bytes_stored":0,"luks":[]}"#;
             DiskRecord {
                 digest: digest::of_chunks(&chunks),
+                identity: Some(source("/i/1")),
                 ..serde_json::from_str(text).unwrap()
             }
         };
         let check = |record: Option<&DiskRecord>, bad: Option<&BadBitmap>, size, chunks| {
-            copied(&committed(), record, bad, size, chunks)
+            copied(&committed(), record, &source("/i/1"), bad, size, chunks)
         };
         let good = record();
         assert_eq!(check(Some(&good), None, 4096, Some(&chunks)), Ok(()));
@@ -550,6 +609,17 @@ mod tests {
             "were not tracked",
         );
         no(check(Some(&good), None, 8192, Some(&chunks)), "size changed");
+        let mut another = record();
+        another.identity = Some(source("/i/2"));
+        no(
+            check(Some(&another), None, 4096, Some(&chunks)),
+            "it is another disk than in web-1",
+        );
+        another.identity = None;
+        no(
+            check(Some(&another), None, 4096, Some(&chunks)),
+            "does not say which disk it was",
+        );
         no(check(Some(&good), None, 4096, None), "damaged and patched");
         no(
             check(Some(&good), None, 4096, Some(&[])),

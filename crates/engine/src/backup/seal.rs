@@ -95,6 +95,8 @@ pub fn seal(
             reason: result.reason,
             parent: result.parent,
             tracked: disk.tracked,
+            identity: Some(disk.identity.clone()),
+            table: result.table,
             digest: digest::of_chunks(&result.chunks),
             chunks: result.chunks.len() as u64,
             audited: result.audited,
@@ -223,6 +225,7 @@ fn excluded(context: &Context<'_>, domain: &Domain, plan: &Plan) -> Vec<Excluded
                 why: excluded.why,
                 size: disk.and_then(|disk| disk.size),
                 layout,
+                identity: disk.map(|disk| disk.identity.clone()),
             }
         })
         .collect()

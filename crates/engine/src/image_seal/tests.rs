@@ -6,7 +6,7 @@ use std::process::Command;
 use super::vm::Machine;
 use super::*;
 use crate::testing::{run, ssh_key};
-use crate::vm::{Bitmaps, Disk, DiskSource};
+use crate::vm::{Bitmaps, Disk, DiskSource, Identity};
 
 /// A key, a second one, and two files.
 struct Lab {
@@ -248,6 +248,9 @@ fn disk(target: &str, path: &Path, format: &str) -> Disk {
         discard: false,
         bitmaps: Bitmaps::Unknown,
         encrypted: false,
+        transient: false,
+        shared: false,
+        identity: Identity::default(),
     }
 }
 

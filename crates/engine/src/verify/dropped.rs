@@ -46,6 +46,7 @@ impl Dropped {
             Some(Exclusion::Configured) => "the configuration leaves it out",
             Some(Exclusion::Swap) => "it is called a swap disk",
             Some(Exclusion::Removable) => "it is removable or read-only",
+            Some(Exclusion::Transient) => "it is transient",
             None => "the VM does not have it any more",
         };
         format!(

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{
     Agent, BackupJob, BadBitmap, Chain, Chains, Creation, Disk, Domain, Files, FreezeStatus, GuestExit, Host,
     Hypervisor, HypervisorError, Lending, Lent, Listener, NewDomain, Requests, Retarget, RunningJob,
-    SnapshotDisk, User, Uses,
+    SnapshotDisk, StoredBitmap, Tracking, User, Uses,
 };
 use crate::state::Overlay;
 
@@ -180,6 +180,16 @@ pass! { Lending
     timed {
         fn lend(&self, to: &str, lent: &Lent<'_>) -> Told<()>;
         fn take_back(&self, from: &str, serials: &str) -> Told<usize>;
+    }
+    untimed {}
+}
+
+pass! { Tracking
+    timed {
+        fn bitmaps(&self, domain: Uuid) -> Told<Vec<StoredBitmap>>;
+        fn remove_bitmap(&self, domain: Uuid, target: &str, name: &str) -> Told<()>;
+        fn forget_checkpoint(&self, domain: Uuid, name: &str) -> Told<()>;
+        fn redefine_checkpoint(&self, domain: Uuid, name: &str, targets: &[String]) -> Told<()>;
     }
     untimed {}
 }

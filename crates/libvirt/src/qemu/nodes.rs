@@ -19,6 +19,17 @@ pub struct Drive {
     pub node: String,
     /// The image that is written to and its backing files. Empty where it is not a file or block device.
     pub images: Vec<PathBuf>,
+    /// The persistent dirty bitmaps of the image that is written to.
+    pub bitmaps: Vec<Bitmap>,
+}
+
+/// A persistent dirty bitmap.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Bitmap {
+    /// Its name.
+    pub name: String,
+    /// It is consistent and records.
+    pub sound: bool,
 }
 
 impl Drive {
@@ -39,9 +50,25 @@ pub fn drives(answer: &Value) -> Result<Vec<Drive>, String> {
             device: text(drive, "qdev").unwrap_or_default().to_owned(),
             node: text(inserted, "node-name").unwrap_or_default().to_owned(),
             images: images(inserted.get("image")),
+            bitmaps: bitmaps(inserted.get("dirty-bitmaps")),
         });
     }
     Ok(drives)
+}
+
+fn bitmaps(list: Option<&Value>) -> Vec<Bitmap> {
+    let list = list.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let is = |bitmap: &Value, key| bitmap.get(key).and_then(Value::as_bool).unwrap_or_default();
+    list.iter()
+        .take(MAX_ENTRIES)
+        .filter(|bitmap| is(bitmap, "persistent"))
+        .filter_map(|bitmap| {
+            Some(Bitmap {
+                name: text(bitmap, "name")?.to_owned(),
+                sound: is(bitmap, "recording") && !is(bitmap, "inconsistent"),
+            })
+        })
+        .collect()
 }
 
 /// Filters (of jobs, of throttling) stand in the chain under the name of the file below them, so a name that comes

@@ -9,6 +9,7 @@ use strongroom_engine::catalog::{Catalog, Entry};
 use strongroom_engine::config::{Config, uuid_in};
 use strongroom_engine::history::HistoryError;
 use strongroom_engine::state::{Records, StateDirectory};
+use strongroom_engine::tracking;
 use strongroom_engine::trust::memory::Memory;
 use strongroom_engine::trust::{self, Standing};
 use strongroom_engine::vm::{Domain, Hypervisor as _, HypervisorError, RunState};
@@ -102,13 +103,15 @@ fn recorded(vm: &mut Vm, parts: &Parts, domain: &Domain) {
         Err(error) => return vm.problem = Some(format!("failed to {error}")),
     };
     vm.run = run(records.as_ref(), under_way);
-    // The records alone prove nothing: somebody may have deleted the checkpoint.
+    let checkpoints = parts.hypervisor.checkpoints(domain.uuid).unwrap_or_default();
+    // The records alone prove nothing: the checkpoint may have been deleted.
     vm.tracking = records
         .and_then(|records| records.committed)
-        .is_some_and(|committed| {
-            let there = parts.hypervisor.checkpoints(domain.uuid);
-            there.is_ok_and(|names| names.contains(&committed.checkpoint))
-        });
+        .is_some_and(|committed| checkpoints.contains(&committed.checkpoint));
+    let settings = parts.config.vm.get(&vm.name);
+    if !settings.is_some_and(|vm| vm.track_beside_snapshots) {
+        vm.problem = tracking::conflict(domain, &checkpoints);
+    }
 }
 
 fn run(records: Option<&Records>, under_way: bool) -> Run {

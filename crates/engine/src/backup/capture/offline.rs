@@ -1,12 +1,12 @@
 //! The view of a shut-off VM: one read-only NBD server a disk.
 
-use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use strongroom_nbd::{Backing, Format, QemuNbd, Serve};
 
 use super::super::BackupError;
 use super::super::plan::{DiskPlan, Plan};
+use super::stamp::Stamps;
 use super::{Begun, Server};
 use crate::context::Context;
 use crate::event::OpenExport;
@@ -21,11 +21,12 @@ pub fn begin(context: &Context<'_>, plan: &Plan) -> Result<Begun, BackupError> {
     let mut servers = Vec::new();
     for disk in &plan.disks {
         let image = disk.source.clone().unwrap_or_default();
-        let stamp = stamp(&image);
+        let format = format_of(disk)?;
+        let stamps = Stamps::take(&image, format);
         let serve = Serve {
             export: disk.target.clone(),
             backing: Backing::Follow,
-            ..Serve::peek(format_of(disk)?)
+            ..Serve::peek(format)
         };
         let process = QemuNbd::start(&image, &serve).map_err(|source| BackupError::Export {
             disk: disk.target.clone(),
@@ -37,17 +38,10 @@ pub fn begin(context: &Context<'_>, plan: &Plan) -> Result<Begun, BackupError> {
         });
         servers.push(Server {
             _process: process,
-            image,
-            stamp,
+            stamps,
         });
     }
     Ok((Duration::ZERO, exports, servers))
-}
-
-/// What changes when an image is written to.
-pub fn stamp(image: &Path) -> Option<(SystemTime, u64)> {
-    let metadata = std::fs::metadata(image).ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
 }
 
 /// The format as defined; others than these two cannot be opened as what the guest sees.

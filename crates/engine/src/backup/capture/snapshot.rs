@@ -15,7 +15,8 @@ use strongroom_nbd::{Backing, Format, QemuNbd, Serve, image_info};
 
 use super::super::BackupError;
 use super::super::plan::{DiskPlan, PREFIX, Plan, beside};
-use super::offline::{format_of, stamp};
+use super::offline::format_of;
+use super::stamp::Stamps;
 use super::{Begun, Server};
 use crate::context::Context;
 use crate::event::OpenExport;
@@ -223,7 +224,7 @@ fn serve(
         bitmaps: disk.since.iter().cloned().collect(),
         ..Serve::read_only(format)
     };
-    let stamp = stamp(base);
+    let stamps = Stamps::take(base, format);
     let started = match QemuNbd::start(base, &settings(disk)) {
         Err(error) if disk.since.is_some() => {
             context.note(format!(
@@ -245,8 +246,7 @@ fn serve(
     };
     let server = Server {
         _process: process,
-        image: base.to_owned(),
-        stamp,
+        stamps,
     };
     Ok((export, server))
 }

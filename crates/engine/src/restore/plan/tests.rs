@@ -2,7 +2,7 @@
 
 use super::fit;
 use crate::manifest::{ExcludedDisk, Exclusion};
-use crate::vm::{Bitmaps, Disk, DiskSource, Retarget};
+use crate::vm::{Bitmaps, Disk, DiskSource, Identity, Retarget};
 
 fn disk(target: &str, device: &str) -> Disk {
     Disk {
@@ -16,6 +16,9 @@ fn disk(target: &str, device: &str) -> Disk {
         size: None,
         bitmaps: Bitmaps::Unknown,
         encrypted: false,
+        transient: false,
+        shared: false,
+        identity: Identity::default(),
     }
 }
 
@@ -25,6 +28,7 @@ fn excluded(target: &str, why: Exclusion) -> ExcludedDisk {
         why,
         size: None,
         layout: None,
+        identity: None,
     }
 }
 

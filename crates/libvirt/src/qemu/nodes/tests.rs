@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::{Drive, drives, file, jobs, nodes};
+use super::{Bitmap, Drive, drives, file, jobs, nodes};
 use crate::qemu::answered;
 
 fn paths(names: &[&str]) -> Vec<PathBuf> {
@@ -14,6 +14,10 @@ fn on_overlay() -> Value {
     json!([
         {"qdev": "/machine/peripheral/virtio-disk0/virtio-backend", "device": "", "inserted": {
             "node-name": "libvirt-5-format", "drv": "qcow2", "file": "/i/a.overlay",
+            "dirty-bitmaps": [
+                {"name": "cp1", "recording": true, "busy": false, "persistent": true, "granularity": 65536, "count": 0},
+                {"name": "cp0", "recording": false, "inconsistent": true, "persistent": true},
+                {"recording": true, "persistent": false}],
             "image": {"filename": "/i/a.overlay", "format": "qcow2", "backing-filename": "/i/a.qcow2",
                 "backing-image": {"filename": "/i/a.qcow2", "format": "qcow2"}}}},
         {"qdev": "scsi0-0-0-1", "inserted": {"node-name": "libvirt-3-storage",
@@ -33,6 +37,16 @@ fn drives_are_found_by_their_alias() {
             device: "/machine/peripheral/virtio-disk0/virtio-backend".into(),
             node: "libvirt-5-format".into(),
             images: paths(&["/i/a.overlay", "/i/a.qcow2"]),
+            bitmaps: vec![
+                Bitmap {
+                    name: "cp1".into(),
+                    sound: true
+                },
+                Bitmap {
+                    name: "cp0".into(),
+                    sound: false
+                },
+            ],
         })
     );
     assert_eq!(of("scsi0-0-0-1").unwrap().images, paths(&["/i/b.raw"]));

@@ -1,0 +1,54 @@
+//! `strongroom release`.
+
+use serde_json::json;
+use strongroom_engine::release::release;
+
+use crate::args::LetGo;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::settings::Settings;
+use crate::ui::Ui;
+
+/// Lets go of VMs, one after the other. One that cannot be let go of does not keep the others from their turn.
+pub fn run(settings: &Settings, args: &LetGo) -> Result<Exit, Failure> {
+    let config = settings.config()?;
+    settings.signals.undo_first();
+    let mut documents = Vec::new();
+    let mut worst = Exit::Done;
+    for (config, vms) in config.by_hypervisor(&args.vms) {
+        let parts = Settings::parts(config)?;
+        for vm in vms {
+            match release(&settings.context(&parts), &vm, args.dry_run) {
+                Ok(found) => {
+                    say(settings, &vm, &found, args.dry_run);
+                    documents.push(json!({ "vm": vm, "found": found, "removed": !args.dry_run }));
+                }
+                Err(error) => {
+                    let failure = Failure::failed(format!("release {vm}: {error}"));
+                    documents.push(json!({ "vm": vm, "error": failure.message }));
+                    worst = Exit::Failed;
+                    settings.ui.failure(&failure);
+                }
+            }
+        }
+    }
+    if settings.ui.json() {
+        Ui::document(&json!({ "vms": documents, "warnings": settings.ui.said() }));
+    }
+    Ok(worst)
+}
+
+fn say(settings: &Settings, vm: &str, found: &[String], dry_run: bool) {
+    if settings.ui.json() {
+        return;
+    }
+    for line in found {
+        settings.ui.info(format!("{vm}: {line}"));
+    }
+    let summary = match (found.is_empty(), dry_run) {
+        (true, _) => "nothing of strongroom's is there",
+        (false, true) => "a run without --dry-run removes this",
+        (false, false) => "let go of; the next backup reads everything",
+    };
+    settings.ui.info(format!("{vm}: {summary}"));
+}
