@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use strongroom_engine::config::{CaptureMethod, Witness};
 use strongroom_testkit::{Lab, output_of};
 
-use crate::common::hangs::{Held, Ward};
+use crate::common::hangs::{Held, Mount, Ward};
 
 /// How long a run may take that nobody tells to end: the longest patience with a party, for each step of the way home.
 const UNTOLD: Duration = Duration::from_mins(8);
@@ -91,4 +91,22 @@ fn whatever_hangs_the_guest_comes_home() {
         }
     }
     ward.bench.check(&ward.tiny.name);
+}
+
+#[test]
+#[ignore = "holds the machine for long if it fails"]
+fn records_on_storage_that_hangs_keep_no_run() {
+    let lab = Lab::new();
+    let mount = Mount::new(&lab);
+    let mut ward = Ward::new(&lab, CaptureMethod::Snapshot);
+    ward.bench.config.state = Some(mount.place.join("state"));
+    ward.bench.config.limits.answer_s = 4;
+    let running = ward.at("opening the repository", &[]);
+    let held = Held::stop(mount.id());
+    Ward::given_up(running, "the storage of the state directory has not answered");
+    drop(held);
+    ward.bench.config.limits.answer_s = 600;
+    ward.bench.config.reader.limit_mib = 0;
+    let said = ward.bench.says(&lab, &["backup", &ward.tiny.name]);
+    assert!(matches!(said.code, Some(0 | 3)), "{}", said.err);
 }
