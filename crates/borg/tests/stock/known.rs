@@ -133,7 +133,7 @@ fn objects_that_are_gone_are_named() {
         ChunkId([9; 32]),
     );
     drop(repository);
-    let mut delete = world.command(&["debug", "delete-obj", &gone.to_string()]);
+    let mut delete = world.command(&["debug", "delete-obj", "::", &gone.to_string()]);
     assert!(delete.output().unwrap().status.success());
     let mut repository = world.open(Access::Write);
     assert_eq!(repository.object_count().unwrap(), all.len() as u64 - 1);
