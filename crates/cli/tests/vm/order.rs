@@ -109,8 +109,7 @@ fn an_old_copy_is_noticed_by_all_and_written_to_by_none() {
     }
 
     // Borg's own directory is gone, too: what the witness has seen is above all that is used from now on.
-    let security = &world.bench.repositories.settings.security_dir;
-    std::fs::remove_dir_all(security).unwrap();
+    empty.forget_replay();
     let known = world.witness()[2]["counter"].as_u64().unwrap();
     world
         .says(&empty, &["backup", vm])
@@ -175,7 +174,7 @@ fn a_chain_belongs_to_one_vm() {
     world.bench.add_vm(&other.name);
     copy(&world.repository(), &world.bench.repository(&other.name));
     let bench = &world.bench;
-    std::fs::remove_dir_all(&bench.repositories.settings.security_dir).unwrap();
+    bench.forget_replay();
     world
         .says(bench, &["backup", &other.name])
         .expect(1, &["is of another VM", world.vm(), "a repository of its own"]);
@@ -187,7 +186,6 @@ fn a_chain_belongs_to_one_vm() {
 
     // The first one is defined anew: libvirt gives it another UUID.
     let bench = world.bench.elsewhere(&world.lab.path("anew"));
-    std::fs::remove_dir_all(&bench.repositories.settings.security_dir).unwrap();
     let xml = run(&mut virsh(["dumpxml", world.vm()]));
     let anew: String = xml.lines().filter(|line| !line.contains("<uuid>")).collect();
     let file = world.lab.path("anew.xml");
