@@ -9,7 +9,7 @@ pub mod machine;
 pub mod tang;
 
 use std::ffi::OsStr;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use strongroom_disk::Luks;
 use strongroom_guest::protocol::{
     Backups, Kdf, Order, RECOVERY_TOKEN, Report, SWAP_DISK, SYSTEM_DISK, Unlock, VERSION,
 };
-use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, create_qcow2};
+use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, format_qcow2};
 use uuid::Uuid;
 
 use self::input::InputError;
@@ -31,6 +31,9 @@ use crate::define::define;
 use crate::event::Event;
 use crate::files::{InUse, Inventory, Own};
 use crate::restore::draft::{Draft, Published};
+use crate::restore::journal::Journal;
+use crate::restore::room::{self, Need, Shortage};
+use crate::state::StateError;
 use crate::template::Template;
 use crate::vm::{
     Accelerator, Channel, Console, Extras, Firmware, HypervisorError, ImageFormat, LaunchSecurity, Network,
@@ -193,6 +196,15 @@ pub enum CreateError {
         /// What the storage has to do with it.
         space: Option<String>,
     },
+    /// Our own records.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// It may not fit.
+    #[error(transparent)]
+    Room(#[from] Shortage),
+    /// The storage was filled meanwhile.
+    #[error("{0}; what was made is removed")]
+    GaveWay(Shortage),
     /// The disk is not what the throwaway VM says.
     #[error("trust the new disk: {0}")]
     Disk(String),
@@ -216,9 +228,15 @@ pub fn run(
     for path in places.disks() {
         sweep(path);
     }
-    let (system, system_file) = blank(&places.system, request.size)?;
+    let needs = [Need {
+        path: places.system.clone(),
+        bytes: room::with_tables(template.description.root_size + BEFORE_ROOT, request.size),
+    }];
+    room::check(&needs, context.config.limits.free_mib)?;
+    let journal = Journal::begin(context.state, name)?;
+    let (system, system_file) = blank(&journal, &places.system, request.size)?;
     let swap = match (&places.swap, request.swap) {
-        (Some(path), Some(size)) => Some(blank(path, size)?),
+        (Some(path), Some(size)) => Some(blank(&journal, path, size)?),
         _ => None,
     };
     let machine = Machine {
@@ -231,15 +249,22 @@ pub fn run(
         qemu: OsStr::new(QEMU),
         limits: request.limits,
     };
-    let report = machine::run(&machine, &order(request), typed, context.observer, context.cancel).map_err(
-        |source| match source {
-            MachineError::Cancelled(cancelled) => CreateError::Cancelled(cancelled),
-            source => CreateError::Machine {
-                space: no_space(&places.system),
-                source,
-            },
+    let (report, shortage) = room::guarded(
+        context,
+        &needs,
+        || (),
+        |context| machine::run(&machine, &order(request), typed, context.observer, context.cancel),
+    );
+    if let Some(shortage) = shortage {
+        return Err(CreateError::GaveWay(shortage));
+    }
+    let report = report.map_err(|source| match source {
+        MachineError::Cancelled(cancelled) => CreateError::Cancelled(cancelled),
+        source => CreateError::Machine {
+            space: no_space(&places.system),
+            source,
         },
-    )?;
+    })?;
     let luks = look(&system, request, &report)?;
 
     context.cancel.check()?;
@@ -249,18 +274,20 @@ pub fn run(
         move |source| CreateError::File { path, source }
     };
     let allocated = system_file.metadata().map_err(at(&places.system))?.blocks() * 512;
+    let mut drafts = Vec::new();
     for (draft, file) in [(system, system_file)].into_iter().chain(swap) {
-        let path = draft.place().to_owned();
-        file.sync_all().map_err(at(&path))?;
-        kept.push(draft.publish(false).map_err(at(&path))?);
+        file.sync_all().map_err(at(draft.place()))?;
+        drafts.push(draft);
     }
     let mut keep_secret = |ciphertext: Option<&String>, what: &str| {
         let Some(ciphertext) = ciphertext else {
             return Ok(None);
         };
         let path = places.recovery(name, &luks.uuid, what);
-        let draft = Draft::of_bytes(&path, ciphertext.as_bytes()).map_err(at(&path))?;
-        kept.push(draft.publish(false).map_err(at(&path))?);
+        let draft = journal
+            .draft(&path)
+            .and_then(|draft| draft.with(ciphertext.as_bytes()));
+        drafts.push(draft.map_err(at(&path))?);
         Ok::<_, CreateError>(Some(path))
     };
     let recovery = keep_secret(report.recovery.as_ref(), "")?;
@@ -268,6 +295,12 @@ pub fn run(
     let passphrase = keep_secret(keys.map(|keys| &keys.passphrase), "-repositories")?;
     let ssh_key = keys.map(|keys| keys.ssh_key.clone());
     let signing_key = keys.map(|keys| keys.signing_key.clone());
+    journal.taking(&drafts, false)?;
+    for draft in drafts {
+        let path = draft.place().to_owned();
+        kept.push(draft.publish(false).map_err(at(&path))?);
+    }
+    journal.taken(Some(&xml))?;
     let (uuid, kept) = define(context, &xml, kept)?;
     keep(context, kept);
     Ok(Created {
@@ -418,18 +451,14 @@ fn sweep(path: &Path) {
 }
 
 /// An empty image beside its place.
-fn blank(path: &Path, size: u64) -> Result<(Draft, File), CreateError> {
+fn blank(journal: &Journal, path: &Path, size: u64) -> Result<(Draft, File), CreateError> {
     let at = |source| CreateError::File {
         path: path.to_owned(),
         source,
     };
-    let draft = Draft::new(path).map_err(at)?;
-    create_qcow2(draft.temporary(), size)?;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(draft.temporary())
-        .map_err(at)?;
+    let draft = journal.draft(path).map_err(at)?;
+    format_qcow2(draft.file(), path, size)?;
+    let file = draft.file().try_clone().map_err(at)?;
     Ok((draft, file))
 }
 
@@ -459,8 +488,11 @@ fn no_space(path: &Path) -> Option<String> {
 /// one begins.
 fn look(system: &Draft, request: &Request, report: &Report) -> Result<LuksFacts, CreateError> {
     let wrong = |error: &dyn std::fmt::Display| CreateError::Disk(error.to_string());
-    let served = QemuNbd::start(system.temporary(), &Serve::read_only(Format::Qcow2))
-        .map_err(|error| wrong(&error))?;
+    let serve = Serve {
+        opened: Some(strongroom_nbd::through(system.file())),
+        ..Serve::read_only(Format::Qcow2)
+    };
+    let served = QemuNbd::start(system.place(), &serve).map_err(|error| wrong(&error))?;
     let mut disk = Client::connect(&served.target(), &Options::default()).map_err(|error| wrong(&error))?;
     let mut found = Luks::find(&mut disk).map_err(|error| wrong(&error))?;
     drop(disk);

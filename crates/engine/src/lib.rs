@@ -18,6 +18,7 @@ pub mod create;
 mod define;
 pub mod device;
 pub mod digest;
+pub mod directory;
 pub mod event;
 pub mod exec;
 pub mod files;

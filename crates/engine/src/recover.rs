@@ -3,6 +3,8 @@
 use crate::context::Context;
 use crate::overlay::{outlook, wedged};
 use crate::reconcile::{ReconcileError, drop_stale, reconcile};
+use crate::restore;
+use crate::restore::recover::RestoreLeft;
 use crate::state::{Debt, Records, StateError};
 use crate::tracking;
 use crate::vm::{Domain, HypervisorError, StoredBitmap};
@@ -19,6 +21,9 @@ pub enum RecoverError {
     /// Something remains.
     #[error(transparent)]
     Reconcile(#[from] ReconcileError),
+    /// Something remains of a restore.
+    #[error(transparent)]
+    Restore(#[from] RestoreLeft),
 }
 
 /// What to do.
@@ -33,10 +38,15 @@ pub struct Request {
 
 /// Undoes what an interrupted run left of one VM. Gives what was found, a line each; nothing if all is well.
 pub fn recover(context: &Context<'_>, name: &str, request: Request) -> Result<Vec<String>, RecoverError> {
-    let domain = context.hypervisor.domain(&context.config.domain_of(name))?;
+    // Restores first: they may be what the domain's disks come from, or the domain itself.
+    let restores = restore::recover::recover(context, Some(name), request.dry_run)?;
+    let mut found: Vec<String> = restores.into_iter().map(|(_, what)| what).collect();
+    let domain = match context.hypervisor.domain(&context.config.domain_of(name)) {
+        Err(HypervisorError::NoSuchDomain(..)) if !found.is_empty() => return Ok(found),
+        domain => domain?,
+    };
     let mut state = context.state.lock(&domain.name, domain.uuid)?;
     let records = state.records().clone();
-    let mut found = Vec::new();
     if records.debt != Debt::default() {
         found.push("the guest is owed a thaw or its post script".to_owned());
     }

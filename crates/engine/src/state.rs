@@ -222,6 +222,19 @@ impl StateDirectory {
         &self.path
     }
 
+    /// Makes a write of records that are kept beside those of the VMs; the watcher is told as of any other.
+    pub(crate) fn watch<T>(&self, write: impl FnOnce() -> Result<T, StateError>) -> Result<T, StateError> {
+        self.watcher.tell(Write::Due);
+        let written = write()?;
+        self.watcher.tell(Write::Durable);
+        Ok(written)
+    }
+
+    /// Tells the watcher of a moment between two acts that no write lies between.
+    pub(crate) fn step(&self) {
+        self.watcher.tell(Write::Due);
+    }
+
     /// Locks a VM's records and reads them.
     pub fn lock(&self, vm: &str, uuid: Uuid) -> Result<VmState, StateError> {
         let lock_path = self.path.join(format!("{uuid}.lock"));

@@ -7,7 +7,7 @@ use std::{
     ffi::OsStr,
     fs,
     io::{self, ErrorKind},
-    os::unix::fs::OpenOptionsExt,
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -150,22 +150,34 @@ pub enum ImageError {
 
 /// Makes an empty qcow2 image (version 1.1) of `size` bytes, readable by its owner alone. Never overwrites a file.
 pub fn create_qcow2(path: &Path, size: u64) -> Result<(), ImageError> {
-    if !size.is_multiple_of(512) {
-        return Err(ImageError::Size {
-            path: path.to_owned(),
-            size,
-        });
-    }
     let file = absolute(path)?;
     let made = fs::OpenOptions::new()
+        .read(true)
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(&file);
-    made.map_err(|source| ImageError::Create {
-        path: path.to_owned(),
-        source,
-    })?;
+        .open(&file)
+        .map_err(|source| ImageError::Create {
+            path: path.to_owned(),
+            source,
+        })?;
+    let result = format_qcow2(&made, path, size);
+    if result.is_err() {
+        // It is the file which was made above.
+        let _ = fs::remove_file(&file);
+    }
+    result
+}
+
+/// Makes a new file an empty qcow2 image (version 1.1) of `size` bytes. The file is reached through its descriptor: what has
+/// become of its name does not matter. `name` is for errors.
+pub fn format_qcow2(file: &fs::File, name: &Path, size: u64) -> Result<(), ImageError> {
+    if !size.is_multiple_of(512) {
+        return Err(ImageError::Size {
+            path: name.to_owned(),
+            size,
+        });
+    }
     let size = size.to_string();
     let args = [
         "create",
@@ -177,17 +189,19 @@ pub fn create_qcow2(path: &Path, size: u64) -> Result<(), ImageError> {
         "--",
     ]
     .map(OsStr::new);
-    let result = qemu_img(
+    let path = through(file);
+    qemu_img(
         "create",
-        path,
-        args.iter().copied().chain([file.as_os_str(), OsStr::new(&size)]),
+        name,
+        args.iter().copied().chain([path.as_os_str(), OsStr::new(&size)]),
         LOOK,
-    );
-    if result.is_err() {
-        // It is the file which was made above.
-        let _ = fs::remove_file(&file);
-    }
-    result.map(drop)
+    )
+    .map(drop)
+}
+
+/// A path of an open file, for programs that are started while it is open: whatever becomes of its name, they get this file.
+pub fn through(file: &fs::File) -> PathBuf {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
 }
 
 /// Describes an image, without opening files which its header names. `force_share` looks at one that is in use:

@@ -29,7 +29,9 @@ mod tunnel;
 pub use client::{BlockSizes, Client, Zeroing};
 pub use error::Error;
 pub use header::Header;
-pub use image::{BitmapInfo, Format, ImageError, ImageInfo, SnapshotInfo, create_qcow2, image_info};
+pub use image::{
+    BitmapInfo, Format, ImageError, ImageInfo, SnapshotInfo, create_qcow2, format_qcow2, image_info, through,
+};
 pub use overlay::{apply_overlay, commit_overlay, holds_data, reads_the_same, remove_bitmap};
 pub use pipeline::{DEFAULT_REQUEST_SIZE, ReadOptions, Sparse, WriteOptions};
 pub use serve::{Backing, Cache, QemuNbd, Serve, ServeError};

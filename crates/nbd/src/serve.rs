@@ -81,6 +81,8 @@ pub struct Serve {
     pub backing: Backing,
     /// The image is an overlay on this one, whatever its header says. It is only read, and stands alone.
     pub below: Option<(PathBuf, Format)>,
+    /// The path by which the image is opened, if that is not its name: see [`through`](crate::through).
+    pub opened: Option<PathBuf>,
     /// How long the start may take.
     pub timeout: Duration,
 }
@@ -97,6 +99,7 @@ impl Serve {
             force_share: false,
             backing: Backing::Refuse,
             below: None,
+            opened: None,
             timeout: Duration::from_secs(30),
         }
     }
@@ -344,7 +347,7 @@ fn arguments(serve: &Serve) -> Vec<String> {
 
 /// The block node to serve, in QEMU's JSON form.
 fn describe(image: &Path, serve: &Serve) -> Result<String, ServeError> {
-    let path = absolute(image)?;
+    let path = absolute(serve.opened.as_deref().unwrap_or(image))?;
     let name = path.to_str().ok_or_else(|| ServeError::Name(image.to_owned()))?;
     let metadata = fs::metadata(&path).map_err(|source| ServeError::Io {
         path: image.to_owned(),
@@ -363,7 +366,7 @@ fn describe(image: &Path, serve: &Serve) -> Result<String, ServeError> {
         "file": { "driver": protocol, "filename": name },
     });
     if serve.format == Format::Qcow2 && serve.backing != Backing::Follow {
-        let info = image_info(image, serve.format, serve.force_share)?;
+        let info = image_info(&path, serve.format, serve.force_share)?;
         let backing = info.backing_file.filter(|_| serve.backing == Backing::Refuse);
         if let Some(other) = backing.or(info.data_file) {
             return Err(ServeError::Backing {

@@ -3,6 +3,7 @@
 use serde_json::json;
 use strongroom_engine::config::Config;
 use strongroom_engine::recover::{Request, recover};
+use strongroom_engine::restore;
 
 use crate::args::Recover;
 use crate::exit::Exit;
@@ -49,10 +50,43 @@ pub fn run(settings: &Settings, args: &Recover) -> Result<Exit, Failure> {
             }
         }
     }
+    if args.vms.is_empty() {
+        match others(settings, &config, request) {
+            Ok(restores) => {
+                for (vm, line) in restores {
+                    if worst == Exit::Done {
+                        worst = Exit::Warnings;
+                    }
+                    settings.ui.info(format!("{vm}: {line}"));
+                    documents.push(json!({ "vm": vm, "found": [line] }));
+                }
+            }
+            Err(failure) => {
+                worst = Exit::Failed;
+                settings.ui.failure(&failure);
+            }
+        }
+    }
     if settings.ui.json() {
         Ui::document(&json!({ "vms": documents, "warnings": settings.ui.said() }));
     }
     Ok(worst)
+}
+
+/// Interrupted restores of VMs that are not, or not yet, in the configuration: copies, new machines.
+fn others(settings: &Settings, config: &Config, request: Request) -> Result<Vec<(String, String)>, Failure> {
+    let parts = Settings::parts(config.clone())?;
+    let context = settings.context(&parts);
+    let mut found = restore::recover::recover(&context, None, request.dry_run).map_err(Failure::failed)?;
+    let images = &context.config.images;
+    let older = restore::recover::unjournalled(images, request.dry_run).map_err(|error| {
+        Failure::failed(format!(
+            "look for what restores left in {}: {error}",
+            images.display()
+        ))
+    })?;
+    found.extend(older);
+    Ok(found)
 }
 
 /// What came of each VM, hypervisor by hypervisor.

@@ -10,6 +10,7 @@ mod formats;
 mod init;
 mod interrupts;
 mod media;
+mod places;
 mod promises;
 mod reference;
 mod unit;

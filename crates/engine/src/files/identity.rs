@@ -50,11 +50,3 @@ pub fn behind(identity: &Identity) -> Option<PathBuf> {
     let text = std::fs::read_to_string(file).ok()?;
     Some(PathBuf::from(text.trim_end_matches('\n')))
 }
-
-/// Whether two names are of one file, links not followed: they can be given up one by one.
-pub fn same_inode(one: &Path, other: &Path) -> bool {
-    match (one.symlink_metadata(), other.symlink_metadata()) {
-        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
-        _ => false,
-    }
-}

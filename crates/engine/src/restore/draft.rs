@@ -1,24 +1,34 @@
-//! Files that take their places all together, or not at all.
+//! Files that take their places only when all of them are whole.
 //!
-//! A [`Draft`] is a finished file under a temporary name, beside its place, or in a directory here if its place is on another
-//! machine. [`Draft::publish`] moves it there ([`Draft::publish_there`] copies it) and gives a [`Published`] file, which goes
-//! back to how it was unless it is kept: the domain is defined in between.
+//! A [`Draft`] is a file under a temporary name, beside its place, or in a directory here if its place is on another machine.
+//! [`Draft::publish`] moves it there ([`Draft::publish_there`] copies it) and gives a [`Published`] file, which goes back to
+//! how it was unless it is kept: the domain is defined in between. What a death leaves of either, the journal names
+//! ([`super::journal`]).
 
-use std::fs::{File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use super::RestoredDisk;
+use crate::digest;
+use crate::directory::{Directory, Identity, Made};
 use crate::vm::{Hypervisor, HypervisorError};
 
-/// A finished file under a temporary name. Dropped, it is removed.
+/// The longest name of a file, in bytes (`NAME_MAX`).
+const LONGEST_NAME: usize = 255;
+
+/// A file under a temporary name. Dropped, it is removed.
 #[derive(Debug)]
 pub struct Draft {
-    temporary: PathBuf,
+    directory: Rc<Directory>,
+    file: File,
+    temporary: OsString,
+    aside: OsString,
     path: PathBuf,
     /// Directories that were made for it, innermost first.
-    made: Vec<PathBuf>,
+    made: Vec<Made>,
     /// What it is, if it is a disk.
     pub disk: Option<RestoredDisk>,
 }
@@ -36,80 +46,106 @@ enum Undo<'a> {
     Kept,
     /// It is on this machine.
     Here {
+        directory: Rc<Directory>,
         /// Directories that were made for it, innermost first.
-        made: Vec<PathBuf>,
-        /// Where what was there before is now.
-        before: Option<PathBuf>,
+        made: Vec<Made>,
+        /// The file.
+        new: Identity,
+        /// What was there before, and its name now.
+        before: Option<(Identity, OsString)>,
     },
     /// It is on another machine, where nothing was before.
     There(&'a dyn Hypervisor),
 }
 
-fn beside(path: &Path, what: &str) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".strongroom-");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}.{what}", std::process::id()));
-    path.with_file_name(name)
+/// The names beside a place that a draft with this token uses: its own, and that of what it replaces.
+pub fn names_beside(name: &OsStr, token: &str) -> (OsString, OsString) {
+    let beside = |what: &str| {
+        let end = format!(".{token}.{what}");
+        let mut beside = OsString::from(".strongroom-");
+        if beside.len() + name.len() + end.len() <= LONGEST_NAME {
+            beside.push(name);
+        } else {
+            beside.push(digest::sha256(name.as_encoded_bytes()));
+        }
+        beside.push(end);
+        beside
+    };
+    (beside("new"), beside("old"))
+}
+
+/// A word that no other draft has.
+pub fn token() -> String {
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    format!("r{}", id.get(..12).unwrap_or(&id))
 }
 
 impl Draft {
-    /// Nothing yet, but the directory that it will be in.
-    pub fn new(path: &Path) -> io::Result<Self> {
-        let missing = path
-            .ancestors()
-            .skip(1)
-            .take_while(|directory| !directory.exists());
-        let made: Vec<PathBuf> = missing.map(Path::to_owned).collect();
-        if let Some(directory) = made.first() {
-            // QEMU and swtpm run as other users: they have to get through to the files that libvirt gives them.
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o711)
-                .create(directory)?;
-        }
+    /// An empty file beside its place, readable by its owner alone; missing directories are made.
+    pub fn new(path: &Path, token: &str) -> io::Result<Self> {
+        let name = path
+            .file_name()
+            .ok_or_else(|| io::Error::other("it is not a file's path"))?;
+        let (directory, made) = Directory::make(path.parent().unwrap_or(Path::new("/")))?;
+        let (temporary, aside) = names_beside(name, token);
+        let file = match directory.create(&temporary) {
+            Ok(file) => file,
+            Err(error) => {
+                made.iter().for_each(Made::remove);
+                return Err(error);
+            }
+        };
         Ok(Self {
-            temporary: beside(path, "new"),
+            directory: Rc::new(directory),
+            file,
+            temporary,
+            aside,
             path: path.to_owned(),
             made,
             disk: None,
         })
     }
 
-    /// Nothing yet, in a directory of this machine: its place will be on another one.
-    pub fn aside(directory: &Path, path: &Path) -> Self {
-        Self {
-            temporary: directory.join(path.file_name().unwrap_or_default()),
+    /// An empty file in a directory of this machine: its place will be on another one.
+    pub fn aside(directory: &Path, path: &Path) -> io::Result<Self> {
+        let temporary = path.file_name().unwrap_or_default().to_owned();
+        let directory = Directory::open(directory)?;
+        Ok(Self {
+            file: directory.create(&temporary)?,
+            directory: Rc::new(directory),
+            aside: OsString::new(),
+            temporary,
             path: path.to_owned(),
             made: Vec::new(),
             disk: None,
-        }
+        })
     }
 
-    /// A small file, readable by its owner alone.
-    pub fn of_bytes(path: &Path, bytes: &[u8]) -> io::Result<Self> {
-        Self::new(path)?.with(bytes)
-    }
-
-    /// Makes the file, with this content.
+    /// The file, with this content.
     pub fn with(self, bytes: &[u8]) -> io::Result<Self> {
-        let mut file = self.create()?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+        (&self.file).write_all(bytes)?;
+        self.file.sync_all()?;
         Ok(self)
     }
 
-    /// Makes the file, readable by its owner alone.
-    pub fn create(&self) -> io::Result<File> {
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&self.temporary)
+    /// The file, open for reading and writing.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Which file it is.
+    pub fn identity(&self) -> io::Result<Identity> {
+        Identity::of(&self.file)
+    }
+
+    /// What has its place now.
+    pub fn before(&self) -> io::Result<Option<Identity>> {
+        self.directory.find(self.name())
     }
 
     /// The file as long as it is not published.
-    pub fn temporary(&self) -> &Path {
-        &self.temporary
+    pub fn temporary(&self) -> PathBuf {
+        self.directory.path().join(&self.temporary)
     }
 
     /// Where it will be.
@@ -117,28 +153,46 @@ impl Draft {
         &self.path
     }
 
+    fn name(&self) -> &OsStr {
+        self.path.file_name().unwrap_or_default()
+    }
+
     /// Moves the file to its place: only if that is free, unless `overwrite`.
     pub fn publish<'a>(mut self, overwrite: bool) -> io::Result<Published<'a>> {
-        let before = beside(&self.path, "old");
-        let replaced = overwrite && self.path.symlink_metadata().is_ok();
-        if replaced {
-            std::fs::rename(&self.path, &before)?;
-        }
+        let new = self.identity()?;
+        let before = match self.before()?.filter(|_| overwrite) {
+            // Unlike a plain rename, this never replaces what came to be there meanwhile.
+            None => {
+                self.directory.take(&self.temporary, self.name())?;
+                None
+            }
+            Some(known) => {
+                let at = self
+                    .directory
+                    .replace(&self.temporary, self.name(), &self.aside, known)?;
+                Some((known, at))
+            }
+        };
+        let here = self.directory.find(self.name());
         // From here on a drop puts everything back.
         let published = Published {
             path: self.path.clone(),
             undo: Undo::Here {
+                directory: Rc::clone(&self.directory),
                 made: std::mem::take(&mut self.made),
-                before: replaced.then_some(before),
+                new,
+                before,
             },
             disk: self.disk.take(),
         };
-        // Unlike a rename, a link never replaces what came to be there meanwhile.
-        if let Err(error) = std::fs::hard_link(&self.temporary, &self.path) {
-            published.put_back();
-            return Err(error);
+        if here? == Some(new) {
+            Ok(published)
+        } else {
+            // The temporary name was given to another file.
+            Err(io::Error::other(
+                "another file has the name of the one that was written",
+            ))
         }
-        Ok(published)
     }
 
     /// Copies the file to its place on another machine, if that is free. `moved` is told of bytes as they go; false ends it.
@@ -147,7 +201,7 @@ impl Draft {
         hypervisor: &'a dyn Hypervisor,
         moved: &mut dyn FnMut(u64) -> bool,
     ) -> Result<Published<'a>, HypervisorError> {
-        hypervisor.store(&self.temporary, &self.path, moved)?;
+        hypervisor.store(&self.temporary(), &self.path, moved)?;
         Ok(Published {
             path: self.path.clone(),
             undo: Undo::There(hypervisor),
@@ -158,22 +212,25 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.temporary);
-        for directory in &self.made {
-            let _ = std::fs::remove_dir(directory);
+        // Once it is published, this name is free, or that of the file which was there before.
+        if let Ok(identity) = self.identity() {
+            let _ = self.directory.remove_if(&self.temporary, identity);
         }
+        self.made.iter().for_each(Made::remove);
     }
 }
 
 impl Published<'_> {
     /// The file stays; what was there before is removed.
     pub fn keep(mut self) -> io::Result<Option<RestoredDisk>> {
-        if let Undo::Here { before, .. } = std::mem::replace(&mut self.undo, Undo::Kept) {
-            if let Some(directory) = self.path.parent() {
-                File::open(directory)?.sync_all()?;
-            }
-            if let Some(before) = before {
-                std::fs::remove_file(before)?;
+        if let Undo::Here {
+            directory, before, ..
+        } = std::mem::replace(&mut self.undo, Undo::Kept)
+        {
+            directory.sync()?;
+            if let Some((known, name)) = before {
+                directory.remove_if(&name, known)?;
+                directory.sync()?;
             }
         }
         Ok(self.disk.take())
@@ -188,16 +245,6 @@ impl Published<'_> {
     pub fn leave(mut self) {
         self.undo = Undo::Kept;
     }
-
-    /// Gives the place back without touching what came to be there.
-    fn put_back(mut self) {
-        if let Undo::Here {
-            before: Some(before), ..
-        } = std::mem::replace(&mut self.undo, Undo::Kept)
-        {
-            let _ = std::fs::hard_link(&before, &self.path).and_then(|()| std::fs::remove_file(&before));
-        }
-    }
 }
 
 impl Drop for Published<'_> {
@@ -207,14 +254,22 @@ impl Drop for Published<'_> {
             Undo::There(hypervisor) => {
                 let _ = hypervisor.discard(&self.path);
             }
-            Undo::Here { made, before } => {
-                let _ = match before {
-                    Some(before) => std::fs::rename(before, &self.path),
-                    None => std::fs::remove_file(&self.path),
+            Undo::Here {
+                directory,
+                made,
+                new,
+                before,
+            } => {
+                let name = self.path.file_name().unwrap_or_default();
+                // What came to be there meanwhile is not ours to take away.
+                let _ = match (directory.find(name), before) {
+                    (Ok(Some(found)), Some((_, before))) if found == *new => directory.put_back(name, before),
+                    (Ok(None), Some((_, before))) => directory.take(before, name),
+                    (_, Some(_)) => Ok(()),
+                    (_, None) => directory.remove_if(name, *new).map(drop),
                 };
-                for directory in made {
-                    let _ = std::fs::remove_dir(directory);
-                }
+                let _ = directory.sync();
+                made.iter().for_each(Made::remove);
             }
         }
     }
@@ -231,20 +286,19 @@ mod tests {
             .collect()
     }
 
+    fn draft(path: &Path, bytes: &[u8]) -> Draft {
+        Draft::new(path, &token()).unwrap().with(bytes).unwrap()
+    }
+
     #[test]
     fn a_draft_takes_a_free_place_only_and_leaves_nothing_when_dropped() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("nvram.fd");
-        drop(Draft::of_bytes(&path, b"never").unwrap());
+        drop(draft(&path, b"never"));
         assert!(names(directory.path()).is_empty());
 
-        Draft::of_bytes(&path, b"first")
-            .unwrap()
-            .publish(false)
-            .unwrap()
-            .keep()
-            .unwrap();
-        assert!(Draft::of_bytes(&path, b"second").unwrap().publish(false).is_err());
+        draft(&path, b"first").publish(false).unwrap().keep().unwrap();
+        assert!(draft(&path, b"second").publish(false).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"first");
         assert_eq!(names(directory.path()), ["nvram.fd"]);
     }
@@ -254,16 +308,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vda.qcow2");
         std::fs::write(&path, b"old").unwrap();
-        let published = Draft::of_bytes(&path, b"new").unwrap().publish(true).unwrap();
+        let published = draft(&path, b"new").publish(true).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         drop(published);
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
-        Draft::of_bytes(&path, b"new")
-            .unwrap()
-            .publish(true)
-            .unwrap()
-            .keep()
-            .unwrap();
+        draft(&path, b"new").publish(true).unwrap().keep().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(names(directory.path()), ["vda.qcow2"]);
     }
@@ -272,15 +321,50 @@ mod tests {
     fn directories_are_made_for_a_file_and_go_with_it() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a/b/state");
-        drop(Draft::of_bytes(&path, b"never").unwrap());
-        drop(Draft::of_bytes(&path, b"never").unwrap().publish(false).unwrap());
+        drop(draft(&path, b"never"));
+        drop(draft(&path, b"never").publish(false).unwrap());
         assert!(names(directory.path()).is_empty());
-        Draft::of_bytes(&path, b"kept")
-            .unwrap()
-            .publish(false)
-            .unwrap()
-            .keep()
-            .unwrap();
+        draft(&path, b"kept").publish(false).unwrap().keep().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"kept");
+    }
+
+    /// Row R6: a name that is exchanged between making and opening leads to no other file, and is not published.
+    #[test]
+    fn a_name_that_is_exchanged_leads_nowhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let victim = directory.path().join("victim");
+        std::fs::write(&victim, b"kept").unwrap();
+        let path = directory.path().join("vda.qcow2");
+        for link in [true, false] {
+            let draft = Draft::new(&path, &token()).unwrap();
+            std::fs::remove_file(draft.temporary()).unwrap();
+            if link {
+                std::os::unix::fs::symlink(&victim, draft.temporary()).unwrap();
+            } else {
+                std::fs::write(draft.temporary(), b"foreign").unwrap();
+            }
+            strongroom_nbd::format_qcow2(draft.file(), &path, 1 << 20).unwrap();
+            let draft = draft.with(b"secret").unwrap();
+            let temporary = draft.temporary();
+            assert!(draft.publish(false).is_err());
+            let _ = std::fs::remove_file(temporary);
+            let _ = std::fs::remove_file(&path);
+        }
+        assert_eq!(std::fs::read(&victim).unwrap(), b"kept");
+    }
+
+    #[test]
+    fn names_beside_a_long_name_are_not_too_long() {
+        let token = token();
+        let short = names_beside("a.qcow2".as_ref(), &token);
+        assert_eq!(
+            short.0,
+            OsString::from(format!(".strongroom-a.qcow2.{token}.new"))
+        );
+        for (one, other) in [("x", "x"), ("ü", "x")] {
+            let name = one.repeat(LONGEST_NAME / one.len() - 2) + other;
+            let (new, old) = names_beside(name.as_ref(), &token);
+            assert!(new.len() <= LONGEST_NAME && old.len() <= LONGEST_NAME && new != old);
+        }
     }
 }

@@ -13,20 +13,23 @@
 //! A VM that runs on the image is refused; so is one that was started, or an image that was written to, between steps 1 and 3.
 
 use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use crossbeam_channel::bounded;
 use strongroom_borg::{ChunkId, Opener, Repository, Spare};
 use strongroom_disk::{Extent, ExtentMap, Kind, RangeSet};
-use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Sparse, Zeroing};
+use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Sparse, Zeroing, through};
 use uuid::Uuid;
 
 use super::header::Found;
 use super::plan::PlanError;
+use super::room::{self, Need};
 use super::write::{self, Placed, WriteError};
 use super::{DiskContent, DiskTarget, ImageFormat, Request, RestoreError, RestoredDisk};
 use crate::backup::areas::{carved_from, with_holes};
@@ -34,114 +37,111 @@ use crate::backup::capture::stamp;
 use crate::backup::pace::unhindered;
 use crate::batch::{Batches, join, workers_wanted};
 use crate::context::Context;
+use crate::directory::{Directory, Identity};
 use crate::event::Event;
-use crate::files::identity::same_inode;
 use crate::files::{Inventory, Own};
 use crate::history::Point;
 
 /// Chunks that wait for a worker.
 const QUEUE: usize = 4;
 
-/// The image, and what is beside it meanwhile.
+/// The image, and what is beside it meanwhile. Names are of one directory, which was opened once; files are reached by their
+/// descriptors.
 struct Place {
-    image: PathBuf,
+    path: PathBuf,
+    directory: Directory,
+    image: OsString,
     /// Where the image is while it is merged into.
-    aside: PathBuf,
+    aside: OsString,
     /// The overlay.
-    difference: PathBuf,
+    difference: OsString,
 }
 
 impl Place {
-    fn of(image: &Path) -> Self {
+    fn of(image: &Path) -> io::Result<Self> {
+        let name = image.file_name().unwrap_or_default();
         let beside = |what: &str| {
-            let mut name = std::ffi::OsString::from(".strongroom-");
-            name.push(image.file_name().unwrap_or_default());
-            name.push(what);
-            image.with_file_name(name)
+            let mut beside = OsString::from(".strongroom-");
+            beside.push(name);
+            beside.push(what);
+            beside
         };
-        Self {
-            image: image.to_owned(),
+        Ok(Self {
+            path: image.to_owned(),
+            directory: Directory::open(image.parent().unwrap_or(Path::new("/")))?,
+            image: name.to_owned(),
             aside: beside(".merging"),
             difference: beside(".diff"),
-        }
+        })
     }
 
     fn error(&self) -> impl Fn(io::Error) -> WriteError + '_ {
         |source| WriteError::File {
-            path: self.image.clone(),
+            path: self.path.clone(),
             source,
         }
     }
 
-    fn sync_directory(&self) -> io::Result<()> {
-        self.image
-            .parent()
-            .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    fn unmerged(&self, reason: &dyn std::fmt::Display) -> WriteError {
+        WriteError::Merge {
+            path: self.path.clone(),
+            aside: self.path.with_file_name(&self.aside),
+            reason: reason.to_string(),
+        }
     }
 
-    /// Moves a file to a place that has to be free, as a rename would not find out.
-    fn move_to_free(from: &Path, to: &Path) -> io::Result<()> {
-        std::fs::hard_link(from, to)?;
-        std::fs::remove_file(from)
+    /// Opens the image and keeps a second restore away, until the file is closed or its process has ended.
+    fn open(&self, name: &OsStr) -> io::Result<File> {
+        let file = self.directory.open_file(name, true)?;
+        file.try_lock()
+            .map_err(|error| io::Error::other(format!("another restore works on it: {error}")))?;
+        Ok(file)
     }
 
     /// Brings what an interrupted merge left to its end. True if there was something.
     fn finish(&self, format: Format) -> Result<bool, WriteError> {
-        if !self.aside.try_exists().map_err(self.error())? {
+        let Some(aside) = self.directory.find(&self.aside).map_err(self.error())? else {
             return Ok(false);
-        }
-        if self.image.try_exists().map_err(self.error())? {
+        };
+        if let Some(image) = self.directory.find(&self.image).map_err(self.error())? {
             // Two names of one file are what a death between taking the one and giving up the other leaves; a merge that is
             // not over has the image under the other name alone.
-            if !same_inode(&self.image, &self.aside) {
-                return Err(WriteError::Merge {
-                    path: self.image.clone(),
-                    aside: self.aside.clone(),
-                    reason: "another file has taken its place".to_owned(),
-                });
+            if image != aside {
+                return Err(self.unmerged(&"another file has taken its place"));
             }
-            std::fs::remove_file(&self.image).map_err(self.error())?;
+            self.directory.remove(&self.image).map_err(self.error())?;
         }
-        self.merge(format).map(|()| true)
+        let image = self.open(&self.aside).map_err(|error| self.unmerged(&error))?;
+        self.merge(&image, format).map(|()| true)
     }
 
     /// Merges the overlay into the image, which stands aside, and brings the image back.
-    fn merge(&self, format: Format) -> Result<(), WriteError> {
+    fn merge(&self, image: &File, format: Format) -> Result<(), WriteError> {
         let merged = || -> Result<(), String> {
             let text = |error: io::Error| error.to_string();
-            let _lock = lock(&self.aside).map_err(text)?;
-            if self.difference.try_exists().map_err(text)? {
-                strongroom_nbd::apply_overlay(&self.difference, &self.aside, format)
+            if self.directory.find(&self.difference).map_err(text)?.is_some() {
+                let difference = self.directory.open_file(&self.difference, true).map_err(text)?;
+                let found = difference.metadata().map_err(text)?;
+                // What is merged into somebody's image comes from us: in a directory of others it could be anything.
+                if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
+                    let name = self.path.with_file_name(&self.difference);
+                    return Err(format!("{} can be written by others", name.display()));
+                }
+                strongroom_nbd::apply_overlay(&through(&difference), &through(image), format)
                     .map_err(|error| error.to_string())?;
-                File::open(&self.aside)
-                    .and_then(|file| file.sync_all())
-                    .map_err(text)?;
+                image.sync_all().map_err(text)?;
             }
-            Self::move_to_free(&self.aside, &self.image).map_err(text)?;
-            self.sync_directory().map_err(text)
+            self.directory.take(&self.aside, &self.image).map_err(text)?;
+            self.directory.sync().map_err(text)
         };
-        merged().map_err(|reason| WriteError::Merge {
-            path: self.image.clone(),
-            aside: self.aside.clone(),
-            reason,
-        })?;
+        merged().map_err(|reason| self.unmerged(&reason))?;
         self.drop_difference().map_err(self.error())
     }
 
     fn drop_difference(&self) -> io::Result<()> {
-        match std::fs::remove_file(&self.difference) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => self.sync_directory(),
-        }
+        self.directory.remove(&self.difference)?;
+        self.directory.sync()
     }
-}
-
-/// Keeps a second restore away. Released when the file is closed, or its process has ended.
-fn lock(path: &Path) -> io::Result<File> {
-    let file = File::open(path)?;
-    file.try_lock()
-        .map_err(|error| io::Error::other(format!("another restore works on it: {error}")))?;
-    Ok(file)
 }
 
 /// The domain whose disk an image is: name and UUID.
@@ -219,7 +219,12 @@ pub fn disk(
         disk: disk.target.clone(),
         source,
     };
-    let place = Place::of(&disk.path);
+    let place = Place::of(&disk.path).map_err(|source| {
+        failed(WriteError::File {
+            path: disk.path.clone(),
+            source,
+        })
+    })?;
     let format = match disk.format {
         ImageFormat::Qcow2 => Format::Qcow2,
         ImageFormat::Raw => Format::Raw,
@@ -234,37 +239,58 @@ pub fn disk(
             disk.path.display()
         ));
     }
-    let lock = lock(&place.image).map_err(|error| failed(place.error()(error)))?;
-    if !place.image.symlink_metadata().is_ok_and(|found| found.is_file()) {
-        return Err(PlanError::NotAFile(place.image).into());
-    }
+    let image = place
+        .open(&place.image)
+        .map_err(|error| failed(place.error()(error)))?;
     place
         .drop_difference()
         .map_err(|error| failed(place.error()(error)))?;
 
-    let before = stamp(&place.image);
-    let differing = compare(context, repository, point, disk, headers, format).map_err(failed)?;
+    let before = stamp(&through(&image));
+    let differing = compare(context, repository, point, disk, headers, format, &image).map_err(failed)?;
     let bytes_written = differing.bytes();
     if bytes_written > 0 {
-        if let Err(error) = collect(context, repository, disk, &place, format, &differing) {
+        // Once beside the image, and once in it.
+        let needs = [Need {
+            path: disk.path.clone(),
+            bytes: room::with_tables(bytes_written.saturating_mul(2), disk.size),
+        }];
+        room::check(&needs, context.config.limits.free_mib)?;
+        let connection = repository.canceller();
+        let (collected, shortage) = room::guarded(
+            context,
+            &needs,
+            || connection.cancel(),
+            |context| collect(context, repository, disk, &place, format, &differing, &image),
+        );
+        if let Some(shortage) = shortage {
+            let _ = place.drop_difference();
+            return Err(RestoreError::GaveWay(shortage));
+        }
+        if let Err(error) = collected {
             // The image is as it was; so is the directory.
             let _ = place.drop_difference();
             return Err(failed(error));
         }
         free()?;
-        if stamp(&place.image) != before {
+        let here = place
+            .directory
+            .find(&place.image)
+            .map_err(|error| failed(place.error()(error)))?;
+        if stamp(&through(&image)) != before || here != Identity::of(&image).ok() {
             let _ = place.drop_difference();
-            return Err(failed(WriteError::Changed(place.image)));
+            return Err(failed(WriteError::Changed(place.path)));
         }
         // What the checkpoints say is not about the disk as it will be: the next backup reads all of it.
         if let Some(state) = &mut state {
             state.retire().map_err(PlanError::State)?;
         }
-        Place::move_to_free(&place.image, &place.aside)
-            .and_then(|()| place.sync_directory())
+        place
+            .directory
+            .take(&place.image, &place.aside)
+            .and_then(|()| place.directory.sync())
             .map_err(|error| failed(place.error()(error)))?;
-        drop(lock);
-        place.merge(format).map_err(failed)?;
+        place.merge(&image, format).map_err(failed)?;
     }
     Ok(RestoredDisk {
         target: disk.target.clone(),
@@ -298,6 +324,7 @@ fn compare(
     disk: &DiskTarget,
     headers: &[Found],
     format: Format,
+    file: &File,
 ) -> Result<Differences, WriteError> {
     let image_error = |source| WriteError::Image {
         path: disk.path.clone(),
@@ -305,7 +332,11 @@ fn compare(
     };
     let chunks = write::placed(point, disk)?;
     let pieces: Vec<Placed> = headers.iter().flat_map(Found::placed).collect();
-    let server = QemuNbd::start(&disk.path, &Serve::read_only(format))?;
+    let serve = Serve {
+        opened: Some(through(file)),
+        ..Serve::read_only(format)
+    };
+    let server = QemuNbd::start(&disk.path, &serve)?;
     let mut image = Client::connect(&server.target(), &Options::default()).map_err(image_error)?;
     if image.size() != disk.size {
         return Err(WriteError::Size {
@@ -469,17 +500,21 @@ fn collect(
     place: &Place,
     format: Format,
     differing: &Differences,
+    image: &File,
 ) -> Result<(), WriteError> {
+    let path = place.path.with_file_name(&place.difference);
     let image_error = |source| WriteError::Image {
-        path: place.difference.clone(),
+        path: path.clone(),
         source,
     };
-    strongroom_nbd::create_qcow2(&place.difference, disk.size)?;
+    let file = place.directory.create(&place.difference).map_err(place.error())?;
+    strongroom_nbd::format_qcow2(&file, &path, disk.size)?;
     let serve = Serve {
-        below: Some((place.image.clone(), format)),
+        below: Some((through(image), format)),
+        opened: Some(through(&file)),
         ..Serve::writable(Format::Qcow2)
     };
-    let server = QemuNbd::start(&place.difference, &serve)?;
+    let server = QemuNbd::start(&path, &serve)?;
     let mut overlay = Client::connect(&server.target(), &Options::default()).map_err(image_error)?;
     let target = disk.target.as_str();
     let bytes = differing.bytes();
@@ -492,9 +527,8 @@ fn collect(
     overlay.flush().map_err(image_error)?;
     drop(overlay);
     server.stop()?;
-    File::open(&place.difference)
-        .and_then(|file| file.sync_all())
-        .and_then(|()| place.sync_directory())
+    file.sync_all()
+        .and_then(|()| place.directory.sync())
         .map_err(place.error())?;
     context.report(&Event::DiskDone {
         target,

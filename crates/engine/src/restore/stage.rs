@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use super::RestoreError;
 use super::draft::{Draft, Published};
+use super::journal::Journal;
 use super::write::WriteError;
 use crate::context::Context;
 use crate::event::Event;
@@ -15,33 +16,53 @@ use crate::vm::Hypervisor;
 /// Where large files that do not stay go, unless `TMPDIR` says otherwise (`file-hierarchy(7)`).
 const TEMPORARY: &str = "/var/tmp";
 
+/// How such a directory's name begins.
+pub const PREFIX: &str = "strongroom-restore-";
+
 /// Where files are made.
 pub enum Stage<'a> {
-    /// Beside their places, under other names.
-    Beside,
+    /// Beside their places, under other names, which are on record.
+    Beside(Journal),
     /// In a directory here, for another machine.
-    Aside(TempDir, &'a dyn Hypervisor),
+    Aside(TempDir, &'a dyn Hypervisor, Journal),
 }
 
 impl<'a> Stage<'a> {
     /// For a whole VM on the context's hypervisor, or for single disks on this machine.
-    pub fn new(context: &Context<'a>, whole: bool) -> Result<Self, RestoreError> {
+    pub fn new(context: &Context<'a>, vm: &str, whole: bool) -> Result<Self, RestoreError> {
+        let journal = Journal::begin(context.state, vm)?;
         if !whole || context.hypervisor.is_local() {
-            return Ok(Self::Beside);
+            return Ok(Self::Beside(journal));
         }
         let parent = std::env::var_os("TMPDIR").unwrap_or_else(|| TEMPORARY.into());
         let directory = tempfile::Builder::new()
-            .prefix("strongroom-restore-")
+            .prefix(PREFIX)
             .tempdir_in(&parent)
             .map_err(|source| failed(Path::new(&parent), source))?;
-        Ok(Self::Aside(directory, context.hypervisor))
+        journal.stage(directory.path())?;
+        Ok(Self::Aside(directory, context.hypervisor, journal))
+    }
+
+    /// What is on record of it.
+    pub fn journal(&self) -> &Journal {
+        match self {
+            Self::Beside(journal) | Self::Aside(_, _, journal) => journal,
+        }
+    }
+
+    /// Where a file is made that will have this place: on which storage it needs room.
+    pub fn path<'p>(&'p self, place: &'p Path) -> std::path::PathBuf {
+        match self {
+            Self::Beside(_) => place.to_owned(),
+            Self::Aside(directory, ..) => directory.path().join(place.file_name().unwrap_or_default()),
+        }
     }
 
     /// Nothing yet; for a file that will have this place.
     pub fn draft(&self, path: &Path) -> io::Result<Draft> {
         match self {
-            Self::Beside => Draft::new(path),
-            Self::Aside(directory, _) => Ok(Draft::aside(directory.path(), path)),
+            Self::Beside(journal) => journal.draft(path),
+            Self::Aside(directory, ..) => Draft::aside(directory.path(), path),
         }
     }
 
@@ -53,7 +74,8 @@ impl<'a> Stage<'a> {
         overwrite: bool,
     ) -> Result<Published<'a>, RestoreError> {
         let path = draft.place().to_owned();
-        let Self::Aside(_, hypervisor) = self else {
+        self.journal().step();
+        let Self::Aside(_, hypervisor, _) = self else {
             return draft.publish(overwrite).map_err(|source| failed(&path, source));
         };
         let bytes = draft.temporary().metadata();

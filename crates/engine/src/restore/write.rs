@@ -118,7 +118,7 @@ pub fn disk(
     let mut draft = stage.draft(&disk.path).map_err(file_error)?;
     let bytes_written = match disk.format {
         ImageFormat::Raw => {
-            let mut file = draft.create().map_err(file_error)?;
+            let mut file = draft.file().try_clone().map_err(file_error)?;
             file.set_len(disk.size).map_err(file_error)?;
             let written = fill(context, repository, point, disk, headers, &mut file)?;
             file.sync_all().map_err(file_error)?;
@@ -129,13 +129,19 @@ pub fn disk(
                 path: disk.path.clone(),
                 source,
             };
-            strongroom_nbd::create_qcow2(draft.temporary(), disk.size)?;
-            let server = QemuNbd::start(draft.temporary(), &Serve::writable(Format::Qcow2))?;
+            // QEMU's tools get the file itself, whatever has its name by now.
+            strongroom_nbd::format_qcow2(draft.file(), &disk.path, disk.size)?;
+            let serve = Serve {
+                opened: Some(strongroom_nbd::through(draft.file())),
+                ..Serve::writable(Format::Qcow2)
+            };
+            let server = QemuNbd::start(&disk.path, &serve)?;
             let mut image = Client::connect(&server.target(), &Options::default()).map_err(image_error)?;
             let written = fill(context, repository, point, disk, headers, &mut image)?;
             image.flush().map_err(image_error)?;
             drop(image);
             server.stop()?;
+            draft.file().sync_all().map_err(file_error)?;
             written
         }
     };
