@@ -710,7 +710,8 @@ pub struct Restore {
     /// Restore point: VM, VM@latest, VM@2026-11-23, VM@2026-11-23T11:30, VM@ARCHIVE.
     #[arg(value_name = "VM[@WHEN]")]
     pub point: PointName,
-    /// Give the restored VM this name, a new UUID and new MAC addresses.
+    /// Give the restored VM this name and a new UUID; what only one VM can have (addresses, ports, sockets, devices) is chosen
+    /// anew or left out, and named.
     #[arg(long = "as", value_name = "NAME")]
     pub rename: Option<String>,
     /// Restore only this disk, and define no domain. Can be given several times.
@@ -748,6 +749,13 @@ pub struct Restore {
     /// since may open the disks.
     #[arg(long, value_name = "ARCHIVE", conflicts_with = "own_headers")]
     pub headers: Option<String>,
+    /// Take the definition as it is, although nobody who is trusted has signed it and parts of it act on the host: devices,
+    /// directories, scripts, arguments of QEMU. --dry-run lists them.
+    #[arg(long)]
+    pub trust_definition: bool,
+    /// Begin although all of it may not fit. The restore still gives way before the storage is full (`free_mib`).
+    #[arg(long)]
+    pub tight: bool,
     /// Only say what would be written.
     #[arg(short = 'n', long)]
     pub dry_run: bool,

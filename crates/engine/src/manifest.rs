@@ -101,6 +101,9 @@ pub struct Manifest {
     pub headers: Option<HeadersRecord>,
     /// SHA-256 of each other file in the archive, in hexadecimal.
     pub files: Vec<FileRecord>,
+    /// The VM starts with its host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub autostart: bool,
     /// What belongs to the VM and could not be had (`nvram.fd`, `tpm/`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<String>,

@@ -7,8 +7,12 @@
 mod belief;
 pub mod draft;
 pub mod header;
+pub mod journal;
 pub mod onto;
 pub mod plan;
+mod prospect;
+pub mod recover;
+pub mod room;
 mod sink;
 mod stage;
 pub mod write;
@@ -21,6 +25,7 @@ use uuid::Uuid;
 
 use self::draft::{Draft, Published};
 pub use self::plan::{DiskContent, DiskTarget, LeftOut, RestorePlan};
+use self::room::{Need, Shortage};
 use self::stage::Stage;
 use self::write::WriteError;
 use crate::cancel::Cancelled;
@@ -32,9 +37,10 @@ use crate::event::{Event, Step};
 use crate::firmware;
 use crate::history::{HistoryError, Point};
 use crate::manifest::DOMAIN_PATH;
+use crate::state::StateError;
 use crate::trust::Untrusted;
 use crate::trust::chain::ChainProblem;
-use crate::vm::{HypervisorError, Retarget};
+use crate::vm::HypervisorError;
 use crate::when::PointName;
 
 /// The largest domain definition that is read, in bytes.
@@ -69,6 +75,10 @@ pub struct Request {
     /// Take the LUKS headers of the restore point's own instant, with the passphrases of that time; else the newest ones
     /// that fit.
     pub own_headers: bool,
+    /// Begin although all of it may not fit; it still gives way before the storage is full.
+    pub tight: bool,
+    /// Take the definition as it is, though it acts on the host and nobody vouches for it.
+    pub trust_definition: bool,
     /// Only say what would be done.
     pub dry_run: bool,
 }
@@ -129,6 +139,36 @@ pub enum RestoreError {
         /// What was looked for in vain.
         reason: String,
     },
+    /// Nobody vouches for a definition that acts on the host.
+    #[error(
+        "define {vm}: nobody who is trusted has signed the restore point, and its definition has {}; --trust-definition takes it as it is, and --disk restores disks alone", .powers.join(", ")
+    )]
+    Powers {
+        /// The VM.
+        vm: String,
+        /// What acts on the host.
+        powers: Vec<String>,
+    },
+    /// The host cannot have such a domain.
+    #[error("define {vm} on this host: {}; --disk restores disks alone", .lacks.join("; "))]
+    Lacks {
+        /// The VM.
+        vm: String,
+        /// What is missing.
+        lacks: Vec<String>,
+    },
+    /// Our own records.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// An interrupted restore of the same VM.
+    #[error(transparent)]
+    Left(#[from] recover::RestoreLeft),
+    /// All of it may not fit.
+    #[error("{0}; name another place with --to, or begin all the same with --tight")]
+    Room(#[from] Shortage),
+    /// The storage was filled meanwhile, by this or by others.
+    #[error("{0}; the restore has given way, and what it had written is removed")]
+    GaveWay(Shortage),
     /// What is signed is another archive.
     #[error("trust archive {archive}: {why}")]
     Misplaced {
@@ -187,6 +227,9 @@ pub struct Report {
     pub disks: Vec<RestoredDisk>,
     /// Disks and drives of its definition that it comes without.
     pub left_out: Vec<LeftOut>,
+    /// What of the domain is not as it was, or not there on this host, a line each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<String>,
     /// Seconds it took.
     pub seconds: f64,
 }
@@ -232,7 +275,7 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
     let entry = catalog.find(&request.point)?;
     let (newest, order) = belief::compare(context, request, &repository, &catalog.of(&request.point.vm))?;
     let point = Point::read(&mut repository, &entry.info)?;
-    belief::trust(context, request, &repository, &catalog, &point, &order)?;
+    let vouched = belief::trust(context, request, &repository, &catalog, &point, &order)?;
     let chain = header::Chain {
         newest,
         order: &order,
@@ -253,12 +296,23 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
             ));
         }
     }
-    let definition = plan
-        .define
-        .as_ref()
-        .map(|change| definition(context, &mut repository, &point, change, request.rename.is_some()));
-    let (definition, left_out) = definition.transpose()?.unzip();
-    plan.left_out = left_out.unwrap_or_default();
+    if !request.dry_run {
+        for (_, what) in recover::recover(context, Some(&plan.vm), false)? {
+            context.warn(format!("{}: {what}", plan.vm));
+        }
+    }
+    let definition = if let Some(change) = plan.define.clone() {
+        let stored = definition(&mut repository, &point)?;
+        let disks = context.hypervisor.disks_in(&stored)?;
+        let copy = request.rename.is_some();
+        let (change, left_out) = plan::fit(change, &disks, &point.manifest.excluded, copy);
+        plan.left_out = left_out;
+        Some(prospect::of(
+            context, request, &stored, &change, vouched, &mut plan,
+        )?)
+    } else {
+        None
+    };
     let vm = point.manifest.vm.uuid;
     plan::check(context, request, &plan, vm, definition.as_deref())?;
     let mut headers = header::Search::new(context, &mut repository, request, &point, &chain)?;
@@ -272,26 +326,67 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
 
     // Everything is written under other names first.
     context.report(&Event::Step(Step::Restore));
-    let stage = Stage::new(context, request.disks.is_empty())?;
-    let (drafts, failures) = write_all(context, request, &mut repository, &point, &plan, &headers, &stage)?;
+    let stage = Stage::new(context, &plan.vm, request.disks.is_empty())?;
+    let opener = repository.opener();
+    let needs: Vec<Need> = plan
+        .disks
+        .iter()
+        .map(|disk| Need {
+            path: stage.path(&disk.path),
+            bytes: room::of_disk(&point, disk, headers.of(&disk.target), &opener),
+        })
+        .collect();
+    if !request.tight {
+        room::check(&needs, context.config.limits.free_mib)?;
+    }
+    let connection = repository.canceller();
+    let (written, shortage) = room::guarded(
+        context,
+        &needs,
+        || connection.cancel(),
+        |context| write_all(context, request, &mut repository, &point, &plan, &headers, &stage),
+    );
+    if let Some(shortage) = shortage {
+        return Err(RestoreError::GaveWay(shortage));
+    }
+    let (drafts, failures) = written?;
     repository.close()?;
     context.cancel.check()?;
 
     // All is there. What held hours ago may not hold any more; only then take the places, and tell the hypervisor.
     plan::check(context, request, &plan, vm, definition.as_deref())?;
+    let journal = stage.journal();
+    journal.taking(&drafts, request.overwrite)?;
     let mut published: Vec<Published<'_>> = drafts
         .into_iter()
         .map(|draft| stage.publish(context, draft, request.overwrite))
         .collect::<Result<_, _>>()?;
+    let definition = definition.filter(|_| failures.is_empty());
+    journal.taken(definition.as_deref())?;
     let mut uuid = None;
-    if let Some(definition) = definition.filter(|_| failures.is_empty()) {
+    if let Some(definition) = definition {
         let defined;
         if request.overwrite {
-            defined = context.hypervisor.define(&definition, true)?;
+            defined = match context.hypervisor.define(&definition, true) {
+                Ok(defined) => defined,
+                Err(error) => {
+                    journal.giving_back()?;
+                    return Err(error.into());
+                }
+            };
         } else {
             (defined, published) = define(context, &definition, published)?;
         }
         uuid = Some(defined);
+        if point.manifest.autostart
+            && request.rename.is_none()
+            && let Err(error) = context.hypervisor.set_autostart(defined, true)
+        {
+            context.warn(format!(
+                "{} does not start with its host: failed to {error}",
+                plan.vm
+            ));
+        }
         // Checkpoints that the old disks had mean nothing for the new ones.
         let retired = context
             .state
@@ -303,6 +398,7 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
     }
     let mut disks = Vec::new();
     for file in published {
+        journal.step();
         let kept = file.keep().map_err(|source| WriteError::File {
             path: PathBuf::from("the old file"),
             source,
@@ -322,6 +418,7 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
         archive,
         disks,
         left_out: plan.left_out,
+        changes: plan.changes,
         seconds,
     }))
 }
@@ -349,9 +446,7 @@ fn bring_to_state(
             vm: request.point.vm.clone(),
             archive: point.name(),
             disks: vec![disk],
-            files: Vec::new(),
-            left_out: Vec::new(),
-            define: None,
+            ..RestorePlan::default()
         }));
     }
     context.report(&Event::Step(Step::Restore));
@@ -370,6 +465,7 @@ fn bring_to_state(
         archive: point.name(),
         disks: vec![restored],
         left_out: Vec::new(),
+        changes: Vec::new(),
         seconds: clock.elapsed().as_secs_f64(),
     }))
 }
@@ -424,22 +520,13 @@ fn write_all(
     Ok((drafts, failures))
 }
 
-/// The definition as it will be, and what it leaves out.
-fn definition(
-    context: &Context<'_>,
-    repository: &mut Repository,
-    point: &Point,
-    change: &Retarget,
-    copy: bool,
-) -> Result<(String, Vec<LeftOut>), RestoreError> {
+/// The definition as it was.
+fn definition(repository: &mut Repository, point: &Point) -> Result<String, RestoreError> {
     let bytes = checked_file(repository, point, DOMAIN_PATH, MAX_DOMAIN_XML)?;
-    let text = String::from_utf8(bytes).map_err(|_| RestoreError::Altered {
+    String::from_utf8(bytes).map_err(|_| RestoreError::Altered {
         archive: point.name(),
         path: DOMAIN_PATH.to_owned(),
-    })?;
-    let stored = context.hypervisor.disks_in(&text)?;
-    let (change, left_out) = plan::fit(change.clone(), &stored, &point.manifest.excluded, copy);
-    Ok((context.hypervisor.retarget(&text, &change)?, left_out))
+    })
 }
 
 /// A file of the archive, compared with the manifest.

@@ -9,6 +9,7 @@
 
 mod agent;
 mod chains;
+mod definitions;
 mod files;
 mod identity;
 mod lending;
@@ -29,6 +30,7 @@ use crate::config::Vm;
 
 pub use self::agent::{Agent, FreezeStatus, GuestExit};
 pub use self::chains::{BlockJob, BlockJobState, Chain, Chains, SnapshotDisk};
+pub use self::definitions::{Definitions, Lack};
 pub use self::files::Files;
 pub use self::identity::{FileIdentity, Identity};
 pub use self::lending::{Lending, Lent, MAX_SERIAL};
@@ -246,6 +248,8 @@ pub struct Domain {
     pub nvram: Option<PathBuf>,
     /// Its memory is saved: the next start resumes it, with the disks as they are now.
     pub saved: bool,
+    /// It starts with its host.
+    pub autostart: bool,
     /// It is off because its guest shut down, so that its disks are as the guest left them.
     pub shut_down: bool,
     /// It is off here because it was migrated to another host, which uses its disks now.
@@ -355,8 +359,10 @@ pub struct Retarget {
     pub name: Option<String>,
     /// New UUID; `None` keeps the old one.
     pub uuid: Option<Uuid>,
-    /// Drop the MAC addresses, so that new ones are made.
-    pub new_macs: bool,
+    /// Claim nothing that only one domain can have: no MAC addresses, sockets, ports, devices, files of the original.
+    pub copy: bool,
+    /// A new generation id, where the definition has one.
+    pub genid: Option<Uuid>,
     /// `(target, file)`: these disks become qcow2 files at these paths, without a backing store. A disk that the definition
     /// lacks is added.
     pub disks: Vec<(String, PathBuf)>,
@@ -366,6 +372,15 @@ pub struct Retarget {
     pub empty_drives: Vec<String>,
     /// The UEFI variable store lies here.
     pub nvram: Option<PathBuf>,
+}
+
+/// A changed definition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retargeted {
+    /// The definition.
+    pub xml: String,
+    /// What a copy does not have as its original has it, a line each.
+    pub notes: Vec<String>,
 }
 
 /// Requests of one kind that a guest has made of a disk since it was started, and that are done.
@@ -387,7 +402,9 @@ pub struct BadBitmap {
 }
 
 /// The hypervisor. Implementations are shared between threads.
-pub trait Hypervisor: Agent + Chains + Creation + Files + Lending + Tracking + Uses + Send + Sync {
+pub trait Hypervisor:
+    Agent + Chains + Creation + Definitions + Files + Lending + Tracking + Uses + Send + Sync
+{
     /// The URI as configured, for messages.
     fn uri(&self) -> &str;
 
@@ -456,7 +473,7 @@ pub trait Hypervisor: Agent + Chains + Creation + Files + Lending + Tracking + U
     fn tpm_directory(&self, domain: Uuid) -> PathBuf;
 
     /// Rewrites a definition as [`Retarget`] says. Pure: nothing is defined yet.
-    fn retarget(&self, xml: &str, change: &Retarget) -> Result<String, HypervisorError>;
+    fn retarget(&self, xml: &str, change: &Retarget) -> Result<Retargeted, HypervisorError>;
 
     /// Whether [`Hypervisor::define`] would refuse, and why.
     fn check_definable(&self, xml: &str, replace: bool) -> Result<(), HypervisorError>;

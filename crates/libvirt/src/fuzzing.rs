@@ -31,7 +31,9 @@ pub fn retarget(xml: &str) {
     let change = Retarget {
         name: Some("new & \"<name>\"".into()),
         uuid: Some(Uuid::from_u128(1)),
-        new_macs: true,
+        copy: true,
+        genid: Some(Uuid::from_u128(2)),
+
         disks: before
             .disks
             .iter()
@@ -41,11 +43,11 @@ pub fn retarget(xml: &str) {
         empty_drives: Vec::new(),
         nvram: before.nvram.map(|_| place("vars")),
     };
-    let Ok(result) = retarget::rewrite(xml, &change) else {
+    let Ok(result) = retarget::rewrite(xml, &change).map(|changed| changed.xml) else {
         return;
     };
     assert!(definition::read(&result).is_ok_and(|after| Some(after.name) == change.name));
-    assert!(retarget::rewrite(&result, &change).is_ok_and(|again| again == result));
+    assert!(retarget::rewrite(&result, &change).is_ok_and(|again| again.xml == result));
 }
 
 /// The chains in a definition, and another image for each disk; the new one is there, alone, and stays when repeated.

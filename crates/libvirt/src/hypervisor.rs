@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use strongroom_engine::rights::words;
 use strongroom_engine::vm::{
     BackupJob, BadBitmap, Disk, DiskSource, Domain, Hypervisor, HypervisorError, Listener, Requests,
-    Retarget, RunState, RunningJob,
+    Retarget, Retargeted, RunState, RunningJob,
 };
 use strongroom_nbd::Target;
 use uuid::Uuid;
@@ -297,7 +297,7 @@ impl Hypervisor for Libvirt {
         PathBuf::from(format!("/var/lib/libvirt/swtpm/{domain}"))
     }
 
-    fn retarget(&self, xml: &str, change: &Retarget) -> Result<String, HypervisorError> {
+    fn retarget(&self, xml: &str, change: &Retarget) -> Result<Retargeted, HypervisorError> {
         retarget::rewrite(xml, change).map_err(|reason| {
             let domain = definition::read(xml).map_or_else(|_| "(unreadable)".to_owned(), |read| read.name);
             HypervisorError::Definition { domain, reason }
@@ -455,6 +455,7 @@ impl Libvirt {
             snapshots,
             internal_snapshots: self.internal_snapshots(handle, &disks)?,
             saved,
+            autostart: handle.autostart().map_err(failed)?,
             shut_down: state == RunState::ShutOff && !saved && reason == Enum::Known(shut_down),
             away: state == RunState::ShutOff && reason == Enum::Known(migrated),
             uuid: handle.uuid().map_err(failed)?,

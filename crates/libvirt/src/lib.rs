@@ -44,6 +44,7 @@ mod jobs;
 mod lending;
 mod machine;
 mod qemu;
+mod reach;
 mod repair;
 mod retarget;
 mod running;

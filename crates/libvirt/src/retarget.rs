@@ -1,8 +1,10 @@
 //! Rewrites a domain definition for another place, name or identity, and keeps all the rest of it as it was.
 
+mod copy;
+
 use std::path::{Path, PathBuf};
 
-use strongroom_engine::vm::{Bitmaps, Disk, DiskSource, Identity, Retarget};
+use strongroom_engine::vm::{Bitmaps, Disk, DiskSource, Identity, Retarget, Retargeted};
 use uuid::Uuid;
 
 use crate::definition::{self, Definition};
@@ -18,8 +20,13 @@ const OF_THE_SOURCE: [&str; 5] = ["backingStore", "mirror", "auth", "encryption"
 /// Gives the changed definition. The error says what cannot be done.
 ///
 /// Done twice, it changes nothing the second time. The result has been read back: it says what was asked.
-pub fn rewrite(xml: &str, change: &Retarget) -> Result<String, String> {
+pub fn rewrite(xml: &str, change: &Retarget) -> Result<Retargeted, String> {
     let before = definition::read(xml)?;
+    let asked = &change.drop_disks;
+    let change = &Retarget {
+        drop_disks: left_out(&before, change),
+        ..change.clone()
+    };
     let wanted = wanted(&before, change)?;
     let mut domain = Element::parse(xml)?;
     if let Some(name) = &change.name {
@@ -27,6 +34,11 @@ pub fn rewrite(xml: &str, change: &Retarget) -> Result<String, String> {
     }
     if let Some(uuid) = change.uuid {
         set_uuid(&mut domain, uuid);
+    }
+    if let Some(genid) = change.genid {
+        for element in domain.elements_mut("genid") {
+            element.set_text(&genid.to_string());
+        }
     }
     for devices in domain.elements_mut("devices") {
         devices.drop_elements(|device| match target(device) {
@@ -45,10 +57,6 @@ pub fn rewrite(xml: &str, change: &Retarget) -> Result<String, String> {
                 disk.drop_elements(|child| child.name() == "source" || OF_THE_SOURCE.contains(&child.name()));
             }
         }
-        if change.new_macs {
-            let interfaces = devices.elements_mut("interface");
-            interfaces.for_each(|interface| interface.drop_elements(|child| child.name() == "mac"));
-        }
     }
     if let Some(devices) = domain.elements_mut("devices").next() {
         for (target, file) in lacking(&before, change) {
@@ -66,11 +74,17 @@ pub fn rewrite(xml: &str, change: &Retarget) -> Result<String, String> {
             nvram.set_text(path);
         }
     }
-    let result = domain.to_xml()?;
-    if facts(definition::read(&result)?) != wanted {
+    let mut notes = Vec::new();
+    if change.copy {
+        let dropped = change.drop_disks.iter().filter(|target| !asked.contains(target));
+        notes.extend(dropped.map(|target| format!("disk {target}, which is the original's, is left out")));
+        notes.extend(copy::unshare(&mut domain, change.nvram.is_some())?);
+    }
+    let xml = domain.to_xml()?;
+    if facts(definition::read(&xml)?) != wanted {
         return Err("it is written in a way that cannot be changed safely".into());
     }
-    Ok(result)
+    Ok(Retargeted { xml, notes })
 }
 
 /// What is compared between the definition as asked for and as read back.
@@ -97,6 +111,21 @@ pub fn facts(definition: Definition) -> Facts {
         definition.nvram,
         definition.has_tpm,
     )
+}
+
+/// The disks to leave out: those that are asked for, and in a copy those that the original writes to.
+fn left_out(before: &Definition, change: &Retarget) -> Vec<String> {
+    let shared = before.disks.iter().filter(|disk| {
+        let placed = change.disks.iter().any(|(target, _)| *target == disk.target);
+        let read_only = disk.read_only || disk.device == "cdrom" || disk.source == DiskSource::None;
+        let emptied = change.empty_drives.contains(&disk.target);
+        change.copy && !placed && !read_only && !emptied
+    });
+    let shared = shared.map(|disk| disk.target.clone());
+    let mut all: Vec<String> = change.drop_disks.iter().cloned().chain(shared).collect();
+    all.sort();
+    all.dedup();
+    all
 }
 
 fn wanted(before: &Definition, change: &Retarget) -> Result<Facts, String> {
@@ -132,7 +161,10 @@ fn wanted(before: &Definition, change: &Retarget) -> Result<Facts, String> {
         name: change.name.clone().unwrap_or_else(|| before.name.clone()),
         uuid: change.uuid.or(before.uuid),
         disks,
-        nvram: change.nvram.clone().or_else(|| before.nvram.clone()),
+        nvram: change
+            .nvram
+            .clone()
+            .or_else(|| before.nvram.clone().filter(|_| !change.copy)),
         has_tpm: before.has_tpm,
         launch_security: before.launch_security.clone(),
         extras: before.extras.clone(),

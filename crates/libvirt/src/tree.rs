@@ -171,6 +171,36 @@ impl Element {
         })
     }
 
+    /// All child elements.
+    pub fn all_elements(&self) -> impl Iterator<Item = &Element> {
+        self.children.iter().filter_map(|child| match child {
+            Node::Element(element) => Some(element),
+            Node::Other(_) => None,
+        })
+    }
+
+    /// Whether there is anything in it but space.
+    pub fn has_content(&self) -> bool {
+        self.children.iter().any(|child| match child {
+            Node::Element(_) => true,
+            Node::Other(Event::Text(text)) => !text.trim().is_empty(),
+            Node::Other(_) => false,
+        })
+    }
+
+    /// Takes out all that is in it.
+    pub fn clear(&mut self) {
+        self.children.clear();
+    }
+
+    /// Changes every child element, and takes out those for which `keep` says no.
+    pub fn retain_elements(&mut self, mut keep: impl FnMut(&mut Element) -> bool) {
+        self.children.retain_mut(|child| match child {
+            Node::Element(element) => keep(element),
+            Node::Other(_) => true,
+        });
+    }
+
     /// Takes out every child element for which `drop` says so.
     pub fn drop_elements(&mut self, drop: impl Fn(&Element) -> bool) {
         self.children

@@ -32,6 +32,8 @@ pub fn run(settings: &Settings, args: &Restore) -> Result<Exit, Failure> {
         allow_rollback: args.allow_rollback,
         headers: args.headers.clone(),
         own_headers: args.own_headers,
+        tight: args.tight,
+        trust_definition: args.trust_definition,
         dry_run: args.dry_run,
     };
     match restore::run(&settings.context(&parts), &request)? {
@@ -56,6 +58,15 @@ fn planned(settings: &Settings, plan: &RestorePlan) {
     for left in &plan.left_out {
         Ui::out(format!("{}: left out; {}", left.target, left.what));
     }
+    for change in &plan.changes {
+        Ui::out(format!("{}: {change}", plan.vm));
+    }
+    for power in &plan.powers {
+        Ui::out(format!(
+            "{}: has to be trusted (--trust-definition): {power}",
+            plan.vm
+        ));
+    }
 }
 
 fn done(settings: &Settings, report: &Report) {
@@ -76,6 +87,9 @@ fn done(settings: &Settings, report: &Report) {
         settings
             .ui
             .info(format!("{}: left out; {}", left.target, left.what));
+    }
+    for change in &report.changes {
+        settings.ui.info(format!("{}: {change}", report.vm));
     }
     let defined = report
         .uuid

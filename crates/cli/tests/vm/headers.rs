@@ -113,6 +113,8 @@ fn restored(bench: &Bench, lab: &Lab, vm: &str, archive: &str, own: bool) -> Res
         to: Some(file.clone()),
         format: ImageFormat::Raw,
         own_headers: own,
+        tight: false,
+        trust_definition: true,
         ..request(vm, archive)
     };
     restore::run(&bench.context(&()), &request).map_err(|error| error.to_string())?;

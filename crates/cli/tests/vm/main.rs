@@ -22,6 +22,7 @@ mod onto;
 mod order;
 mod outcomes;
 mod own_daemon;
+mod places;
 mod quiesce;
 mod refusals;
 mod release;

@@ -117,11 +117,11 @@ fn a_vm_of_another_machine_is_backed_up_verified_and_restored_over_ssh() {
     // A whole VM comes back there: as one that boots, with what the guest wrote.
     let copy = lab.name("copy");
     bench
-        .says(&lab, &["restore", vm, "--as", &copy])
+        .says(&lab, &["restore", vm, "--as", &copy, "--trust-definition"])
         .expect(1, &["storage pool", "pool-create-as"]);
     let _pool = Pool::of(lab.dir(), &copy);
     bench
-        .says(&lab, &["restore", vm, "--as", &copy])
+        .says(&lab, &["restore", vm, "--as", &copy, "--trust-definition"])
         .expect(0, &["defined as"]);
     assert_eq!(
         sha256_of_raw(&lab.path(&format!("{copy}-vda.qcow2")), Format::Qcow2),
@@ -133,7 +133,7 @@ fn a_vm_of_another_machine_is_backed_up_verified_and_restored_over_ssh() {
     restored.destroy();
     // What is there is not replaced.
     bench
-        .says(&lab, &["restore", vm, "--as", &copy])
+        .says(&lab, &["restore", vm, "--as", &copy, "--trust-definition"])
         .expect(1, &["exists already"]);
     bench
         .says(&lab, &["restore", vm, "--overwrite"])

@@ -26,6 +26,8 @@ fn request(vm: &str, when: &str) -> Request {
         own_headers: false,
         allow_rollback: false,
         headers: None,
+        tight: false,
+        trust_definition: true,
         dry_run: false,
     }
 }

@@ -79,6 +79,7 @@ pub fn seal(
         excluded: excluded(context, domain, plan),
         headers: None,
         files: files.iter().map(file_record).collect(),
+        autostart: domain.autostart,
         missing,
         inventory: inventory(context, domain),
         producer: concat!("strongroom ", env!("CARGO_PKG_VERSION")).into(),

@@ -43,7 +43,7 @@ pub fn compare(
 }
 
 /// Before anything of the archive is used: the manifest is signed by somebody who is trusted, and for this archive. Only
-/// the operator can do without, explicitly.
+/// the operator can do without, explicitly. Gives whether it is vouched for.
 pub fn trust(
     context: &Context<'_>,
     request: &Request,
@@ -51,10 +51,10 @@ pub fn trust(
     catalog: &Catalog,
     point: &Point,
     order: &Order,
-) -> Result<(), RestoreError> {
+) -> Result<bool, RestoreError> {
     let signing = context.config.signing.as_ref();
     let Some(signing) = signing.filter(|signing| signing.allowed_signers.is_some()) else {
-        return Ok(());
+        return Ok(false);
     };
     let (manifest, archive) = (&point.manifest, point.name());
     let at = order.of(
@@ -80,13 +80,13 @@ pub fn trust(
     match judge(&archive, signer, place) {
         Ok(signer) => {
             context.note(format!("signed by {} ({})", signer.identity, signer.key));
-            Ok(())
+            Ok(true)
         }
         Err(error) if request.unsigned && !context.cancel.is_cancelled() => {
             context.warn(format!(
                 "it is restored all the same, as asked: failed to {error}"
             ));
-            Ok(())
+            Ok(false)
         }
         Err(error) => Err(error),
     }

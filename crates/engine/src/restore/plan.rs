@@ -19,7 +19,7 @@ use crate::manifest::{ExcludedDisk, Exclusion, NVRAM_PATH};
 use crate::vm::{Disk, DiskSource, HypervisorError, Retarget};
 
 /// What a restore will do.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct RestorePlan {
     /// The name that the VM will have.
     pub vm: String,
@@ -31,6 +31,12 @@ pub struct RestorePlan {
     pub files: Vec<FileTarget>,
     /// Disks and drives of its definition that the VM comes without.
     pub left_out: Vec<LeftOut>,
+    /// What of the domain will not be as it was, or is not there on this host, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<String>,
+    /// What of the definition acts on the host, where nobody who is trusted vouches for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub powers: Vec<String>,
     /// How the definition changes; `None` if no domain will be defined.
     #[serde(skip)]
     pub define: Option<Retarget>,
@@ -174,9 +180,8 @@ pub fn make(context: &Context<'_>, request: &Request, point: &Point) -> Result<R
         } else {
             Vec::new()
         },
-        left_out: Vec::new(),
-        define: None,
         vm,
+        ..RestorePlan::default()
     };
     if !whole {
         return Ok(plan);
@@ -351,7 +356,9 @@ fn definition_change(request: &Request, plan: &RestorePlan, uuid: Uuid) -> Retar
     Retarget {
         name: Some(plan.vm.clone()),
         uuid: Some(uuid),
-        new_macs: request.rename.is_some(),
+        copy: request.rename.is_some(),
+        // The guest has to learn that its past is another one (libvirt, "formatdomain", genid).
+        genid: Some(Uuid::new_v4()),
         disks: plan
             .disks
             .iter()

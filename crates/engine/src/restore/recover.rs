@@ -99,7 +99,11 @@ fn back(file: &Place, now: Now) -> Option<Vec<Act>> {
 
 /// How a file that has taken its place stays there. Nothing if it is not there.
 fn forward(file: &Place, now: Now) -> Option<Vec<Act>> {
-    if file.new.is_none() || now.place != file.new {
+    if file.new.is_none() {
+        // It was given up, and the others restored without it.
+        return Some(now.temporary.map(|_| Act::DropTemporary).into_iter().collect());
+    }
+    if now.place != file.new {
         return None;
     }
     let mut acts = Vec::new();
@@ -429,5 +433,6 @@ mod tests {
             Some(vec![Act::DropTemporary])
         );
         assert_eq!(back(&writing, now(other, None, None)), Some(Vec::new()));
+        assert_eq!(forward(&writing, now(other, None, None)), Some(Vec::new()));
     }
 }

@@ -14,9 +14,9 @@ use strongroom_nbd::Target;
 use uuid::Uuid;
 
 use super::{
-    Agent, BackupJob, BadBitmap, Chain, Chains, Creation, Disk, Domain, Files, FreezeStatus, GuestExit, Host,
-    Hypervisor, HypervisorError, Lending, Lent, Listener, NewDomain, Requests, Retarget, RunningJob,
-    SnapshotDisk, StoredBitmap, Tracking, User, Uses,
+    Agent, BackupJob, BadBitmap, Chain, Chains, Creation, Definitions, Disk, Domain, Files, FreezeStatus,
+    GuestExit, Host, Hypervisor, HypervisorError, Lack, Lending, Lent, Listener, NewDomain, Requests,
+    Retarget, Retargeted, RunningJob, SnapshotDisk, StoredBitmap, Tracking, User, Uses,
 };
 use crate::state::Overlay;
 
@@ -117,7 +117,7 @@ pass! { Hypervisor
         fn wanted(&self) -> Option<String>;
         fn export(&self, listener: &Listener, export: &str) -> Told<Target>;
         fn tpm_directory(&self, domain: Uuid) -> PathBuf;
-        fn retarget(&self, xml: &str, change: &Retarget) -> Told<String>;
+        fn retarget(&self, xml: &str, change: &Retarget) -> Told<Retargeted>;
     }
 }
 
@@ -162,6 +162,17 @@ pass! { Creation
     }
     untimed {
         fn compose(&self, new: &NewDomain) -> Told<String>;
+    }
+}
+
+pass! { Definitions
+    timed {
+        fn lacks(&self, xml: &str, placed: &[&str]) -> Told<Vec<Lack>>;
+        fn conflicts(&self, xml: &str) -> Told<Vec<String>>;
+        fn set_autostart(&self, domain: Uuid, autostart: bool) -> Told<()>;
+    }
+    untimed {
+        fn powers(&self, xml: &str, placed: &[&str]) -> Told<Vec<String>>;
     }
 }
 

@@ -4,9 +4,14 @@ use std::path::Path;
 use proptest::prelude::*;
 use strongroom_engine::vm::{DiskSource, Retarget};
 
-use super::rewrite;
+use super::rewrite as rewritten;
 use crate::definition::read;
 use crate::fuzzing;
+
+/// Without the notes.
+fn rewrite(xml: &str, change: &Retarget) -> Result<String, String> {
+    rewritten(xml, change).map(|changed| changed.xml)
+}
 
 const SERVER: &str = include_str!("../../tests/fixtures/server.xml");
 
@@ -37,7 +42,7 @@ fn a_new_identity() {
     let change = Retarget {
         name: Some("a <b> & 'c' ü".into()),
         uuid: Some(uuid.parse().unwrap()),
-        new_macs: true,
+        copy: true,
         nvram: Some("/new/vars & more.fd".into()),
         ..Retarget::default()
     };
@@ -68,6 +73,100 @@ fn a_new_identity() {
         assert!(result.contains(kept), "{kept}");
     }
     assert_eq!(rewrite(&result, &change).unwrap(), result);
+}
+
+/// Row A5 and "a copy claims nothing": what only one domain can have is gone from a copy, and named; the rest stays.
+#[test]
+fn a_copy_claims_nothing_exclusive() {
+    let xml = "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>a</name>
+        <genid>aaaaaaaa-2222-3333-4444-555555555555</genid>
+        <os><type>hvm</type><nvram template='/usr/share/OVMF/V.fd'>/claims/nvram.fd</nvram></os>
+        <devices>
+        <disk type='file'><source file='/new'/><target dev='vda'/></disk>
+        <disk type='file'><source file='/claims/pending'/><target dev='vdb'/></disk>
+        <disk type='block'><source dev='/claims/lv'/><target dev='vdc'/><shareable/></disk>
+        <disk type='network'><source protocol='iscsi' name='claims'/><target dev='vdd'/></disk>
+        <disk type='file' device='floppy'><source file='/claims/floppy'/><target dev='fda'/></disk>
+        <disk type='file' device='cdrom'><source file='/kept.iso'/><target dev='sda'/><readonly/></disk>
+        <interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br0'/><target dev='claims0'/>
+          <virtualport type='openvswitch'><parameters interfaceid='claims-id'/></virtualport></interface>
+        <interface type='vhostuser'><source type='unix' path='/claims/vhost' mode='server'/></interface>
+        <interface type='direct'><source dev='eth0' mode='passthrough'/></interface>
+        <serial type='unix'><source mode='bind' path='/claims/serial'/><target port='0'/></serial>
+        <console type='file'><source path='/claims/console'/><log file='/claims/log'/></console>
+        <parallel type='dev'><source path='/claims/parport'/></parallel>
+        <serial type='tcp'><source mode='connect' host='logs' service='514'/></serial>
+        <channel type='unix'><source mode='bind' path='/claims/channel'/><target type='virtio' name='kept.0'/></channel>
+        <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+        <graphics type='vnc' port='5901' autoport='no' websocket='5701'><listen type='socket' socket='/claims/vnc'/></graphics>
+        <graphics type='spice' autoport='yes'/>
+        <vsock><cid auto='no' address='31337'/></vsock>
+        <hostdev mode='subsystem' type='mdev'><source><address uuid='claims'/></source></hostdev>
+        <filesystem><source dir='/claims/dir'/><target dir='x'/></filesystem>
+        <filesystem><source dir='/kept-dir'/><target dir='y'/><readonly/></filesystem>
+        <filesystem><source socket='/claims/virtiofs'/><target dir='z'/><readonly/></filesystem>
+        <tpm><backend type='emulator'><source type='dir' path='/claims/tpm'/></backend></tpm>
+        <memory model='nvdimm'><source><path>/claims/nvdimm</path></source></memory>
+        <shmem name='claims'/><lease><key>claims</key></lease>
+        <input type='evdev'><source dev='/claims/event'/></input>
+        <audio id='1' type='file' path='/claims/wav'/>
+        </devices>
+        <seclabel type='static' model='apparmor'><label>claims</label></seclabel>
+        <seclabel type='static' model='dac'><label>kept-label</label></seclabel>
+        <qemu:commandline><qemu:arg value='-chardev'/><qemu:arg value='socket,path=/claims/q'/></qemu:commandline>
+        </domain>";
+    let genid = "bbbbbbbb-2222-3333-4444-555555555555";
+    let change = Retarget {
+        copy: true,
+        genid: Some(genid.parse().unwrap()),
+        ..place(&[("vda", "/new/vda")])
+    };
+    let copy = rewritten(xml, &change).unwrap();
+    for claim in [
+        "claims",
+        "5901",
+        "5701",
+        "31337",
+        "52:54:00:00:00:01",
+        "aaaaaaaa",
+        "evdev",
+        "passthrough",
+    ] {
+        assert!(!copy.xml.contains(claim), "{claim}: {}", copy.xml);
+    }
+    for kept in [
+        genid,
+        "/kept.iso",
+        "kept.0",
+        "guest_agent",
+        "/kept-dir",
+        "kept-label",
+        "br0",
+        "logs",
+        "V.fd",
+    ] {
+        assert!(copy.xml.contains(kept), "{kept}: {}", copy.xml);
+    }
+    let targets: Vec<_> = read(&copy.xml)
+        .unwrap()
+        .disks
+        .into_iter()
+        .map(|disk| disk.target)
+        .collect();
+    assert_eq!(targets, ["vda", "sda"]);
+    // 4 disks, nvram, 3 of interfaces and ids, 4 ports and a log, 2 of the screen, and one each of the rest.
+    assert_eq!(copy.notes.len(), 28, "{:#?}", copy.notes);
+    assert_eq!(rewritten(&copy.xml, &change).unwrap().xml, copy.xml);
+    // The same domain, brought back, keeps what is its own.
+    let same = rewritten(
+        xml,
+        &Retarget {
+            copy: false,
+            ..change
+        },
+    )
+    .unwrap();
+    assert!(same.notes.is_empty() && same.xml.contains("/claims/serial") && !same.xml.contains("aaaaaaaa"));
 }
 
 #[test]

@@ -158,7 +158,7 @@ fn a_disk_taken_out_does_not_spoil_the_others() {
     guest.virsh(&["destroy"], &[]);
     guest
         .libvirt
-        .define(&guest.libvirt.retarget(&facts.xml, &change).unwrap(), true)
+        .define(&guest.libvirt.retarget(&facts.xml, &change).unwrap().xml, true)
         .unwrap();
     guest.virsh(&["start"], &[]);
     good(&guest, "cp");

@@ -157,12 +157,12 @@ fn a_copy_is_defined_beside_the_original_and_starts() {
     let change = Retarget {
         name: Some(name.clone()),
         uuid: Some(Uuid::new_v4()),
-        new_macs: true,
+        copy: true,
         disks: vec![("vdc".into(), file.clone())],
         drop_disks: vec!["vda".into(), "vdb".into(), "vdd".into()],
         ..Retarget::default()
     };
-    let xml = guest.libvirt.retarget(&original.xml, &change).unwrap();
+    let xml = guest.libvirt.retarget(&original.xml, &change).unwrap().xml;
     let uuid = guest.libvirt.define(&xml, false).unwrap();
     assert_eq!(Some(uuid), change.uuid);
     let copy = guest.libvirt.domain(&name).unwrap();
@@ -194,6 +194,7 @@ fn nothing_is_overwritten_unasked() {
                 },
             )
             .unwrap()
+            .xml
     };
     let exists = |xml: &str, replace: bool, kind: &str| {
         let error = libvirt.define(xml, replace).unwrap_err();
@@ -217,7 +218,7 @@ fn nothing_is_overwritten_unasked() {
     };
     assert_eq!(
         libvirt
-            .define(&libvirt.retarget(&xml, &change).unwrap(), true)
+            .define(&libvirt.retarget(&xml, &change).unwrap().xml, true)
             .unwrap(),
         guest.uuid
     );
@@ -259,7 +260,7 @@ fn libvirt_refuses_with_its_own_words() {
         uuid: Some(Uuid::new_v4()),
         ..Retarget::default()
     };
-    let xml = guest.libvirt.retarget(&guest.facts().xml, &change).unwrap();
+    let xml = guest.libvirt.retarget(&guest.facts().xml, &change).unwrap().xml;
     let error = guest.libvirt.define(&xml, false).unwrap_err();
     assert!(matches!(&error, HypervisorError::Failed { .. }), "{error}");
 }

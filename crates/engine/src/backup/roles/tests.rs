@@ -43,6 +43,7 @@ fn domain(disks: Vec<Disk>) -> Domain {
         saved: false,
         shut_down: false,
         away: false,
+        autostart: false,
         has_tpm: false,
         memory_encryption: None,
         extras: Vec::new(),
