@@ -518,13 +518,26 @@ fn what_fails_or_is_interrupted_leaves_nothing() {
         .expect(1, &["it is empty"]);
     nothing_left();
 
-    // The storage is full half-way.
+    // Too little room: said before anything is made.
     let small = Tmpfs::new(bench.lab.path("small"), 200);
     let place = small.path().join("images").display().to_string();
     bench
         .create_by_passphrase("web", PASSPHRASE, &["--size", "2G", "--to", &place])
-        .expect(1, &["copy the template", "MiB left"]);
+        .expect(1, &["are to be written", "have to stay free (free_mib)"]);
     assert_eq!(fs::read_dir(small.path()).unwrap().count(), 0);
+    nothing_left();
+
+    // The storage fills half-way.
+    let filling = Tmpfs::new(bench.lab.path("filling"), 4096);
+    let place = filling.path().join("images").display().to_string();
+    let options = ["--size", "2G", "--to", &place];
+    let (mut program, _inherited) = bench.by_passphrase("web", PASSPHRASE, &options);
+    let mut running = Running::start(&mut program);
+    running.wait_for("copy the template");
+    let ballast = filling.fill(100);
+    running.end().expect(1, &["free_mib"]);
+    fs::remove_file(ballast).unwrap();
+    assert_eq!(fs::read_dir(filling.path()).unwrap().count(), 0);
     nothing_left();
 
     // Ctrl-C while the template is copied.

@@ -74,6 +74,18 @@ impl<'a> Standing<'a> {
                 Err(why) => doubtful.push((entry.name(), why)),
             }
         }
+        // By its number an old one, by its time a new one: a copy under another name, in the place of one of ours.
+        if let Some(newest) = newest.filter(|_| signing(here).is_some()) {
+            let older = chain
+                .iter()
+                .rev()
+                .filter(|entry| entry.number() <= newest.number());
+            for entry in older.filter(|entry| entry.info.time > newest.info.time) {
+                if let Some(Err(why)) = place(entry, &id) {
+                    doubtful.push((entry.name(), why));
+                }
+            }
+        }
         let believed = newest.map_or(0, Entry::number);
         let links: Vec<Link> = chain
             .iter()
@@ -137,6 +149,11 @@ pub(super) fn signing<'a>(here: &Surroundings<'a>) -> Option<&'a Signing> {
     signing.filter(|signing| signing.allowed_signers.is_some())
 }
 
+/// Whether it is in its place; nothing for what early versions wrote, which does not say where it belongs.
+fn place(entry: &Entry, repository: &str) -> Option<Result<(), String>> {
+    entry.manifest.archive.as_ref().map(|_| entry.place(repository))
+}
+
 fn vouched_for(
     here: &Surroundings<'_>,
     entry: &Entry,
@@ -154,8 +171,7 @@ fn vouched_for(
         Timestamp::now(),
     );
     let signature = entry.signature.as_deref();
-    let place = entry.manifest.archive.as_ref().map(|_| entry.place(repository));
-    believed(records.vouches(&entry.link), place, || {
+    believed(records.vouches(&entry.link), place(entry, repository), || {
         let signer = signature::check(signing, NAMESPACE, signature, &entry.bytes, at, here.cancel);
         signer.map(drop).map_err(|error| error.to_string())
     })

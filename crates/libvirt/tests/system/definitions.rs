@@ -74,7 +74,7 @@ fn a_domain_is_described() {
 #[test]
 fn a_running_domain_shows_the_disks_it_has() {
     let guest = Guest::start("");
-    // Somebody leaves it on an overlay, and defines it anew without.
+    // It is left on an overlay, and defined anew without.
     let overlay = guest.dir.path().join("overlay.qcow2");
     let before = guest.facts().xml;
     let spec = format!("vda,snapshot=external,file={}", overlay.display());
@@ -92,7 +92,11 @@ fn a_running_domain_shows_the_disks_it_has() {
             .arg(guest.dir.path().join("before.xml")),
     );
     assert_eq!(guest.facts().disks[0].source, DiskSource::File(overlay));
-    assert!(guest.facts().xml.contains("vda.qcow2"));
+    // What runs is what comes back; what is defined differs, and that is said.
+    let facts = guest.facts();
+    assert!(facts.xml.contains("overlay.qcow2") && !facts.xml.contains("vda.qcow2"));
+    let differing: Vec<&str> = facts.differences.iter().map(|one| one.target.as_str()).collect();
+    assert_eq!(differing, ["vda"]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What is decided before anything is touched: which disks, by which method, and what is tracked from now on.
 
+mod parents;
+
 use super::*;
 use crate::vm::{Identity, RunState};
 
@@ -30,6 +32,7 @@ fn domain(state: RunState, disks: Vec<Disk>) -> Domain {
         xml: String::new(),
         nvram: None,
         saved: false,
+        autostart: false,
         shut_down: false,
         away: false,
         has_tpm: false,
@@ -151,12 +154,13 @@ fn what_cannot_be_read_is_refused_with_a_reason() {
         source: DiskSource::Other("network".into()),
         ..disk("vda")
     };
-    for (odd, words) in [(network, "neither a file nor a block device")] {
-        let off = domain(RunState::ShutOff, vec![odd.clone()]);
-        let error = planned(&off, &all, &none()).unwrap_err();
-        assert!(error.contains(words) && error.contains("start the VM"), "{error}");
-        planned(&domain(RunState::Running, vec![odd]), &all, &none()).unwrap();
-    }
+    let off = domain(RunState::ShutOff, vec![network.clone()]);
+    let error = planned(&off, &all, &none()).unwrap_err();
+    assert!(
+        error.contains("neither a file nor a block device") && error.contains("start the VM"),
+        "{error}"
+    );
+    planned(&domain(RunState::Running, vec![network]), &all, &none()).unwrap();
     let unknown = Disk {
         size: None,
         ..disk("vda")

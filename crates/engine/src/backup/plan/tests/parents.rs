@@ -1,0 +1,121 @@
+//! Which earlier restore point an increment may follow.
+
+use super::super::*;
+use strongroom_borg::ChunkId;
+
+fn committed() -> Committed {
+    Committed {
+        run: "r1".into(),
+        archive: "web-1".into(),
+        checkpoint: "strongroom-r1".into(),
+        repository: "00".into(),
+    }
+}
+
+fn written() -> Manifest {
+    let text = r#"{"format":1,"vm":{"name":"web","uuid":"00000000-0000-0000-0000-000000000001"},"run":"r1",
+        "sequence":1,"previous":null,"captured":"2026-11-30T00:00:00Z","method":"checkpoint","consistency":"crash",
+        "stall_us":0,"checkpoint":"strongroom-r1","disks":[],"excluded":[],"files":[],"inventory":[],"producer":"test"}"#;
+    Manifest::parse(text.as_bytes()).unwrap()
+}
+
+/// The mutants of `parent`: each fact by itself makes it no parent.
+#[test]
+fn a_checkpoint_and_an_archive_are_a_pair_or_no_parent() {
+    let vm = Uuid::from_u128(1);
+    let good = written();
+    assert_eq!(pair(&committed(), "00", vm, Some(&good)), Ok(()));
+    let no = |repository: &str, vm: u128, written: Option<&Manifest>, says: &str| {
+        let why = pair(&committed(), repository, Uuid::from_u128(vm), written).unwrap_err();
+        assert!(why.contains(says), "{why}");
+    };
+    no("11", 1, Some(&good), "another repository");
+    no("00", 2, Some(&good), "another VM");
+    no("00", 1, None, "is not in the repository");
+    let mut other = written();
+    other.run = "r2".into();
+    no(
+        "00",
+        1,
+        Some(&other),
+        "not the one that the checkpoint belongs to",
+    );
+    let mut other = written();
+    other.checkpoint = None;
+    no(
+        "00",
+        1,
+        Some(&other),
+        "not the one that the checkpoint belongs to",
+    );
+}
+
+/// The mutants of `basis`: tracked, size, list and digest.
+#[test]
+fn a_disk_follows_a_copy_that_is_whole_and_tracked() {
+    let chunks = [ChunkRef {
+        id: ChunkId([1; 32]),
+        size: 4096,
+        csize: 99,
+    }];
+    let source = |path: &str| Identity {
+        source: Some(path.into()),
+        ..Identity::default()
+    };
+    let record = || -> DiskRecord {
+        let text = r#"{"target":"vda","size":4096,"source_format":"qcow2","mode":"full","reason":"","parent":null,
+            "tracked":true,"digest":"","chunks":1,"bytes_read":0,"bytes_stored":0,"luks":[]}"#;
+        DiskRecord {
+            digest: digest::of_chunks(&chunks),
+            identity: Some(source("/i/1")),
+            ..serde_json::from_str(text).unwrap()
+        }
+    };
+    let check = |record: Option<&DiskRecord>, bad: Option<&BadBitmap>, size, chunks| {
+        copied(&committed(), record, &source("/i/1"), bad, size, chunks)
+    };
+    let good = record();
+    assert_eq!(check(Some(&good), None, 4096, Some(&chunks)), Ok(()));
+    let no = |result: Result<(), String>, says: &str| {
+        let why = result.unwrap_err();
+        assert!(why.contains(says), "{why}");
+    };
+    no(check(None, None, 4096, Some(&chunks)), "is not in web-1");
+    let mut untracked = record();
+    untracked.tracked = false;
+    no(
+        check(Some(&untracked), None, 4096, Some(&chunks)),
+        "were not tracked",
+    );
+    no(check(Some(&good), None, 8192, Some(&chunks)), "size changed");
+    let mut another = record();
+    another.identity = Some(source("/i/2"));
+    no(
+        check(Some(&another), None, 4096, Some(&chunks)),
+        "it is another disk than in web-1",
+    );
+    another.identity = None;
+    no(
+        check(Some(&another), None, 4096, Some(&chunks)),
+        "does not say which disk it was",
+    );
+    no(check(Some(&good), None, 4096, None), "damaged and patched");
+    no(
+        check(Some(&good), None, 4096, Some(&[])),
+        "not the one that was written",
+    );
+    let mut other = record();
+    other.digest = "x".into();
+    no(
+        check(Some(&other), None, 4096, Some(&chunks)),
+        "not the one that was written",
+    );
+    let bad = BadBitmap {
+        target: "vda".into(),
+        why: "it is inconsistent".into(),
+    };
+    no(
+        check(Some(&good), Some(&bad), 4096, Some(&chunks)),
+        "it is inconsistent",
+    );
+}
