@@ -199,7 +199,7 @@ fn what_runs_is_what_comes_back() {
     let slots = root.to_owned() + &"<controller type='pci' model='pcie-root-port'/>".repeat(4);
     domain(&lab, "define", vm, &(disk(&image, "qcow2", "vda") + &slots));
     let bench = Bench::new(&lab, &[vm]);
-    let (plugged, pending, floppy) = (lab.path("plugged"), lab.path("pending"), lab.path("floppy"));
+    let (plugged, pending, floppy) = (lab.path("plugged"), lab.path("pending"), lab.path("floppy.img"));
     std::fs::write(&plugged, noise(5, 2 * MIB)).unwrap();
     std::fs::write(&pending, noise(6, MIB)).unwrap();
     std::fs::write(&floppy, vec![0; 1440 << 10]).unwrap();

@@ -165,18 +165,20 @@ fn a_data_disk_is_not_taken_for_swap() {
         );
         assert_eq!(bench.archives(vm).len(), 1, "{state}");
     }
-    // Either the configuration follows the disk …
-    named(&mut bench, "vda");
-    let followed = bench.backup(vm, &()).unwrap();
-    assert_eq!(followed.manifest.excluded[0].target, "vda");
-    // … or a person says that it is meant, once.
-    named(&mut bench, "vdb");
-    bench.says(&lab, &["backup", vm]).expect(1, &["--confirm-disks"]);
+    // Either a person says that it is meant, once …
     bench
         .says(&lab, &["backup", "--confirm-disks", vm])
         .expect(0, &[]);
     bench.says(&lab, &["backup", vm]).expect(0, &[]);
     run(&mut virsh(["destroy", vm]));
+    // … or, when they change places once more, the configuration follows the disk.
+    redefine(&lab, vm, |xml| {
+        exchange(&xml, &tiny.disk("vda"), &tiny.disk("vdb"))
+    });
+    bench.says(&lab, &["backup", vm]).expect(1, &["--confirm-disks"]);
+    named(&mut bench, "vda");
+    let followed = bench.backup(vm, &()).unwrap();
+    assert_eq!(followed.manifest.excluded[0].target, "vda");
 }
 
 /// A domain whose disks are written as they come.
