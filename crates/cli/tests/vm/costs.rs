@@ -52,7 +52,7 @@ fn a_backup_asks_for_no_more_than_it_needs() {
         &unchanged,
         Mode::Incremental,
         Requests {
-            nbd: 1066,
+            nbd: 1068,
             repository: 533,
         },
     );
