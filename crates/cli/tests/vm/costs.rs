@@ -66,7 +66,7 @@ fn a_backup_asks_for_no_more_than_it_needs() {
         &changed,
         Mode::Incremental,
         Requests {
-            nbd: 1194,
+            nbd: 1196,
             repository: 661,
         },
     );

@@ -68,6 +68,8 @@ pub const KINDS: &[Kind] = &[
         name: "media",
         make: media,
         expected: Expected {
+            off: Outcome::Warned("<shareable/>"),
+            running: Outcome::Warned("<shareable/>"),
             left_out: &["vdb", "hda", "hdb", "fda"],
             ..WELL
         },
