@@ -182,6 +182,13 @@ pub fn run(context: &Context<'_>, vms: &[String], max_age: SignedDuration) -> Re
         ));
         Inventory::default()
     });
+    for unread in inventory.unread() {
+        let words = format!(
+            "{}: it cannot be told which files it uses: {}",
+            unread.domain, unread.reason
+        );
+        report.not_compared.push(words);
+    }
     let places: Vec<clones::Place<'_>> = seen
         .iter()
         .flat_map(|vm| vm.disks.iter().flat_map(|disk| clones::places(&vm.name, disk)))

@@ -29,10 +29,15 @@ pub fn define<'a>(
     };
     let patience = Instant::now() + PATIENCE;
     loop {
-        let found = Inventory::take(context.hypervisor).map(|inventory| {
-            let mut users = files.iter().flat_map(|file| inventory.users_of(file.place()));
-            users.next().map(|held| (held.domain.clone(), held.uuid))
-        });
+        let found = Inventory::take(context.hypervisor)
+            .map_err(|error| error.to_string())
+            .and_then(|inventory| {
+                let mut users = files.iter().flat_map(|file| inventory.users_of(file.place()));
+                match (users.next(), inventory.unread().first()) {
+                    (None, Some(unread)) => Err(format!("{:?}: {}", unread.domain, unread.reason)),
+                    (found, _) => Ok(found.map(|held| (held.domain.clone(), held.uuid))),
+                }
+            });
         match found {
             Ok(None) => return Err(error),
             Ok(Some((domain, uuid))) => {

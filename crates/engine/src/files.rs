@@ -6,6 +6,9 @@
 //! definition. Files are compared by device and inode, block devices by their number, never by the text of a path
 //! ([`identity`]). [`claim`] decides, purely, who stands in the way of a change.
 //!
+//! A domain that hangs lets nothing of its definition be read ([`Unread`]). It may use any file that is there, so none is
+//! replaced or changed meanwhile; what is only read, or made under a name that is free, goes on ([`Doubt`]).
+//!
 //! On another machine only names can be compared: symbolic and hard links there, and images that no definition names, are
 //! not seen.
 
@@ -18,7 +21,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-pub use self::claim::{InUse, Own};
+pub use self::claim::{Doubt, InUse, Own};
 use self::identity::Identity;
 use crate::vm::{Hypervisor, HypervisorError, Role, Store, User};
 
@@ -48,11 +51,23 @@ pub struct Held {
     pub now: bool,
 }
 
+/// A domain of which it is not known what it uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unread {
+    /// The domain's name.
+    pub domain: String,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Why, in the hypervisor's words.
+    pub reason: String,
+}
+
 /// Everything that the domains of a host use, at one instant.
 #[derive(Debug, Default)]
 pub struct Inventory {
     local: bool,
     held: Vec<Held>,
+    unread: Vec<Unread>,
 }
 
 impl Inventory {
@@ -117,12 +132,28 @@ impl Inventory {
                 add(top);
             }
         }
-        Self { local, held }
+        let unread = users.iter().filter_map(|user| {
+            Some(Unread {
+                domain: user.name.clone(),
+                uuid: user.uuid,
+                reason: user.unread.clone()?,
+            })
+        });
+        Self {
+            local,
+            held,
+            unread: unread.collect(),
+        }
     }
 
     /// All uses.
     pub fn held(&self) -> &[Held] {
         &self.held
+    }
+
+    /// The domains that may use more than is known.
+    pub fn unread(&self) -> &[Unread] {
+        &self.unread
     }
 
     /// Who uses what lies at a path of the hypervisor, or would be there.

@@ -2,6 +2,9 @@
 //!
 //! That is the live one, the stored one, the one that saved memory resumes with, and what external snapshots refer to.
 //! `named` reads them; volumes are resolved to their paths by `volumes`.
+//!
+//! libvirt gives no definition of a domain, not even the stored one, while a job holds it whose QEMU does not answer: each
+//! question is refused after half a minute. Such a domain is told of after the first one, with what it uses left open.
 
 pub mod named;
 
@@ -15,8 +18,8 @@ use virt::sys::{VIR_DOMAIN_SNAPSHOT_LIST_EXTERNAL, VIR_DOMAIN_XML_INACTIVE};
 
 use crate::connection::Libvirt;
 use crate::definition;
-use crate::hypervisor::is;
-use crate::{sys, volumes};
+use crate::hypervisor::{is, is_busy};
+use crate::{connection, sys, volumes};
 
 /// Where the driver for system domains saves memory.
 const SAVED: &str = "/var/lib/libvirt/qemu/save";
@@ -70,9 +73,29 @@ impl From<Error> for Unread {
 
 impl Libvirt {
     fn user(&self, connection: &Connect, handle: &Handle) -> Result<User, Unread> {
-        let name = handle.name()?;
-        let bad = |reason| Unread::Definition(name.clone(), reason);
-        let active = handle.is_active()?;
+        let (name, uuid, active) = (handle.name()?, handle.uuid()?, handle.is_active()?);
+        let (uses, unread) = match self.uses(connection, handle, &name, active) {
+            Ok(uses) => (uses, None),
+            Err(Unread::Libvirt(error)) if is_busy(&error) => (Vec::new(), Some(connection::words(&error))),
+            Err(error) => return Err(error),
+        };
+        Ok(User {
+            name,
+            uuid,
+            active,
+            uses,
+            unread,
+        })
+    }
+
+    fn uses(
+        &self,
+        connection: &Connect,
+        handle: &Handle,
+        name: &str,
+        active: bool,
+    ) -> Result<Vec<Use>, Unread> {
+        let bad = |reason| Unread::Definition(name.to_owned(), reason);
         let saved = handle.has_managed_save(0)?;
         let mut uses = Vec::new();
         if active {
@@ -81,7 +104,7 @@ impl Libvirt {
         // What is defined for the next start is what saved memory is resumed with, unless it says otherwise.
         uses.extend(named::uses(&handle.xml_desc(VIR_DOMAIN_XML_INACTIVE)?, saved).map_err(bad)?);
         if saved {
-            uses.extend(self.saved_memory(&name));
+            uses.extend(self.saved_memory(name));
             if let Ok(xml) = sys::managed_save_xml(handle) {
                 uses.extend(named::uses(&xml, true).map_err(bad)?);
             }
@@ -100,12 +123,7 @@ impl Libvirt {
                 one.store = place.store;
             }
         }
-        Ok(User {
-            uuid: handle.uuid()?,
-            active,
-            uses,
-            name,
-        })
+        Ok(uses)
     }
 
     fn saved_memory(&self, name: &str) -> Option<Use> {

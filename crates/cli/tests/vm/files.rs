@@ -3,13 +3,17 @@
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
 use crate::common::Bench;
+use crate::common::hangs::Held;
 use crate::common::pool::Pool;
+use crate::common::running::Running;
 use crate::common::tiny::{MIB, Tiny, noise};
 use strongroom_engine::vm::{DiskSource, Hypervisor as _};
-use strongroom_testkit::{Format, Lab, create_disk, output_of, run, sha256_of_raw, virsh};
+use strongroom_testkit::{Format, Lab, OwnLibvirtd, create_disk, output_of, run, sha256_of_raw, virsh};
 
 /// Defines, or creates, a domain with these devices.
 fn domain(lab: &Lab, how: &str, name: &str, devices: &str) {
@@ -310,4 +314,87 @@ fn what_others_use_is_known() {
     bench.add_vm(&none);
     let words = ["it has no disk", "virsh dumpxml"];
     bench.says(&lab, &["backup", &none]).expect(2, &words);
+}
+
+/// A running domain whose QEMU is stopped while a job of libvirt's waits for its answer. When this is dropped, it goes on.
+struct Hung {
+    held: Option<Held>,
+    job: Child,
+}
+
+impl Hung {
+    fn domain(name: &str) -> Self {
+        let pid = std::fs::read_to_string(format!("/run/libvirt/qemu/{name}.pid")).unwrap();
+        let held = Some(Held::stop(pid.trim().parse().unwrap()));
+        let job = virsh(["qemu-monitor-command", name, "--hmp", "info version"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        sleep(Duration::from_secs(1));
+        Self { held, job }
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        self.held.take();
+        let _ = self.job.wait();
+    }
+}
+
+/// libvirt refuses the definition of a domain that hangs, after half a minute. Other VMs are backed up meanwhile, and restored
+/// where nothing is replaced. A libvirtd of its own: to other tests that domain would be in the way as well.
+#[test]
+fn a_domain_that_hangs_keeps_no_other_from_its_backup() {
+    let test = "a_domain_that_hangs_keeps_no_other_from_its_backup";
+    let Some(_daemon) = OwnLibvirtd::enter(module_path!(), test) else {
+        return;
+    };
+    let lab = Lab::new();
+    let tiny = ["off", "running", "replaced", "free"].map(|suffix| Tiny::define(&lab, suffix));
+    let [off, running, replaced, free] = &tiny;
+    let names = tiny.each_ref().map(|one| one.name.as_str());
+    let bench = Bench::new(&lab, &names);
+    for one in [replaced, free] {
+        one.set("vda", &noise(8, MIB));
+        bench.backup(&one.name, &()).unwrap();
+    }
+    run(&mut virsh(["start", "--paused", &running.name]));
+    let dead = lab.name("dead");
+    domain(&lab, "create", &dead, "");
+    let image = replaced.disk("vda");
+    let (hash, place) = (sha256_of_raw(&image, Format::Qcow2), lab.path("free-place.qcow2"));
+    let (vm, at) = (replaced.name.as_str(), text(&image));
+    let over = ["restore", vm, "--disk", "vda", "--overwrite", "--to", at];
+    let onto = ["restore", vm, "--disk", "vda", "--onto", at];
+    let aside = ["restore", &free.name, "--disk", "vda", "--to", text(&place)];
+    let unknown = ["cannot be told whether", &dead, "virsh destroy"];
+    let undetermined = ["it could not be determined", &dead, "writes to its disks"];
+    let noted = ["cannot be told whether", &dead];
+    // Half a minute each, and twice that for the last one, which asks again before the file takes its place.
+    let all: [(&[&str], i32, &[&str]); 5] = [
+        (&["backup", &off.name], 3, &undetermined),
+        (&["-v", "backup", &running.name], 0, &noted),
+        (&over, 1, &unknown),
+        (&onto, 1, &unknown),
+        (&aside, 0, &[]),
+    ];
+    // Each writes the configuration, so all are made before any begins.
+    let mut programs = all.map(|(arguments, ..)| {
+        let mut program = bench.program(&lab);
+        program.args(arguments);
+        program
+    });
+
+    let hung = Hung::domain(&dead);
+    let runs = programs.each_mut().map(Running::start);
+    for (run, (_, code, words)) in runs.into_iter().zip(all) {
+        run.end().expect(code, words);
+    }
+    for file in [&image, &place] {
+        assert_eq!(sha256_of_raw(file, Format::Qcow2), hash);
+    }
+    drop(hung);
+    bench.says(&lab, &over).expect(0, &[]);
 }

@@ -6,12 +6,13 @@ use uuid::Uuid;
 
 use super::plan::{Plan, PlanError};
 use crate::context::Context;
-use crate::files::{Held, Inventory};
+use crate::files::{Doubt, Held, Inventory};
 use crate::manifest::Method;
 use crate::vm::Role;
 
 /// Refuses a shut-off VM whose images another domain writes to: what is read would be of many instants. Of a running VM it is a
-/// warning, as the disk may be a shared one.
+/// warning, as the disk may be a shared one. A domain that hangs, so that it is not known what it writes to, is no reason to go
+/// without a backup.
 pub fn check(context: &Context<'_>, plan: &Plan) -> Result<(), PlanError> {
     let inventory = match Inventory::take(context.hypervisor) {
         Ok(inventory) => inventory,
@@ -38,6 +39,21 @@ pub fn check(context: &Context<'_>, plan: &Plan) -> Result<(), PlanError> {
              the VMs' backups with `exclude`, or shut {} down for the backup",
             other.domain, other.store, other.domain
         ));
+    }
+    for (unread, doubt) in inventory.doubts(plan.uuid, &targets, plan.method == Method::Offline) {
+        let (domain, reason) = (&unread.domain, &unread.reason);
+        match doubt {
+            Doubt::Slight => context.note(format!(
+                "{}: it cannot be told whether {domain:?} uses its disks, too, as libvirt does not give that domain's \
+                 definition ({reason})",
+                plan.vm
+            )),
+            Doubt::Grave => context.warn(format!(
+                "it is shut off, and it could not be determined whether {domain:?} writes to its disks meanwhile, as libvirt \
+                 does not give that domain's definition ({reason}); if it does, this backup is of many instants: repeat it \
+                 once that VM answers again, or has ended (`virsh destroy`)"
+            )),
+        }
     }
     Ok(())
 }
@@ -88,6 +104,7 @@ mod tests {
             uuid: Uuid::from_u128(uuid),
             active,
             uses: vec![uses],
+            unread: None,
         };
         let disk = || image(Role::Disk("vda".into()));
         let found = |own: Use, other: Use, active: bool| {

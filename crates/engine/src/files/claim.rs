@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::{Held, Inventory};
-use crate::vm::Role;
+use super::identity::Identity;
+use super::{Held, Inventory, Unread};
+use crate::vm::{Role, Store};
 
 /// The VM on whose behalf a file is changed: while it does not run, its own files may be.
 #[derive(Debug, Clone, Default)]
@@ -88,6 +89,28 @@ pub enum InUse {
         /// What for.
         role: String,
     },
+    /// It is there, and a domain that hangs may be using it.
+    #[error(
+        "replace or change {path}: it cannot be told whether domain {domain:?} uses it, whose definition libvirt does not give \
+         ({reason}); wait until that VM answers again, or end it with `virsh destroy`, then repeat this"
+    )]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// The domain of which nothing is known.
+        domain: String,
+        /// Why, in the hypervisor's words.
+        reason: String,
+    },
+}
+
+/// What a domain of which it is not known what it uses means to a backup of another one: its disks are only read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doubt {
+    /// QEMU has the images of the VM open, and keeps others from writing to them: worth a note.
+    Slight,
+    /// The VM is shut off, and nothing keeps another one from writing to its images meanwhile: worth a warning.
+    Grave,
 }
 
 impl InUse {
@@ -102,14 +125,52 @@ impl InUse {
 }
 
 impl Inventory {
-    /// Whether a file may be made or replaced, or changed where it is. Of several reasons against it the gravest is given.
+    /// Whether a file may be made or replaced, or changed where it is. Of several reasons against it the gravest is given; that
+    /// something is not known comes last.
     pub fn check(&self, path: &Path, own: &Own) -> Result<(), InUse> {
         let reasons = self.users_of(path).filter(|held| !own.allows(held));
         let gravity = |held: &&Held| (held.now, matches!(held.role, Role::Below(_)));
         match reasons.max_by_key(gravity) {
-            None => Ok(()),
+            None => self.known(path),
             Some(held) => Err(InUse::by(held, path)),
         }
+    }
+
+    /// Refuses a file that is there while a domain may be using it of which nothing is known. A name that is free is free.
+    fn known(&self, path: &Path) -> Result<(), InUse> {
+        match self.unread.first().filter(|_| self.is_there(path)) {
+            None => Ok(()),
+            Some(unread) => Err(InUse::Unknown {
+                path: path.to_owned(),
+                domain: unread.domain.clone(),
+                reason: unread.reason.clone(),
+            }),
+        }
+    }
+
+    /// Where it can be looked at. On another machine nothing is replaced: what is asked about is not there.
+    fn is_there(&self, path: &Path) -> bool {
+        let identity = Identity::of(&Store::Path(path.to_owned()), self.local);
+        !matches!(identity, Identity::Named(_))
+    }
+
+    /// The domains of which it is not known whether they write to these disks of a VM, and how much that matters to a backup of
+    /// it. `off`: it is shut off.
+    pub fn doubts(&self, vm: Uuid, targets: &[&str], off: bool) -> Vec<(&Unread, Doubt)> {
+        // On another machine it cannot be seen which images are there.
+        let exists = |held: &&Held| !self.local || !matches!(held.identity, Identity::Named(_));
+        let asked = |held: &&Held| match &held.role {
+            Role::Disk(target) | Role::Below(target) => targets.contains(&target.as_str()),
+            _ => false,
+        };
+        let own = self.held.iter().filter(|held| held.uuid == vm);
+        let doubt = if off && own.filter(asked).any(|held| exists(&held)) {
+            Doubt::Grave
+        } else {
+            Doubt::Slight
+        };
+        let others = self.unread.iter().filter(|unread| unread.uuid != vm);
+        others.map(|unread| (unread, doubt)).collect()
     }
 
     /// The domain whose disk an image is, and the image's format as defined: the VM `preferred` if it has it, else the only
@@ -131,7 +192,7 @@ impl Inventory {
             .max_by_key(|held| held.now)
         {
             Some(held) => Err(InUse::by(held, path)),
-            None => Ok(owner),
+            None => self.known(path).map(|()| owner),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use uuid::Uuid;
 
-use super::{InUse, Inventory, Own};
+use super::{Doubt, InUse, Inventory, Own};
 use crate::testing::run;
 use crate::vm::{Role, Store, Use, User};
 
@@ -16,6 +16,7 @@ fn user(name: &str, uses: Vec<Use>) -> User {
         uuid: Uuid::from_u128(u128::from(name.as_bytes()[0])),
         active: false,
         uses,
+        unread: None,
     }
 }
 
@@ -208,4 +209,91 @@ fn who_may_replace_what() {
     assert_eq!(taken(other_role(Role::Variables), &anew("vm", &["vda"])), Ok(()));
     assert!(taken(other_role(Role::Variables), &Own::none()).is_err());
     assert!(taken(other_role(Role::Other("its kernel")), &of("web")).is_err());
+}
+
+/// A domain that runs, and lets nothing be read of its definition.
+fn hangs(name: &str) -> User {
+    User {
+        active: true,
+        unread: Some("cannot acquire state change lock".into()),
+        ..user(name, Vec::new())
+    }
+}
+
+/// Of a domain that hangs it is not known what it uses: what is there stays as it is, and names that are free are free.
+#[test]
+fn what_may_be_in_use_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (there, free) = (directory.path().join("there"), directory.path().join("free"));
+    image(&there, None);
+    let vm = || user("vm", vec![disk("vda", &there, "qcow2")]);
+    let inventory = Inventory::of(&[hangs("dead"), vm()], true);
+    for own in [of("vm"), anew("vm", &["vda"]), of("dead"), Own::none()] {
+        assert_eq!(inventory.check(&free, &own), Ok(()));
+    }
+    for own in [of("vm"), anew("vm", &["vda"])] {
+        let error = inventory.check(&there, &own).unwrap_err();
+        assert!(matches!(&error, InUse::Unknown { domain, .. } if domain == "dead"));
+        let text = error.to_string();
+        for word in [
+            "there",
+            "\"dead\"",
+            "cannot acquire state change lock",
+            "virsh destroy",
+        ] {
+            assert!(text.contains(word), "{text}");
+        }
+    }
+    let unknown = inventory.owner(&there, "vm").unwrap_err();
+    assert!(matches!(unknown, InUse::Unknown { .. }), "{unknown}");
+    // What is known is said first.
+    let known = inventory.check(&there, &Own::none()).unwrap_err();
+    assert!(matches!(known, InUse::Named { .. }), "{known}");
+    // The VM itself may be the one that hangs.
+    assert!(
+        Inventory::of(&[hangs("vm")], true)
+            .check(&there, &of("vm"))
+            .is_err()
+    );
+    // It answers again.
+    let inventory = Inventory::of(&[user("dead", Vec::new()), vm()], true);
+    assert_eq!(inventory.check(&there, &of("vm")), Ok(()));
+    assert!(inventory.owner(&there, "vm").unwrap().is_some());
+    // On another machine nothing is replaced, so all that is asked about is free.
+    let inventory = Inventory::of(&[hangs("dead")], false);
+    assert_eq!(inventory.check(&there, &Own::none()), Ok(()));
+}
+
+/// A backup goes on beside a domain that hangs. It matters only where nothing else keeps that from the images.
+#[test]
+fn a_backup_goes_on_beside_a_domain_that_hangs() {
+    let directory = tempfile::tempdir().unwrap();
+    let there = directory.path().join("there");
+    image(&there, None);
+    let vm = user(
+        "vm",
+        vec![
+            disk("vda", &there, "qcow2"),
+            disk("vdb", &directory.path().join("absent"), "raw"),
+        ],
+    );
+    let doubts = |users: &[User], local: bool, target: &str, off: bool| {
+        let inventory = Inventory::of(users, local);
+        let doubts = inventory.doubts(vm.uuid, &[target], off);
+        doubts
+            .into_iter()
+            .map(|(unread, doubt)| (unread.domain.clone(), doubt))
+            .collect::<Vec<_>>()
+    };
+    let users = [vm.clone(), hangs("dead")];
+    let one = |doubt| vec![("dead".to_owned(), doubt)];
+    assert_eq!(doubts(&users, true, "vda", false), one(Doubt::Slight));
+    assert_eq!(doubts(&users, true, "vda", true), one(Doubt::Grave));
+    assert_eq!(doubts(&users, true, "vdb", true), one(Doubt::Slight));
+    assert_eq!(doubts(&users, false, "vdb", true), one(Doubt::Grave));
+    assert_eq!(doubts(&[vm.clone(), hangs("vm")], true, "vda", true), []);
+    assert_eq!(
+        doubts(&[vm.clone(), user("dead", Vec::new())], true, "vda", true),
+        []
+    );
 }

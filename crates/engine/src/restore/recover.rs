@@ -284,9 +284,16 @@ fn put_right(context: &Context<'_>, journal: &Path, entry: &Entry) -> Result<(),
             // A file that was not there before is nobody's; one that was may be a domain's that is off.
             let mut users = inventory.users_of(&at.file.path);
             let keeps = |held: &&Held| held.now || at.file.before.is_none();
+            let path = at.file.path.display();
             if let Some(held) = users.find(keeps) {
-                let path = at.file.path.display();
                 return Err(unclear(vec![format!("{path}: domain {:?} has it", held.domain)]));
+            }
+            if let Some(unread) = inventory.unread().first() {
+                return Err(unclear(vec![format!(
+                    "{path}: it cannot be told whether domain {:?} has it ({}); wait until that VM answers again, or end it \
+                     with `virsh destroy`",
+                    unread.domain, unread.reason
+                )]));
             }
         }
     }

@@ -104,11 +104,15 @@ pub struct User {
     pub active: bool,
     /// What its definitions name: the live one, the stored one, those of saved memory and of external snapshots.
     pub uses: Vec<Use>,
+    /// Why its definitions cannot be read now, in the hypervisor's words, if they cannot: then it has no `uses`, and may use
+    /// anything. A QEMU that hangs while a job of libvirt waits for it is such a reason.
+    pub unread: Option<String>,
 }
 
 /// Which files domains use.
 pub trait Uses {
-    /// What every domain of the host uses, as far as the account may see them.
+    /// What every domain of the host uses, as far as the account may see them. One that hangs is among them, as
+    /// [`User::unread`]: it is no error.
     fn users(&self) -> Result<Vec<User>, HypervisorError>;
 
     /// The disks in a definition that need not be defined, with volumes resolved where the hypervisor knows them.
