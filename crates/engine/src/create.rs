@@ -32,6 +32,7 @@ use crate::event::Event;
 use crate::files::{InUse, Inventory, Own};
 use crate::restore::draft::{Draft, Published};
 use crate::restore::journal::Journal;
+use crate::restore::recover;
 use crate::restore::room::{self, Need, Shortage};
 use crate::state::StateError;
 use crate::template::Template;
@@ -202,6 +203,9 @@ pub enum CreateError {
     /// It may not fit.
     #[error(transparent)]
     Room(#[from] Shortage),
+    /// What an earlier attempt has left.
+    #[error(transparent)]
+    Left(#[from] recover::RestoreLeft),
     /// The storage was filled meanwhile.
     #[error("{0}; what was made is removed")]
     GaveWay(Shortage),
@@ -225,6 +229,10 @@ pub fn run(
     let xml = context.hypervisor.compose(&domain)?;
     context.hypervisor.check_definable(&xml, false)?;
 
+    // What an earlier attempt at this name has left when it died: on record, or, of version 0.1.0, known by its name.
+    for (_, what) in recover::recover(context, Some(name), false)? {
+        context.note(what);
+    }
     for path in places.disks() {
         sweep(path);
     }
