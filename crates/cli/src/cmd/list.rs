@@ -33,9 +33,13 @@ pub fn run(settings: &Settings, args: &List) -> Result<Exit, Failure> {
     let witnessed = trust::witnessed(&here);
     let (mut found, mut problems) = (Found::default(), Vec::new());
     let mut exit = Exit::Done;
-    for vm in Settings::chosen(&config, &args.vms)? {
+    let vms = Settings::chosen(&config, &args.vms)?;
+    for vm in &vms {
         settings.signals.cancel().check().map_err(Failure::failed)?;
-        if let Err(mut failure) = list(&here, &settings.ui, &witnessed, &vm, &mut found) {
+        if let Err(mut failure) = list(&here, &settings.ui, &witnessed, vm, &mut found) {
+            if vms.len() == 1 {
+                return Err(failure);
+            }
             failure.message.insert_str(0, &format!("list {vm}: "));
             settings.ui.failure(&failure);
             problems.push(json!({ "vm": vm, "error": failure.message, "hint": failure.hint }));

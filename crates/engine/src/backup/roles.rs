@@ -95,6 +95,8 @@ fn moved(disk: &Disk, now: Exclusion, domain: &Domain, settings: &Vm, newest: &M
         Some(_) => None,
         // Made anew in its place: a swap disk comes back blank from a restore.
         None if before.is_named_like(&disk.identity) => None,
+        // It stands on the overlay of an external snapshot, below which it still is.
+        None if domain.snapshots.iter().any(|taken| taken.target == disk.target) => None,
         // So was the whole machine, or it is on other storage now: nothing of it is where it was.
         None if record.size == disk.size && !newest.disks.iter().any(|record| stays(record, domain)) => None,
         None => Some(format!("it was {before}, it is {}", disk.identity)),

@@ -133,6 +133,26 @@ fn a_name_that_means_another_disk_is_asked_about() {
     );
 }
 
+/// A snapshot of the swap disk is no other disk: it stands on an overlay for a while.
+#[test]
+fn an_overlay_of_a_snapshot_is_the_same_disk() {
+    let disks = [("vda", identity(1)), ("vdb", identity(9)), ("vdc", identity(3))];
+    let mut domain = domain(
+        disks
+            .into_iter()
+            .map(|(target, identity)| disk(target, identity))
+            .collect(),
+    );
+    let as_named = settings(&["vdb"], &["vdc"]);
+    check(&domain, &as_named, Some(&newest(true))).unwrap_err();
+    domain.snapshots = vec![crate::vm::Snapshot {
+        name: "before".into(),
+        target: "vdb".into(),
+        overlay: "/i/9".into(),
+    }];
+    check(&domain, &as_named, Some(&newest(true))).unwrap();
+}
+
 #[test]
 fn what_is_meant_is_not_asked_about() {
     // Two swap disks have changed places.
