@@ -37,10 +37,10 @@ pub fn run(settings: &Settings, args: &List) -> Result<Exit, Failure> {
     for vm in &vms {
         settings.signals.cancel().check().map_err(Failure::failed)?;
         if let Err(mut failure) = list(&here, &settings.ui, &witnessed, vm, &mut found) {
+            failure.message.insert_str(0, &format!("list {vm}: "));
             if vms.len() == 1 {
                 return Err(failure);
             }
-            failure.message.insert_str(0, &format!("list {vm}: "));
             settings.ui.failure(&failure);
             problems.push(json!({ "vm": vm, "error": failure.message, "hint": failure.hint }));
             exit = Exit::Failed;
