@@ -339,7 +339,9 @@ fn hostile_and_foreign_archives(scene: &Scene<'_>) {
         .bench
         .says(scene.lab, &["show", &format!("{}@speaks", scene.vm())]);
     assert!(
-        said.expect(0, &[]).out.contains(r"first\u{1b}[2J"),
+        said.expect(3, &["fork", "speaks"])
+            .out
+            .contains(r"first\u{1b}[2J"),
         "{}",
         said.out
     );

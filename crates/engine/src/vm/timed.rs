@@ -21,7 +21,8 @@ use super::{
 use crate::state::Overlay;
 
 /// A hypervisor with an eye on the clock. Calls that may take long by design (a script in the guest, a merge through QEMU's
-/// monitor) and those without an answer to wait for do not count.
+/// monitor, a look at all domains, which waits for each that hangs as long as libvirt does) and those without an answer to
+/// wait for do not count.
 pub struct Timed<H> {
     inner: H,
     calls: Mutex<HashMap<u64, (&'static str, Instant)>>,
@@ -207,10 +208,11 @@ pass! { Tracking
 
 pass! { Uses
     timed {
-        fn users(&self) -> Told<Vec<User>>;
         fn disks_in(&self, xml: &str) -> Told<Vec<Disk>>;
     }
-    untimed {}
+    untimed {
+        fn users(&self) -> Told<Vec<User>>;
+    }
 }
 
 #[cfg(test)]
