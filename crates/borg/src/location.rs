@@ -115,7 +115,14 @@ impl SshHost {
 
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.canonical())
+        match (&self.ssh, self.path.as_str()) {
+            // What `ssh://` cannot say: the root, the directory of the login itself, and what is above it.
+            (Some(ssh), "/") => write!(f, "ssh://{}/.", ssh.authority()),
+            (Some(ssh), path) if path == "." || path == ".." || path.starts_with("../") => {
+                write!(f, "{}:{path}", ssh.authority())
+            }
+            _ => f.write_str(&self.canonical()),
+        }
     }
 }
 
@@ -271,6 +278,14 @@ mod tests {
         assert_eq!(parse("host:rel/x").canonical(), "ssh://host/./rel/x");
         assert_eq!(parse("me@host:~/x").canonical(), "ssh://me@host/~/x");
         assert_eq!(parse("host:/abs").canonical(), "ssh://host/abs");
+        for odd in ["host:/", "host:.", "me@host:../x", "host:..", "ssh://host:22/."] {
+            let location = parse(odd);
+            assert_eq!(
+                parse(&location.to_string()).canonical(),
+                location.canonical(),
+                "{odd}"
+            );
+        }
         assert_eq!(
             parse("./a:b").canonical(),
             std::path::absolute("a:b").unwrap().display().to_string()
