@@ -109,16 +109,20 @@ impl Libvirt {
             .map_err(|message| format!("{account} on {}: {message}", uri.host))
     }
 
-    /// Runs what the rights of version 0.1.0 allow the account itself, if it is let in as no other one.
+    /// Runs what an account with a shell may do itself, and one with the rights of version 0.1.0, where there is no
+    /// account for jobs.
     fn said_of_old(&self, command: &str, message: String) -> Result<(), String> {
         let uri = Uri::parse(&self.reported).unwrap_or_default();
         let told = run(&ssh::on(&uri, command)?, END_DEADLINE)?;
-        if told.status.success() {
-            self.has_old_rights();
-            Ok(())
-        } else {
-            Err(message)
+        if !told.status.success() {
+            return Err(message);
         }
+        // The forced command of version 0.1.0 refuses all that it does not know. A shell does as it is asked: an
+        // administrator's own account, which no other rights are waiting for.
+        if !run(&ssh::on(&uri, "true")?, ASK)?.status.success() {
+            self.has_old_rights();
+        }
+        Ok(())
     }
 
     fn name_of(&self, handle: &Handle) -> Result<String, HypervisorError> {
