@@ -226,7 +226,7 @@ pub struct Attest {
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Headers and samples of the disks are read, without a lock and without a key; nothing is written, and running VMs run
-on. Volumes are compared with those of all VMs of the hypervisor. docs/audit.md explains each finding.
+on. Volumes are compared with those of all VMs of the hypervisor. docs/guide/audit.md explains each finding.
 
 Exit codes: 0 nothing unsafe; 3 something is, or works against you; 1 something could not be looked at.")]
 pub struct Audit {
@@ -282,8 +282,8 @@ Examples:
   strongroom create db01 --template base --size 20G --unlock passphrase
 
 The disk is made in a throwaway VM without a network. The passphrase is typed there, the recovery secret leaves it
-encrypted, and the key of the disk does not leave it at all. docs/create.md says what that protects against, and
-against what it does not.")]
+encrypted, and the key of the disk does not leave it at all. docs/guide/encrypted-vms.md says what that protects
+against, and what not.")]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is one switch, independent of the others"
@@ -622,7 +622,7 @@ Read it, and run it as root on the hypervisor. Then, with hypervisor = \"qemu+ss
 
 It makes two accounts, a polkit rule that libvirt asks about each call, and a short shell script for either account.
 The key can run nothing there but these scripts. Run a new one to replace the rights of an older version.
-See backup-vm.md for each right and what it is for.")]
+See docs/guide/backup-vm.md for each right and what it is for.")]
 pub struct HypervisorRights {
     /// VMs that may be backed up; all VMs of the configuration if none is named.
     #[arg(value_name = "VM")]

@@ -42,7 +42,7 @@ pub enum Level {
 /// Something that was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Its name: part of the interface, explained in `docs/audit.md`.
+    /// Its name: part of the interface, explained in `docs/guide/audit.md`.
     pub code: &'static str,
     /// How much it matters.
     pub level: Level,

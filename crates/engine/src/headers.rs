@@ -6,7 +6,7 @@
 //! the newest header that fits: one with the same [binding](strongroom_disk::HeaderArea::binding), whose key slots are
 //! the newest there are.
 //!
-//! Such an archive is no restore point. It has a signed statement of its own, [`Statement`] (`docs/formats/headers.md`).
+//! Such an archive is no restore point. It has a signed statement of its own, [`Statement`] (`docs/reference/formats/headers.md`).
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,6 +1,6 @@
 //! `manifest.json`: what an archive holds and how it came about.
 //!
-//! The format is described in `docs/formats/manifest.md`. It is written as compact JSON with the fields in the
+//! The format is described in `docs/reference/formats/manifest.md`. It is written as compact JSON with the fields in the
 //! order of these structures, so the same facts always give the same bytes. A reader refuses a `format` above its
 //! own and ignores fields that it does not know.
 

@@ -3,7 +3,7 @@
 //! A template is a directory: the system (`root.qcow2`: an ext4 as small as it gets), kernel and initramfs of the throwaway
 //! VM that copies it (`vmlinuz`, `initrd`), and `template.json` with the digest of each, signed in `template.json.sig`.
 //! Before it is used each byte is read and compared; the files that were compared are the ones that are used, because they
-//! stay open. docs/create.md describes the format.
+//! stay open. docs/guide/encrypted-vms.md describes the format.
 
 pub mod build;
 

@@ -28,7 +28,7 @@ pub fn wanted(config: &Config, file: &Path, key: &Path) -> Result<Option<Signing
         } else {
             Err(
                 Failure::usage("change the signing key: [signing] is configured already").hint(format!(
-                    "edit [signing] in {}; docs/operations.md tells how keys are changed",
+                    "edit [signing] in {}; docs/guide/verify.md tells how keys are changed",
                     file.display()
                 )),
             )

@@ -15,7 +15,7 @@ use super::Bench;
 use super::running::{Running, Said, signal};
 use super::tiny::{MIB, Tiny, noise};
 
-/// How long a run may take to end once it is told to, whatever hangs: see `docs/operations.md`.
+/// How long a run may take to end once it is told to, whatever hangs: see `docs/operate/hangs.md`.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A process that is stopped again and again, so that it does not even go on when it is asked to end. It goes on when this

@@ -43,7 +43,7 @@ fn has_test(file: &Path, function: &str) -> bool {
 
 #[test]
 fn the_tests_that_the_threat_model_names_are_there() {
-    let page = fs::read_to_string(root().join("docs/threat-model.md")).expect("the threat model");
+    let page = fs::read_to_string(root().join("docs/security/threat-model.md")).expect("the threat model");
     let (_, promises) = page.split_once("## What is promised").expect("promises");
     let (promises, _) = promises.split_once("\n## ").expect("limits");
     let rows = promises.lines().filter(|line| line.starts_with("| ")).skip(1);

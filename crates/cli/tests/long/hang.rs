@@ -1,5 +1,5 @@
 //! The hang matrix, its long part: each party is stopped at each step of a backup, by both methods (R10). Within the patience
-//! that `docs/operations.md` states the program has ended; once the party goes on, the guest is on its own image, without a
+//! that `docs/operate/hangs.md` states the program has ended; once the party goes on, the guest is on its own image, without a
 //! job, and the next run is good.
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // A test fails by panicking, and says how far it came.
 

@@ -5,7 +5,7 @@
 //! anew with one thing changed. What is not noticed has to be harmless: all restore points are restored and compared.
 //!
 //! Then the machine that makes the backups verifies too, and makes another one: does that heal the damage? What comes of it
-//! all is in `docs/damage-matrix.md`, row by row; a row that differs fails the test.
+//! all is in `docs/security/damage-matrix.md`, row by row; a row that differs fails the test.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // A test fails by panicking; this one tells its table.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,7 +75,7 @@ impl Row {
 /// The rows of a section of the documentation: what was done, where it is found, whether it is healed. What else is said in
 /// a cell comes after a colon.
 fn documented(section: &str) -> BTreeMap<String, [String; 2]> {
-    let page = include_str!("../../../../docs/damage-matrix.md");
+    let page = include_str!("../../../../docs/security/damage-matrix.md");
     let (_, rest) = page.split_once(&format!("## {section}\n")).expect("the section");
     let rest = rest.split("\n## ").next().unwrap();
     let rows = rest.lines().filter(|line| line.starts_with("| ")).skip(1);

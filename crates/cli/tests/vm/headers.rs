@@ -207,7 +207,7 @@ fn a_revoked_passphrase_opens_no_old_restore_point() {
     assert_eq!(disk.opened_by(&bare), (false, false));
 
     // By hand, exactly as the documentation says.
-    let page = include_str!("../../../../docs/formats/headers.md");
+    let page = include_str!("../../../../docs/reference/formats/headers.md");
     let (_, rest) = page.split_once("```sh\n# put a header back by hand\n").unwrap();
     let (script, _) = rest.split_once("```").unwrap();
     run(Command::new("sh")

@@ -80,12 +80,12 @@ fn an_archive_under_another_name_is_not_the_one_that_was_signed() {
         .expect(1, &["its manifest belongs to archive", "--unsigned"]);
 }
 
-/// The commands of `docs/formats/manifest.md`, exactly as they stand there.
+/// The commands of `docs/reference/formats/manifest.md`, exactly as they stand there.
 #[test]
 fn the_documented_commands_verify_a_restore_point_by_hand() {
     let lab = Lab::new();
     let (tiny, bench) = signed(&lab);
-    let page = include_str!("../../../../docs/formats/manifest.md");
+    let page = include_str!("../../../../docs/reference/formats/manifest.md");
     let (_, rest) = page
         .split_once("```sh\n# verify by hand\n")
         .expect("the page has the commands");
@@ -135,7 +135,7 @@ fn nothing_that_nobody_has_signed_becomes_part_of_a_signed_restore_point() {
     assert_eq!(mode(&bench).0, Mode::Incremental);
 }
 
-/// As `docs/operations.md` says: the old key's line gets an end, the new one's a beginning.
+/// As `docs/guide/verify.md` says: the old key's line gets an end, the new one's a beginning.
 #[test]
 fn a_key_is_rotated_and_all_restore_points_stay_good() {
     let lab = Lab::new();

@@ -207,10 +207,10 @@ mod tests {
         ));
     }
 
-    /// With the configuration that `docs/operations.md` shows.
+    /// With the configuration that `docs/guide/verify.md` shows.
     #[test]
     fn a_git_repository_elsewhere_remembers_what_was_pushed() {
-        let page = include_str!("../../../../docs/operations.md");
+        let page = include_str!("../../../../docs/guide/verify.md");
         let (_, rest) = page.split_once("```toml\n[witness]   # in git\n").unwrap();
         let (table, _) = rest.split_once("```").unwrap();
         let directory = tempfile::tempdir().unwrap();
