@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use strongroom_borg::{Compression, Location};
 use uuid::Uuid;
 
+use crate::names::is_target;
 use crate::rights;
 
 mod naming;
@@ -432,23 +433,6 @@ fn default_directory(variable: &str, below_home: &str, for_root: &str) -> PathBu
         .filter(|path| path.is_absolute())
         .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(below_home)));
     base.map_or_else(|| for_root.into(), |base| base.join("strongroom"))
-}
-
-/// Whether a VM can be called so: names of repositories and of records are made from it.
-pub fn is_vm_name(name: &str) -> bool {
-    !name.is_empty() && !name.contains(['/', '\0']) && !name.starts_with('.')
-}
-
-/// Whether this can be a disk's target name (`vda`, `sdb`, `nvme0n1`): two or more lower-case letters, then letters
-/// and digits; Linux allows 31 characters for a block device. Such names are part of paths, NBD export names and
-/// archive paths. Both what is backed up and what is restored goes by this rule.
-pub fn is_target(name: &str) -> bool {
-    let letters = name.bytes().take_while(u8::is_ascii_lowercase).count();
-    (2..=31).contains(&name.len())
-        && letters >= 2
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
 }
 
 #[cfg(test)]

@@ -17,10 +17,11 @@ use strongroom_disk::Extent;
 use strongroom_disk::luks::LARGEST_AREA;
 
 use crate::cancel::Cancel;
-use crate::config::{Signing, is_target};
+use crate::config::Signing;
 use crate::digest;
 use crate::history::{self, HistoryError, Listed};
 use crate::manifest::{LuksRecord, VmIdentity};
+use crate::names::is_target;
 use crate::trust::order::Order;
 use crate::trust::signature::{self, Signer, Untrusted};
 

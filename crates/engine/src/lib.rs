@@ -27,6 +27,7 @@ pub mod headers;
 pub mod history;
 pub mod image_seal;
 pub mod manifest;
+pub mod names;
 pub mod overlay;
 pub mod quiesce;
 pub mod reconcile;

@@ -10,8 +10,8 @@ use strongroom_disk::luks::LARGEST_AREA;
 use strongroom_disk::{Extent, RangeSet, SwapLayout};
 use uuid::Uuid;
 
-use crate::config::{is_target, is_vm_name};
 use crate::digest;
+use crate::names::{is_target, is_vm_name};
 use crate::vm::Identity;
 
 /// The newest format that this version reads. What has no header area of its own is written as [`PLAIN_FORMAT`].

@@ -4,9 +4,10 @@
 //! reads everything once. What a hypervisor has forgotten is found in the images, by name.
 
 use crate::context::Context;
+use crate::names::is_ours;
 use crate::reconcile::{ReconcileError, reconcile};
 use crate::state::{Debt, StateError, VmState};
-use crate::tracking::{self, is_ours};
+use crate::tracking;
 use crate::vm::{Domain, HypervisorError, StoredBitmap};
 
 /// Why something of ours remains.

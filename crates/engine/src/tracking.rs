@@ -4,16 +4,11 @@
 //! it has stopped the VM. And a bitmap outlives the checkpoint that libvirt knows: a domain that is undefined, or transient and
 //! off, takes its checkpoints with it.
 
-use crate::backup::plan::PREFIX;
 use crate::config::Vm;
 use crate::context::Context;
+use crate::names::is_ours;
 use crate::state::VmState;
 use crate::vm::{Domain, HypervisorError, StoredBitmap};
-
-/// Whether a checkpoint or bitmap of this name is one of ours.
-pub fn is_ours(name: &str) -> bool {
-    name.starts_with(PREFIX)
-}
 
 /// Why no checkpoint is made of this VM, if that is so: a snapshot can only be reverted to without one.
 pub fn forbidden(domain: &Domain, settings: &Vm) -> Option<String> {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use roxmltree::Node;
-use strongroom_engine::config::is_target;
+use strongroom_engine::names::is_target;
 use strongroom_engine::vm::{Bitmaps, Disk, DiskSource};
 use uuid::Uuid;
 

@@ -1,6 +1,6 @@
 //! Backup jobs and checkpoints in libvirt's XML (`formatbackup`, `formatcheckpoint`).
 
-use strongroom_engine::backup::plan::CHECKPOINT_DESCRIPTION;
+use strongroom_engine::names::CHECKPOINT_DESCRIPTION;
 use strongroom_engine::vm::{BackupJob, Disk, JobDisk, Listener, RunningJob};
 
 use crate::sockets::MAX_SOCKET;

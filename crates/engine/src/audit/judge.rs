@@ -7,6 +7,7 @@ use strongroom_disk::luks::Kdf;
 use strongroom_disk::survey::{Content, Part, Samples, Survey};
 
 use super::{DiskLook, Finding, Level};
+use crate::names::is_ours;
 use crate::state::StateError;
 use crate::tracking;
 use crate::vm::Domain;
@@ -323,7 +324,7 @@ pub fn leftovers(disk: &DiskLook, known: &[String]) -> Option<Finding> {
     let bitmaps = disk.info.iter().flat_map(|info| &info.bitmaps);
     let names: Vec<&str> = bitmaps
         .map(|bitmap| bitmap.name.as_str())
-        .filter(|name| tracking::is_ours(name) && !known.iter().any(|known| known == name))
+        .filter(|name| is_ours(name) && !known.iter().any(|known| known == name))
         .collect();
     if names.is_empty() {
         return None;

@@ -12,14 +12,9 @@ use crate::config::{CaptureMethod, Config, Vm};
 use crate::digest;
 use crate::history::Point;
 use crate::manifest::{DiskRecord, Exclusion, Manifest, Method, Mode};
+use crate::names::{PREFIX, archive_prefix};
 use crate::state::Committed;
 use crate::vm::{BadBitmap, Bitmaps, Disk, DiskSource, Domain, Identity, Snapshot};
-
-/// What our checkpoints, sockets and scratch files are called, before the run's id.
-pub const PREFIX: &str = "strongroom-";
-
-/// Text in each checkpoint, for whoever lists them.
-pub const CHECKPOINT_DESCRIPTION: &str = "made by strongroom: the base of its next incremental backup";
 
 /// What a backup will do.
 #[derive(Debug, Clone, Serialize)]
@@ -349,20 +344,6 @@ pub fn make(
         excluded,
         vm,
     })
-}
-
-/// A VM's name as it appears in archive names: without what Borg or a shell could take for something else.
-pub fn archive_prefix(vm: &str) -> String {
-    vm.chars()
-        .map(|c| {
-            if c.is_alphanumeric() || "._-+".contains(c) {
-                c
-            } else {
-                '_'
-            }
-        })
-        .take(128)
-        .collect()
 }
 
 fn exclusion(disk: &Disk, settings: &Vm) -> Option<Exclusion> {

@@ -5,7 +5,8 @@
 
 use uuid::Uuid;
 
-use super::{Config, ConfigError, Vm, is_vm_name};
+use super::{Config, ConfigError, Vm};
+use crate::names::is_vm_name;
 
 /// The longest name, in bytes: libvirt and our own records add five to make a file's name of it.
 const MAX_NAME: usize = 250;

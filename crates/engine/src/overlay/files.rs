@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use strongroom_nbd::{Format, commit_overlay, holds_data, reads_the_same};
 
 use super::{Content, Facts};
-use crate::backup::plan::PREFIX;
+use crate::names::PREFIX;
 use crate::state::Overlay;
 
 /// The end of an overlay's name.

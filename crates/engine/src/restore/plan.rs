@@ -10,12 +10,12 @@ use strongroom_disk::SwapLayout;
 use uuid::Uuid;
 
 use super::{ImageFormat, Request};
-use crate::backup::plan::archive_prefix;
 use crate::context::Context;
 use crate::files::{InUse, Inventory, Own};
 use crate::firmware;
 use crate::history::Point;
 use crate::manifest::{ExcludedDisk, Exclusion, NVRAM_PATH};
+use crate::names::archive_prefix;
 use crate::vm::{Disk, DiskSource, HypervisorError, Retarget};
 
 /// What a restore will do.

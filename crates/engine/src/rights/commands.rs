@@ -1,8 +1,8 @@
 //! What the hypervisor's administrator does.
 
 use super::{Rights, SOCKETS, jobs_account};
-use crate::backup::plan::CHECKPOINT_DESCRIPTION;
 use crate::exec::shell_word;
+use crate::names::CHECKPOINT_DESCRIPTION;
 
 /// What runs as either account, and whatever libvirt is asked for by way of it.
 const REACH: &str = include_str!("reach.sh");

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use super::Surroundings;
-use crate::config::is_vm_name;
 use crate::history::Point;
+use crate::names::is_vm_name;
 use crate::state::{StateDirectory, StateError};
 use crate::trust::chain::Head;
 use crate::trust::memory::Memory;

@@ -14,13 +14,14 @@ use std::time::Duration;
 use strongroom_nbd::{Backing, Format, QemuNbd, Serve, image_info};
 
 use super::super::BackupError;
-use super::super::plan::{DiskPlan, PREFIX, Plan, beside};
+use super::super::plan::{DiskPlan, Plan, beside};
 use super::offline::format_of;
 use super::stamp::Stamps;
 use super::{Begun, Server};
 use crate::context::Context;
 use crate::event::OpenExport;
 use crate::manifest::Mode;
+use crate::names::PREFIX;
 use crate::overlay::{Job, SUFFIX, Top, Views};
 use crate::quiesce::Rest;
 use crate::state::{Overlay, Run};
