@@ -32,8 +32,7 @@ use uuid::Uuid;
 
 use self::capture::{Capture, end_job};
 use self::pace::Pace;
-pub use self::plan::Plan;
-use self::plan::{Parent, RunId};
+use self::plan::Parent;
 use self::seal::Instant;
 use crate::cancel::Cancelled;
 use crate::config::{CaptureMethod, ConfigError, Vm, VmSettings};
@@ -45,6 +44,7 @@ use crate::manifest::{Exclusion, Manifest, ManifestError, Method};
 use crate::overlay::{HomeError, Homecoming, bring_home};
 use crate::quiesce::Rest;
 use crate::reconcile::{ReconcileError, drop_stale, reconcile};
+use crate::run::plan::{Plan, RunId};
 use crate::state::{Committed, Run, StateError, VmState};
 use crate::tracking;
 use crate::trust::chain::ChainProblem;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use strongroom_nbd::Target;
 
-use crate::backup::Plan;
+use crate::run::plan::Plan;
 
 /// The steps of a backup or a restore, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]

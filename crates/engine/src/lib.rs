@@ -35,6 +35,7 @@ pub mod recover;
 pub mod release;
 pub mod restore;
 pub mod rights;
+pub mod run;
 pub mod state;
 pub mod storage;
 pub mod template;

@@ -7,12 +7,12 @@ use strongroom_borg::{ChunkId, Repository};
 use uuid::Uuid;
 
 use super::BackupError;
-use super::plan::RunId;
 use crate::catalog::{Catalog, Entry};
 use crate::context::Context;
 use crate::headers::Headers;
 use crate::history::{HistoryError, Point};
 use crate::manifest::VmIdentity;
+use crate::run::plan::RunId;
 use crate::trust::chain::{ChainProblem, Records};
 use crate::trust::memory::{Left, Memory};
 use crate::trust::order::Order;

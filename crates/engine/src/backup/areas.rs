@@ -7,11 +7,11 @@ use strongroom_disk::{BlockSource as _, ExtentMap, HeaderArea, Kind, Luks, NoAre
 use strongroom_nbd::Client;
 
 use super::BackupError;
-use super::plan::DiskPlan;
 use crate::context::Context;
 use crate::digest;
 use crate::headers::{Area, PIECE};
 use crate::manifest::{DiskRecord, HeaderRecord, LuksRecord};
+use crate::run::plan::DiskPlan;
 
 /// The LUKS volumes of a disk, with what became of their headers.
 #[derive(Debug, Default)]

@@ -23,11 +23,11 @@ pub use self::lent::take_back;
 use self::stamp::Stamps;
 pub use self::stamp::stamp;
 use super::BackupError;
-use super::plan::{DiskPlan, Plan};
 use crate::context::Context;
 use crate::event::{Event, OpenExport};
 use crate::manifest::{Method, Mode};
 use crate::quiesce::Rest;
+use crate::run::plan::{DiskPlan, Plan};
 use crate::state::Run;
 use crate::vm::{BackupJob, Domain, RunState};
 

@@ -11,13 +11,13 @@ use super::areas::{self, Areas};
 use super::capture::Capture;
 use super::cells;
 use super::pace::Pace;
-use super::plan::DiskPlan;
 use super::{audit, guard, stream};
 use crate::config::{LuksHeaders, Vm};
 use crate::context::Context;
 use crate::headers::Area;
 use crate::history::Point;
 use crate::manifest::{DiskRecord, LuksRecord, Mode};
+use crate::run::plan::DiskPlan;
 
 /// A disk that is in the repository, and how it got there.
 #[derive(Debug)]

@@ -8,10 +8,10 @@ use strongroom_disk::Survey;
 use strongroom_nbd::Client;
 
 use super::BackupError;
-use super::plan::Plan;
 use crate::audit::clear_text;
 use crate::config::Vm;
 use crate::context::Context;
+use crate::run::plan::Plan;
 
 /// Refuses a disk with parts that are not ciphertext. Its map may come from another place than its bytes.
 pub fn check(

@@ -16,10 +16,10 @@ use strongroom_borg::Canceller;
 
 use super::BackupError;
 use super::capture::end_job;
-use super::plan::Plan;
 use crate::config::Limits;
 use crate::context::Context;
 use crate::manifest::Method;
+use crate::run::plan::Plan;
 use crate::state::Run;
 
 /// Between two looks. A guest that writes 1 GB/s meanwhile fills a quarter of the default floor.

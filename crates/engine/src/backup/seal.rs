@@ -7,7 +7,6 @@ use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve};
 
 use super::BackupError;
 use super::disk::DiskResult;
-use super::plan::Plan;
 use crate::context::Context;
 use crate::digest;
 use crate::firmware::{self, FirmwareFile};
@@ -17,6 +16,7 @@ use crate::manifest::{
     Manifest, ManifestError, PLAIN_FORMAT, SIGNATURE_PATH, VmIdentity, disk_path,
 };
 use crate::quiesce::Reached;
+use crate::run::plan::Plan;
 use crate::trust::{NAMESPACE, Successor, signature};
 use crate::vm::Domain;
 

@@ -4,10 +4,11 @@
 
 use uuid::Uuid;
 
-use super::plan::{Plan, PlanError};
+use super::plan::PlanError;
 use crate::context::Context;
 use crate::files::{Doubt, Held, Inventory};
 use crate::manifest::Method;
+use crate::run::plan::Plan;
 use crate::vm::Role;
 
 /// Refuses a shut-off VM whose images another domain writes to: what is read would be of many instants. Of a running VM it is a

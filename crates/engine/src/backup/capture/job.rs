@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::super::BackupError;
-use super::super::plan::{DiskPlan, Plan};
 use super::Begun;
 use crate::context::Context;
 use crate::event::OpenExport;
 use crate::manifest::Mode;
 use crate::quiesce::Rest;
+use crate::run::plan::{DiskPlan, Plan};
 use crate::state::Run;
 use crate::vm::{BackupJob, BadBitmap, HypervisorError, JobDisk, Listener};
 

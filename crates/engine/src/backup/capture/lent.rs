@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use strongroom_nbd::{Cache, Format, QemuNbd, Serve, Target};
 
-use super::super::plan::{DiskPlan, Plan};
 use super::short_id;
 use crate::context::Context;
+use crate::run::plan::{DiskPlan, Plan};
 use crate::state::Run;
 use crate::vm::{Listener, MAX_SERIAL};
 

@@ -5,11 +5,11 @@ use std::time::Duration;
 use strongroom_nbd::{Backing, Format, QemuNbd, Serve};
 
 use super::super::BackupError;
-use super::super::plan::{DiskPlan, Plan};
 use super::stamp::Stamps;
 use super::{Begun, Server};
 use crate::context::Context;
 use crate::event::OpenExport;
+use crate::run::plan::{DiskPlan, Plan};
 
 /// Serves a shut-off VM's disks. The images are opened without a lock: a lock would keep the owner from starting
 /// the VM. [`Capture::check`] finds out whether that happened.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use strongroom_nbd::{Backing, Format, QemuNbd, Serve, image_info};
 
 use super::super::BackupError;
-use super::super::plan::{DiskPlan, Plan, beside};
+use super::super::plan::beside;
 use super::offline::format_of;
 use super::stamp::Stamps;
 use super::{Begun, Server};
@@ -24,6 +24,7 @@ use crate::manifest::Mode;
 use crate::names::PREFIX;
 use crate::overlay::{Job, SUFFIX, Top, Views};
 use crate::quiesce::Rest;
+use crate::run::plan::{DiskPlan, Plan};
 use crate::state::{Overlay, Run};
 use crate::vm::{HypervisorError, SnapshotDisk};
 

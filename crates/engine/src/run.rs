@@ -1,0 +1,3 @@
+//! What every verb works with while it runs.
+
+pub mod plan;
