@@ -42,7 +42,7 @@ use crate::headers::{self, Headers};
 use crate::history::{HistoryError, Point};
 use crate::manifest::{Exclusion, Manifest, ManifestError, Method};
 use crate::overlay::{HomeError, Homecoming, bring_home};
-use crate::quiesce::Rest;
+use crate::quiesce::{QuiesceError, Rest};
 use crate::reconcile::{ReconcileError, drop_stale, reconcile};
 use crate::run::plan::{Plan, RunId};
 use crate::state::{Committed, Run, StateError, VmState};
@@ -157,15 +157,8 @@ pub enum BackupError {
         source: strongroom_disk::ReadError,
     },
     /// The guest was not brought to rest as it has to be.
-    #[error("back up {vm}: consistency {level} was not reached, and `if_missed` is \"fail\": {reason}")]
-    NotAtRest {
-        /// The VM.
-        vm: String,
-        /// The level asked for.
-        level: &'static str,
-        /// Why it was not reached.
-        reason: String,
-    },
+    #[error(transparent)]
+    Quiesce(#[from] QuiesceError),
     /// There is no room for old contents of what the guest overwrites.
     #[error("back up {vm}: {reason}; the backup has given way, the guest runs on")]
     Scratch {

@@ -22,7 +22,7 @@ use jiff::Timestamp;
 
 use self::freeze::{Freeze, Freezer};
 use self::script::{Failure, Phase, Script};
-use crate::backup::BackupError;
+use crate::cancel::Cancelled;
 use crate::config::{IfMissed, Level, Quiesce};
 use crate::context::Context;
 use crate::manifest::Consistency;
@@ -32,6 +32,27 @@ use crate::vm::{Domain, HypervisorError, RunState};
 /// How long the agent may take to give a sign of life, and to thaw.
 const PING: Duration = Duration::from_secs(5);
 const THAW: Duration = Duration::from_secs(5);
+
+/// Why there shall be no backup of a guest in this state.
+#[derive(Debug, thiserror::Error)]
+pub enum QuiesceError {
+    /// Ctrl-C, or a time limit.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    /// What the guest is owed could not be put on record.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The guest was not brought to rest as it has to be.
+    #[error("back up {vm}: consistency {level} was not reached, and `if_missed` is \"fail\": {reason}")]
+    NotAtRest {
+        /// The VM.
+        vm: String,
+        /// The level asked for.
+        level: &'static str,
+        /// Why it was not reached.
+        reason: String,
+    },
+}
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +88,7 @@ impl<'a> Rest<'a> {
         settings: &'a Quiesce,
         run: &'a str,
         state: &'a mut VmState,
-    ) -> Result<Self, BackupError> {
+    ) -> Result<Self, QuiesceError> {
         let mut rest = Self {
             context,
             domain,
@@ -88,7 +109,7 @@ impl<'a> Rest<'a> {
         self.settings.level > Level::Crash && self.domain.state != RunState::ShutOff
     }
 
-    fn get_ready(&mut self) -> Result<(), BackupError> {
+    fn get_ready(&mut self) -> Result<(), QuiesceError> {
         if !self.is_asked() {
             return Ok(());
         }
@@ -112,7 +133,7 @@ impl<'a> Rest<'a> {
     pub fn around<T>(
         &mut self,
         call: impl FnOnce() -> Result<T, HypervisorError>,
-    ) -> Result<Result<T, HypervisorError>, BackupError> {
+    ) -> Result<Result<T, HypervisorError>, QuiesceError> {
         if self.at.is_some() {
             self.get_ready()?;
         }
@@ -126,7 +147,7 @@ impl<'a> Rest<'a> {
         Ok(called)
     }
 
-    fn begin_application(&mut self) -> Result<(), BackupError> {
+    fn begin_application(&mut self) -> Result<(), QuiesceError> {
         if self.settings.level != Level::Application {
             return Ok(());
         }
@@ -163,9 +184,9 @@ impl<'a> Rest<'a> {
     }
 
     /// An error if a level is missed without which there shall be no backup.
-    fn insist(&self, missed: Option<&str>) -> Result<(), BackupError> {
+    fn insist(&self, missed: Option<&str>) -> Result<(), QuiesceError> {
         match missed {
-            Some(missed) if self.settings.if_missed == IfMissed::Fail => Err(BackupError::NotAtRest {
+            Some(missed) if self.settings.if_missed == IfMissed::Fail => Err(QuiesceError::NotAtRest {
                 vm: self.domain.name.clone(),
                 level: word(self.settings.level.into()),
                 reason: missed.to_owned(),
@@ -175,7 +196,7 @@ impl<'a> Rest<'a> {
     }
 
     /// What came of it. An error, or a warning, if it is less than was asked for.
-    pub fn reached(self) -> Result<Reached, BackupError> {
+    pub fn reached(self) -> Result<Reached, QuiesceError> {
         if !self.is_asked() {
             return Ok(of_one_at_rest(self.settings.level, self.domain));
         }
