@@ -1,6 +1,6 @@
 //! The story of one backup, from top to bottom.
 //!
-//! [`run`] is the whole of it (told by `tell`). What it decides is in [`plan`], how the disks are held still in [`capture`], how
+//! [`run`] is the whole of it (told by `tell`). What it decides is in [`plan`], how the disks are held still in [`crate::capture`], how
 //! the guest is brought to rest for that in [`crate::quiesce`], how
 //! one of them is read in [`disk`], its LUKS headers kept apart in [`areas`], cut into chunks in [`cells`], audited in [`audit`], how the bytes travel in
 //! [`stream`], and what surrounds them in [`seal`].
@@ -11,14 +11,12 @@
 pub mod adopted;
 pub mod areas;
 pub mod audit;
-pub mod capture;
 pub mod cells;
 pub mod disk;
 pub mod guard;
 pub mod pace;
 pub mod plan;
 pub mod roles;
-pub mod scratch;
 pub mod seal;
 mod shared;
 pub mod stream;
@@ -30,11 +28,11 @@ use serde::Serialize;
 use strongroom_borg::{Access, ArchiveOptions, ArchiveWriter, ChunkId, Repository};
 use uuid::Uuid;
 
-use self::capture::{Capture, end_job};
 use self::pace::Pace;
 use self::plan::Parent;
 use self::seal::Instant;
 use crate::cancel::Cancelled;
+use crate::capture::{self, Capture, CaptureError, end_job, scratch};
 use crate::config::{CaptureMethod, ConfigError, Vm, VmSettings};
 use crate::context::Context;
 use crate::event::{Event, Step};
@@ -114,14 +112,6 @@ pub enum BackupError {
     /// A value of the configuration.
     #[error("{0}")]
     Setting(String),
-    /// A disk's frozen view cannot be served.
-    #[error("serve disk {disk}: {source}")]
-    Export {
-        /// Target device name.
-        disk: String,
-        /// The server's reason.
-        source: strongroom_nbd::ServeError,
-    },
     /// A disk cannot be read.
     #[error("read disk {disk}: {source}")]
     Read {
@@ -159,14 +149,9 @@ pub enum BackupError {
     /// The guest was not brought to rest as it has to be.
     #[error(transparent)]
     Quiesce(#[from] QuiesceError),
-    /// There is no room for old contents of what the guest overwrites.
-    #[error("back up {vm}: {reason}; the backup has given way, the guest runs on")]
-    Scratch {
-        /// The VM.
-        vm: String,
-        /// What there is too little of.
-        reason: String,
-    },
+    /// The frozen view.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     /// The VM went off, and QEMU with its frozen view.
     #[error(
         "back up {vm}: it went off while it was read, and its frozen view with it ({error}); run the backup again"
@@ -187,50 +172,11 @@ pub enum BackupError {
         /// Size in the plan.
         expected: u64,
     },
-    /// A format that only the hypervisor can decode.
-    #[error("read disk {disk}: format {format:?} can be read only while the VM runs")]
-    Format {
-        /// Target device name.
-        disk: String,
-        /// The format as defined.
-        format: String,
-    },
     /// Parts of a disk did not arrive, though nothing failed.
     #[error("read disk {disk}: parts of it did not arrive")]
     Incomplete {
         /// Target device name.
         disk: String,
-    },
-    /// A disk cannot be backed up by snapshot.
-    #[error("back up {vm} by snapshot: disk {disk}: {reason}")]
-    Snapshot {
-        /// The VM.
-        vm: String,
-        /// Target device name.
-        disk: String,
-        /// What is in the way.
-        reason: String,
-    },
-    /// The hypervisor took no snapshot.
-    #[error("back up {vm} by snapshot: {reason}")]
-    SnapshotRefused {
-        /// The VM.
-        vm: String,
-        /// The hypervisor's reason.
-        reason: String,
-    },
-    /// The images of a remote VM cannot be read by a server of ours.
-    #[error(
-        "back up {0} by snapshot: its disks lie on another machine; use method \"checkpoint\", or run strongroom there"
-    )]
-    SnapshotRemote(String),
-    /// A base was written to while it was read.
-    #[error("back up {vm}: {} was written to while it was read: somebody else has merged its overlay", .image.display())]
-    Merged {
-        /// The VM.
-        vm: String,
-        /// The image.
-        image: std::path::PathBuf,
     },
     /// Disks are not on their own images after all.
     #[error("bring the disks of {vm} back to their images: {}", .disks.join("; "))]
@@ -255,12 +201,6 @@ pub enum BackupError {
         /// What it was.
         before: String,
     },
-    /// A shut-off VM was started while it was read.
-    #[error("back up {0}: it was started or written to while it was read; run the backup again")]
-    Disturbed(String),
-    /// A shut-off VM on another machine.
-    #[error("back up {0}: it is shut off, and its disks lie on another machine; start it first")]
-    OfflineRemote(String),
 }
 
 /// A new restore point.

@@ -11,6 +11,7 @@ pub mod audit;
 pub mod backup;
 mod batch;
 pub mod cancel;
+pub mod capture;
 pub mod catalog;
 pub mod config;
 pub mod context;

@@ -15,7 +15,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::backup::capture::{end_job, take_back};
+use crate::capture::{end_job, take_back};
 use crate::config::Quiesce;
 use crate::context::Context;
 use crate::overlay::{HomeError, Homecoming, bring_home};

@@ -9,6 +9,7 @@ use crate::common::checks::request;
 use crate::common::{Bench, Hook};
 use strongroom_borg::Encryption;
 use strongroom_engine::backup::{BackupError, Report};
+use strongroom_engine::capture::CaptureError;
 use strongroom_engine::config::Vm;
 use strongroom_engine::event::Event;
 use strongroom_engine::manifest::{Consistency, DiskRecord, Method, Mode};
@@ -313,7 +314,10 @@ fn a_vm_that_is_shut_off_is_backed_up_too() {
         }
     });
     let error = bench.backup(&vm, &hook).unwrap_err();
-    assert!(matches!(error, BackupError::Disturbed(_)), "{error}");
+    assert!(
+        matches!(error, BackupError::Capture(CaptureError::Disturbed(_))),
+        "{error}"
+    );
     assert!(error.to_string().contains(&vm), "{error}");
     assert_eq!(bench.at_rest(&lab, &vm).len(), 3);
     guest.probe("verify");

@@ -8,6 +8,7 @@ use std::sync::Once;
 use crate::common::tiny::{MIB, Tiny, noise};
 use crate::common::{Bench, Hook};
 use strongroom_engine::backup::{BackupError, Report};
+use strongroom_engine::capture::CaptureError;
 use strongroom_engine::event::Event;
 use strongroom_engine::manifest::{Exclusion, Mode};
 use strongroom_testkit::{Format, Lab, run, sha256_of_raw, virsh};
@@ -321,7 +322,10 @@ fn an_offline_read_that_was_disturbed_counts_for_nothing() {
         }
     });
     let error = bench.backup(vm, &disturb).unwrap_err();
-    assert!(matches!(error, BackupError::Disturbed(_)), "{error}");
+    assert!(
+        matches!(error, BackupError::Capture(CaptureError::Disturbed(_))),
+        "{error}"
+    );
     assert_eq!(bench.archives(vm).len(), 1);
     bench.backup(vm, &()).unwrap();
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::common::tmpfs::Tmpfs;
 use crate::common::{Bench, Hook, names};
 use strongroom_engine::backup::BackupError;
+use strongroom_engine::capture::CaptureError;
 use strongroom_engine::config::CaptureMethod;
 use strongroom_engine::event::Event;
 use strongroom_testkit::{Format, Lab, create_disk, output_of, patience, run, virsh};
@@ -88,7 +89,10 @@ fn a_backup_gives_way_before_the_storage_is_full_and_resumes_a_guest_that_was_st
         }
     });
     let error = bench.backup(&vm, &slow).unwrap_err();
-    assert!(matches!(error, BackupError::Scratch { .. }), "{error}");
+    assert!(
+        matches!(error, BackupError::Capture(CaptureError::Scratch { .. })),
+        "{error}"
+    );
     assert!(error.to_string().contains("the guest runs on"), "{error}");
     assert_eq!(state(&vm), "running (booted)");
     assert_eq!(scratch_files(lab.dir()), Vec::<String>::new());
@@ -101,7 +105,10 @@ fn a_backup_gives_way_before_the_storage_is_full_and_resumes_a_guest_that_was_st
             &Hook::new(|event| assert!(!matches!(event, Event::Captured { .. }))),
         )
         .unwrap_err();
-    assert!(matches!(error, BackupError::Scratch { .. }), "{error}");
+    assert!(
+        matches!(error, BackupError::Capture(CaptureError::Scratch { .. })),
+        "{error}"
+    );
 
     // Too late: nobody watched, QEMU has stopped the guest. It loses nothing.
     bench.config.limits.free_mib = 0;
@@ -161,7 +168,10 @@ fn a_snapshot_gives_way_although_the_repository_has_all_that_is_read() {
         }
     });
     let error = again.backup(&vm, &loaded).unwrap_err();
-    assert!(matches!(error, BackupError::Scratch { .. }), "{error}");
+    assert!(
+        matches!(error, BackupError::Capture(CaptureError::Scratch { .. })),
+        "{error}"
+    );
     assert!(error.to_string().contains("has grown beyond 16 MiB"), "{error}");
     assert!(
         begin.elapsed() < patience(Duration::from_mins(1)),

@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use super::BackupError;
 use super::areas::{self, Areas};
-use super::capture::Capture;
 use super::cells;
 use super::pace::Pace;
 use super::{audit, guard, stream};
+use crate::capture::Capture;
 use crate::config::{LuksHeaders, Vm};
 use crate::context::Context;
 use crate::headers::Area;

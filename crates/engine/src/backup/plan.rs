@@ -11,7 +11,7 @@ use crate::digest;
 use crate::history::Point;
 use crate::manifest::{DiskRecord, Exclusion, Manifest, Method, Mode};
 use crate::names::{PREFIX, archive_prefix};
-use crate::run::plan::{DiskPlan, ExcludedPlan, Plan, RunId};
+use crate::run::plan::{DiskPlan, ExcludedPlan, Plan, RunId, beside};
 use crate::state::Committed;
 use crate::vm::{BadBitmap, Bitmaps, Disk, DiskSource, Domain, Identity, Snapshot};
 
@@ -326,15 +326,6 @@ fn plan_disk(
         scratch: directory.join(format!("{PREFIX}{}-{target}.scratch", run.id)),
         target,
     })
-}
-
-/// Where scratch files and overlays of a disk belong, if it is a file: they grow with what the guest overwrites, on the
-/// storage that holds the disk.
-pub fn beside(source: &DiskSource) -> Option<&Path> {
-    match source {
-        DiskSource::File(path) => path.parent(),
-        _ => None,
-    }
 }
 
 /// Whether a disk can be read incrementally; if not, why not.

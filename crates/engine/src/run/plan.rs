@@ -1,13 +1,13 @@
 //! What a backup will do: the plan as data. [`crate::backup::plan`] makes it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::manifest::{Exclusion, Method, Mode};
-use crate::vm::Identity;
+use crate::vm::{DiskSource, Identity};
 
 /// What a backup will do.
 #[derive(Debug, Clone, Serialize)]
@@ -96,5 +96,14 @@ impl RunId {
 impl Default for RunId {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// Where scratch files and overlays of a disk belong, if it is a file: they grow with what the guest overwrites, on the
+/// storage that holds the disk.
+pub fn beside(source: &DiskSource) -> Option<&Path> {
+    match source {
+        DiskSource::File(path) => path.parent(),
+        _ => None,
     }
 }

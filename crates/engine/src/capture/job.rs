@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::super::BackupError;
 use super::Begun;
+use super::CaptureError;
 use crate::context::Context;
 use crate::event::OpenExport;
 use crate::manifest::Mode;
@@ -26,7 +26,7 @@ pub fn begin(
     plan: &mut Plan,
     run: &Run,
     rest: &mut Rest<'_>,
-) -> Result<Begun, BackupError> {
+) -> Result<Begun, CaptureError> {
     // A plan for a job has been given one.
     let listener = run.listener.as_ref().ok_or_else(|| HypervisorError::Failed {
         what: format!("start the backup of {}", plan.vm),
@@ -156,7 +156,7 @@ fn try_end_job(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<(), Hyp
 }
 
 /// Ends our job if there is one after all, and deletes the checkpoint of this run.
-fn take_down(context: &Context<'_>, plan: &Plan, run: &Run) -> Result<(), BackupError> {
+fn take_down(context: &Context<'_>, plan: &Plan, run: &Run) -> Result<(), CaptureError> {
     end_job(context, plan.uuid, run)?;
     if let Some(checkpoint) = &plan.checkpoint {
         context.hypervisor.delete_checkpoint(plan.uuid, checkpoint)?;

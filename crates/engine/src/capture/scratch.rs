@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use strongroom_borg::Canceller;
 
-use super::BackupError;
-use super::capture::end_job;
+use super::CaptureError;
+use super::end_job;
 use crate::config::Limits;
 use crate::context::Context;
 use crate::manifest::Method;
@@ -26,9 +26,9 @@ use crate::state::Run;
 const PERIOD: Duration = Duration::from_millis(250);
 
 /// Whether there is room to begin.
-pub fn check(context: &Context<'_>, plan: &Plan, run: &Run) -> Result<(), BackupError> {
+pub fn check(context: &Context<'_>, plan: &Plan, run: &Run) -> Result<(), CaptureError> {
     match shortage(context, plan, run) {
-        Some(reason) => Err(BackupError::Scratch {
+        Some(reason) => Err(CaptureError::Scratch {
             vm: plan.vm.clone(),
             reason,
         }),
@@ -38,13 +38,13 @@ pub fn check(context: &Context<'_>, plan: &Plan, run: &Run) -> Result<(), Backup
 
 /// Does the work, which is broken off as soon as there is no room any more: the backup job is ended, the context that the work
 /// has is cancelled, and the repository let go of, as the work may be waiting for it.
-pub fn guarded<T>(
+pub fn guarded<T, E: From<CaptureError>>(
     context: &Context<'_>,
     plan: &Plan,
     run: &Run,
     repository: &Canceller,
-    work: impl FnOnce(&Context<'_>) -> Result<T, BackupError>,
-) -> Result<T, BackupError> {
+    work: impl FnOnce(&Context<'_>) -> Result<T, E>,
+) -> Result<T, E> {
     let done = AtomicBool::new(false);
     let part = context.cancel.within(None);
     let break_off = || {
@@ -61,10 +61,11 @@ pub fn guarded<T>(
         drop(ended);
         match watch.join() {
             // Why the reading failed; and if it was over already, the repository that it went to is let go of.
-            Ok(Some(reason)) => Err(BackupError::Scratch {
+            Ok(Some(reason)) => Err(CaptureError::Scratch {
                 vm: plan.vm.clone(),
                 reason,
-            }),
+            }
+            .into()),
             _ => result,
         }
     })

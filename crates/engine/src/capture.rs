@@ -8,10 +8,11 @@
 mod job;
 mod lent;
 mod offline;
+pub mod scratch;
 mod snapshot;
 mod stamp;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -22,14 +23,85 @@ use self::lent::Lent;
 pub use self::lent::take_back;
 use self::stamp::Stamps;
 pub use self::stamp::stamp;
-use super::BackupError;
 use crate::context::Context;
 use crate::event::{Event, OpenExport};
 use crate::manifest::{Method, Mode};
-use crate::quiesce::Rest;
+use crate::quiesce::{QuiesceError, Rest};
 use crate::run::plan::{DiskPlan, Plan};
 use crate::state::Run;
-use crate::vm::{BackupJob, Domain, RunState};
+use crate::vm::{BackupJob, Domain, HypervisorError, RunState};
+
+/// Why the disks cannot be read as they were at one instant.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The hypervisor.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// The guest was not brought to rest as it has to be.
+    #[error(transparent)]
+    Quiesce(#[from] QuiesceError),
+    /// A disk's frozen view cannot be served.
+    #[error("serve disk {disk}: {source}")]
+    Export {
+        /// Target device name.
+        disk: String,
+        /// The server's reason.
+        source: strongroom_nbd::ServeError,
+    },
+    /// There is no room for old contents of what the guest overwrites.
+    #[error("back up {vm}: {reason}; the backup has given way, the guest runs on")]
+    Scratch {
+        /// The VM.
+        vm: String,
+        /// What there is too little of.
+        reason: String,
+    },
+    /// A format that only the hypervisor can decode.
+    #[error("read disk {disk}: format {format:?} can be read only while the VM runs")]
+    Format {
+        /// Target device name.
+        disk: String,
+        /// The format as defined.
+        format: String,
+    },
+    /// A disk cannot be backed up by snapshot.
+    #[error("back up {vm} by snapshot: disk {disk}: {reason}")]
+    Snapshot {
+        /// The VM.
+        vm: String,
+        /// Target device name.
+        disk: String,
+        /// What is in the way.
+        reason: String,
+    },
+    /// The hypervisor took no snapshot.
+    #[error("back up {vm} by snapshot: {reason}")]
+    SnapshotRefused {
+        /// The VM.
+        vm: String,
+        /// The hypervisor's reason.
+        reason: String,
+    },
+    /// The images of a remote VM cannot be read by a server of ours.
+    #[error(
+        "back up {0} by snapshot: its disks lie on another machine; use method \"checkpoint\", or run strongroom there"
+    )]
+    SnapshotRemote(String),
+    /// A base was written to while it was read.
+    #[error("back up {vm}: {} was written to while it was read: somebody else has merged its overlay", .image.display())]
+    Merged {
+        /// The VM.
+        vm: String,
+        /// The image.
+        image: PathBuf,
+    },
+    /// A shut-off VM was started while it was read.
+    #[error("back up {0}: it was started or written to while it was read; run the backup again")]
+    Disturbed(String),
+    /// A shut-off VM on another machine.
+    #[error("back up {0}: it is shut off, and its disks lie on another machine; start it first")]
+    OfflineRemote(String),
+}
 
 /// Frozen views of all disks of a [`Plan`] at one instant.
 pub struct Capture<'a> {
@@ -61,7 +133,7 @@ pub fn intent(
     plan: &Plan,
     domain: &Domain,
     started: Timestamp,
-) -> Result<Run, BackupError> {
+) -> Result<Run, CaptureError> {
     let listener = match plan.method {
         Method::Checkpoint => Some(context.hypervisor.listener(plan.uuid, &socket_name(plan))?),
         Method::Snapshot | Method::Offline => None,
@@ -104,7 +176,7 @@ impl<'a> Capture<'a> {
         plan: &'a mut Plan,
         run: &'a Run,
         rest: &mut Rest<'_>,
-    ) -> Result<Self, BackupError> {
+    ) -> Result<Self, CaptureError> {
         let (call, exports, servers) = match plan.method {
             Method::Checkpoint => job::begin(context, plan, run, rest)?,
             Method::Snapshot => snapshot::begin(context, plan, run, rest)?,
@@ -168,7 +240,7 @@ impl<'a> Capture<'a> {
     /// Whether what was read is one state of the disks. Nothing else can touch a backup job's views; a shut-off VM
     /// may have been started meanwhile, which we do not hinder, and somebody else may have merged an overlay; then
     /// the copy is worthless.
-    pub fn check(&self) -> Result<(), BackupError> {
+    pub fn check(&self) -> Result<(), CaptureError> {
         // First of all: what was written before a VM went off again has reached its images then.
         let started = self.plan.method == Method::Offline
             && self
@@ -179,19 +251,19 @@ impl<'a> Capture<'a> {
                 .is_active();
         let written = self.servers.iter().find_map(|server| server.stamps.changed());
         if let (Method::Snapshot, Some(image)) = (self.plan.method, written) {
-            return Err(BackupError::Merged {
+            return Err(CaptureError::Merged {
                 vm: self.plan.vm.clone(),
                 image: Path::to_owned(image),
             });
         }
         if started || written.is_some() {
-            return Err(BackupError::Disturbed(self.plan.vm.clone()));
+            return Err(CaptureError::Disturbed(self.plan.vm.clone()));
         }
         Ok(())
     }
 
     /// Ends the views.
-    pub fn end(mut self) -> Result<(), BackupError> {
+    pub fn end(mut self) -> Result<(), CaptureError> {
         self.give_back();
         if self.plan.method == Method::Checkpoint {
             end_job(self.context, self.plan.uuid, self.run)?;

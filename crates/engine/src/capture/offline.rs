@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use strongroom_nbd::{Backing, Format, QemuNbd, Serve};
 
-use super::super::BackupError;
+use super::CaptureError;
 use super::stamp::Stamps;
 use super::{Begun, Server};
 use crate::context::Context;
@@ -13,9 +13,9 @@ use crate::run::plan::{DiskPlan, Plan};
 
 /// Serves a shut-off VM's disks. The images are opened without a lock: a lock would keep the owner from starting
 /// the VM. [`Capture::check`] finds out whether that happened.
-pub fn begin(context: &Context<'_>, plan: &Plan) -> Result<Begun, BackupError> {
+pub fn begin(context: &Context<'_>, plan: &Plan) -> Result<Begun, CaptureError> {
     if !context.hypervisor.is_local() {
-        return Err(BackupError::OfflineRemote(plan.vm.clone()));
+        return Err(CaptureError::OfflineRemote(plan.vm.clone()));
     }
     let mut exports = Vec::new();
     let mut servers = Vec::new();
@@ -28,7 +28,7 @@ pub fn begin(context: &Context<'_>, plan: &Plan) -> Result<Begun, BackupError> {
             backing: Backing::Follow,
             ..Serve::peek(format)
         };
-        let process = QemuNbd::start(&image, &serve).map_err(|source| BackupError::Export {
+        let process = QemuNbd::start(&image, &serve).map_err(|source| CaptureError::Export {
             disk: disk.target.clone(),
             source,
         })?;
@@ -45,11 +45,11 @@ pub fn begin(context: &Context<'_>, plan: &Plan) -> Result<Begun, BackupError> {
 }
 
 /// The format as defined; others than these two cannot be opened as what the guest sees.
-pub fn format_of(disk: &DiskPlan) -> Result<Format, BackupError> {
+pub fn format_of(disk: &DiskPlan) -> Result<Format, CaptureError> {
     match disk.format.as_str() {
         "qcow2" => Ok(Format::Qcow2),
         "raw" => Ok(Format::Raw),
-        other => Err(BackupError::Format {
+        other => Err(CaptureError::Format {
             disk: disk.target.clone(),
             format: other.to_owned(),
         }),

@@ -13,8 +13,7 @@ use std::time::Duration;
 
 use strongroom_nbd::{Backing, Format, QemuNbd, Serve, image_info};
 
-use super::super::BackupError;
-use super::super::plan::beside;
+use super::CaptureError;
 use super::offline::format_of;
 use super::stamp::Stamps;
 use super::{Begun, Server};
@@ -24,7 +23,7 @@ use crate::manifest::Mode;
 use crate::names::PREFIX;
 use crate::overlay::{Job, SUFFIX, Top, Views};
 use crate::quiesce::Rest;
-use crate::run::plan::{DiskPlan, Plan};
+use crate::run::plan::{DiskPlan, Plan, beside};
 use crate::state::{Overlay, Run};
 use crate::vm::{HypervisorError, SnapshotDisk};
 
@@ -32,14 +31,14 @@ use crate::vm::{HypervisorError, SnapshotDisk};
 const LOOKS: usize = 5;
 
 /// The overlays that will be made, for the journal. Refuses what is not as it should be before anything is touched.
-pub fn overlays(context: &Context<'_>, plan: &Plan) -> Result<Vec<Overlay>, BackupError> {
-    let unfit = |target: &str, reason: String| BackupError::Snapshot {
+pub fn overlays(context: &Context<'_>, plan: &Plan) -> Result<Vec<Overlay>, CaptureError> {
+    let unfit = |target: &str, reason: String| CaptureError::Snapshot {
         vm: plan.vm.clone(),
         disk: target.to_owned(),
         reason,
     };
     if !context.hypervisor.is_local() {
-        return Err(BackupError::SnapshotRemote(plan.vm.clone()));
+        return Err(CaptureError::SnapshotRemote(plan.vm.clone()));
     }
     let domain = context.hypervisor.domain(&plan.uuid.to_string())?;
     let chains = context.hypervisor.chains(plan.uuid)?;
@@ -104,7 +103,7 @@ pub fn begin(
     plan: &mut Plan,
     run: &Run,
     rest: &mut Rest<'_>,
-) -> Result<Begun, BackupError> {
+) -> Result<Begun, CaptureError> {
     checkpoint(context, plan)?;
     let disks: Vec<SnapshotDisk> = run
         .overlays
@@ -130,7 +129,7 @@ pub fn begin(
 }
 
 /// Makes the checkpoint that the next incremental backup starts from. Without one the next backup reads everything.
-fn checkpoint(context: &Context<'_>, plan: &mut Plan) -> Result<(), BackupError> {
+fn checkpoint(context: &Context<'_>, plan: &mut Plan) -> Result<(), CaptureError> {
     let Some(name) = plan.checkpoint.clone() else {
         return Ok(());
     };
@@ -161,8 +160,8 @@ fn verify(
     plan: &Plan,
     run: &Run,
     taken: &Result<Duration, HypervisorError>,
-) -> Result<(), BackupError> {
-    let unfit = |disk: &str, reason: String| BackupError::Snapshot {
+) -> Result<(), CaptureError> {
+    let unfit = |disk: &str, reason: String| CaptureError::Snapshot {
         vm: plan.vm.clone(),
         disk: disk.to_owned(),
         reason,
@@ -193,7 +192,7 @@ fn verify(
         return Ok(());
     };
     if let Err(error) = taken {
-        return Err(BackupError::SnapshotRefused {
+        return Err(CaptureError::SnapshotRefused {
             vm: plan.vm.clone(),
             reason: error.to_string(),
         });
@@ -213,7 +212,7 @@ fn serve(
     context: &Context<'_>,
     disk: &mut DiskPlan,
     base: &Path,
-) -> Result<(OpenExport, Server), BackupError> {
+) -> Result<(OpenExport, Server), CaptureError> {
     let format = format_of(disk)?;
     if let (Mode::Incremental, Some(since)) = (disk.mode, &disk.since)
         && let Err(why) = healthy(base, format, since)
@@ -238,7 +237,7 @@ fn serve(
         }
         started => started,
     };
-    let process = started.map_err(|source| BackupError::Export {
+    let process = started.map_err(|source| CaptureError::Export {
         disk: disk.target.clone(),
         source,
     })?;
