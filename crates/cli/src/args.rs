@@ -5,10 +5,10 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
-use strongroom_engine::config::NbdTls;
 use strongroom_engine::create::tang;
 use strongroom_engine::verify::{Scope, Share};
 use strongroom_engine::when::PointName;
+use strongroom_hypervisor::NbdTls;
 
 /// Back up running KVM/libvirt VMs into ordinary Borg repositories, and bring them back.
 #[derive(Debug, Parser)]

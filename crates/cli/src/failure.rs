@@ -11,7 +11,7 @@ use strongroom_engine::restore::RestoreError;
 use strongroom_engine::restore::plan::PlanError;
 use strongroom_engine::restore::write::WriteError;
 use strongroom_engine::template::TemplateError;
-use strongroom_engine::vm::HypervisorError;
+use strongroom_hypervisor::HypervisorError;
 
 use crate::exit::Exit;
 

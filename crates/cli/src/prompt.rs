@@ -5,8 +5,8 @@ use std::io::{self, Read as _, Write as _};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use strongroom_base::cancel::Cancel;
 use strongroom_borg::Passphrase;
-use strongroom_engine::cancel::Cancel;
 use zeroize::Zeroizing;
 
 /// The longest passphrase that is taken, in bytes.

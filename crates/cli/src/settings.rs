@@ -10,10 +10,9 @@ use strongroom_engine::config::{Config, name_problem, uuid_in};
 use strongroom_engine::context::{Context, Launch, Repositories, Surroundings};
 use strongroom_engine::event::{Event, Observer};
 use strongroom_engine::state::StateDirectory;
-use strongroom_engine::vm::Hypervisor as _;
 use strongroom_engine::when::{PointName, When};
+use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
-
 use uuid::Uuid;
 
 use crate::args::Global;

@@ -8,7 +8,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag::{register, register_conditional_default};
 use signal_hook::iterator::Signals as Arrivals;
 use signal_hook::low_level::{emulate_default_handler, exit};
-use strongroom_engine::cancel::Cancel;
+use strongroom_base::cancel::Cancel;
 
 /// Signals that come closer together than this are one: `timeout` sends its signal to the process and to its group.
 const ONE: Duration = Duration::from_millis(200);

@@ -14,18 +14,17 @@ use std::cmp::Reverse;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
+use strongroom_base::cancel::Cancelled;
 use strongroom_disk::Luks;
 use strongroom_disk::survey::Content;
+use strongroom_hypervisor::{Domain, HypervisorError, RunState};
 
-use crate::cancel::Cancelled;
+pub use self::judge::clear_text;
+pub use self::look::DiskLook;
 use crate::context::Context;
 use crate::files::Inventory;
 use crate::state::StateError;
 use crate::trust::memory::Memory;
-use crate::vm::{Domain, HypervisorError, RunState};
-
-pub use self::judge::clear_text;
-pub use self::look::DiskLook;
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

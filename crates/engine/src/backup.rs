@@ -25,13 +25,14 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use serde::Serialize;
+use strongroom_base::cancel::Cancelled;
 use strongroom_borg::{Access, ArchiveOptions, ArchiveWriter, ChunkId, Repository};
+use strongroom_hypervisor::{Domain, HypervisorError};
 use uuid::Uuid;
 
 use self::pace::Pace;
 use self::plan::Parent;
 use self::seal::Instant;
-use crate::cancel::Cancelled;
 use crate::capture::{self, Capture, CaptureError, end_job, scratch};
 use crate::config::{CaptureMethod, ConfigError, Vm, VmSettings};
 use crate::context::Context;
@@ -50,7 +51,6 @@ use crate::trust::memory::Memory;
 use crate::trust::order::Order;
 use crate::trust::signature::{self, NAMESPACE};
 use crate::trust::{self, SigningError, Successor};
-use crate::vm::{Domain, HypervisorError};
 
 /// Why there is no new restore point. Each of these leaves the VM as it was.
 #[derive(Debug, thiserror::Error)]

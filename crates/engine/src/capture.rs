@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use strongroom_hypervisor::{BackupJob, Domain, HypervisorError, RunState};
 use strongroom_nbd::{QemuNbd, Target};
 
 pub use self::job::end_job;
@@ -29,7 +30,6 @@ use crate::manifest::{Method, Mode};
 use crate::quiesce::{QuiesceError, Rest};
 use crate::run::plan::{DiskPlan, Plan};
 use crate::state::Run;
-use crate::vm::{BackupJob, Domain, HypervisorError, RunState};
 
 /// Why the disks cannot be read as they were at one instant.
 #[derive(Debug, thiserror::Error)]

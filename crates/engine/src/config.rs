@@ -8,19 +8,16 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use strongroom_borg::{Compression, Location};
+use strongroom_hypervisor::NbdTls;
+use strongroom_hypervisor::names::{is_plain, is_target};
 use uuid::Uuid;
 
-use crate::names::is_target;
-use crate::rights;
-
 mod naming;
-mod nbd_tls;
 mod quiesce;
 mod reading;
 mod trust;
 
 pub use self::naming::{VmSettings, name_problem, uuid_in};
-pub use self::nbd_tls::NbdTls;
 pub use self::quiesce::{IfMissed, Level, Quiesce};
 pub use self::reading::{Audit, Limits, Reader};
 pub use self::trust::{Signing, Witness};
@@ -293,7 +290,7 @@ impl Config {
                     "own_domain: what is attached to it is served at a socket, not by nbd_tls".into(),
                 );
             }
-            if !rights::is_plain(own) {
+            if !is_plain(own) {
                 return Err("own_domain: letters, digits and ._+- only".into());
             }
             if self.vm.contains_key(own) {

@@ -3,16 +3,16 @@
 use std::process::Command;
 use std::time::Duration;
 
+use strongroom_base::cancel::Cancel;
 use strongroom_borg::{
     Access, Canceller, Encryption, Location, PassphraseSource, Repository, Settings, Transport,
 };
+use strongroom_hypervisor::Hypervisor;
 use uuid::Uuid;
 
-use crate::cancel::Cancel;
 use crate::config::Config;
 use crate::event::{Event, Observer};
 use crate::state::StateDirectory;
-use crate::vm::Hypervisor;
 
 /// Between two looks at whether the work is cancelled.
 const LOOK: Duration = Duration::from_millis(100);

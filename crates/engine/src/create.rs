@@ -16,16 +16,20 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
+use strongroom_base::cancel::Cancelled;
 use strongroom_disk::Luks;
 use strongroom_guest::protocol::{
     Backups, Kdf, Order, RECOVERY_TOKEN, Report, SWAP_DISK, SYSTEM_DISK, Unlock, VERSION,
+};
+use strongroom_hypervisor::{
+    Accelerator, Channel, Console, Extras, Firmware, HypervisorError, ImageFormat, LaunchSecurity, Network,
+    NewDisk, NewDomain,
 };
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, format_qcow2};
 use uuid::Uuid;
 
 use self::input::InputError;
 use self::machine::{Limits, Machine, MachineError, Typed};
-use crate::cancel::Cancelled;
 use crate::context::Context;
 use crate::define::define;
 use crate::event::Event;
@@ -36,10 +40,6 @@ use crate::restore::recover;
 use crate::restore::room::{self, Need, Shortage};
 use crate::state::StateError;
 use crate::template::Template;
-use crate::vm::{
-    Accelerator, Channel, Console, Extras, Firmware, HypervisorError, ImageFormat, LaunchSecurity, Network,
-    NewDisk, NewDomain,
-};
 
 /// What lies before the encrypted volume: boot loaders and `/boot`.
 pub const BEFORE_ROOT: u64 = 512 << 20;

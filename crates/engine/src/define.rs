@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use strongroom_hypervisor::HypervisorError;
 use uuid::Uuid;
 
 use crate::context::Context;
 use crate::files::Inventory;
 use crate::restore::draft::Published;
-use crate::vm::HypervisorError;
 
 /// How long a hypervisor that does not answer is asked what it has done.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,8 +1,8 @@
 //! The one place that knows files: which files, devices and volumes the domains of the host use, and what may therefore be
 //! done to a file.
 //!
-//! Definitions come from the hypervisor ([`crate::vm::Uses`]): live and stored ones, those of saved memory and of external
-//! snapshots. What images rest on is read from their own headers ([`chain`]), with the format of the top one from the
+//! Definitions come from the hypervisor ([`strongroom_hypervisor::Uses`]): live and stored ones, those of saved memory and of
+//! external snapshots. What images rest on is read from their own headers ([`chain`]), with the format of the top one from the
 //! definition. Files are compared by device and inode, block devices by their number, never by the text of a path
 //! ([`identity`]). [`claim`] decides, purely, who stands in the way of a change.
 //!
@@ -19,11 +19,11 @@ pub mod identity;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use strongroom_hypervisor::{Hypervisor, HypervisorError, Role, Store, User};
 use uuid::Uuid;
 
 pub use self::claim::{Doubt, InUse, Own};
 use self::identity::Identity;
-use crate::vm::{Hypervisor, HypervisorError, Role, Store, User};
 
 /// One use of a file by a domain.
 #[allow(clippy::struct_excessive_bools, reason = "they are independent of each other")]

@@ -12,16 +12,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+use strongroom_base::cancel::Cancel;
 use strongroom_borg::{Archive, ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
 use strongroom_disk::Extent;
 use strongroom_disk::luks::LARGEST_AREA;
+use strongroom_hypervisor::names::is_target;
 
-use crate::cancel::Cancel;
 use crate::config::Signing;
 use crate::digest;
 use crate::history::{self, HistoryError, Listed};
 use crate::manifest::{LuksRecord, VmIdentity};
-use crate::names::is_target;
 use crate::trust::order::Order;
 use crate::trust::signature::{self, Signer, Untrusted};
 

@@ -16,10 +16,10 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use strongroom_base::cancel::{Cancel, Cancelled};
 use uuid::Uuid;
 
 pub use self::store::Place;
-use crate::cancel::{Cancel, Cancelled};
 use crate::config::Signing;
 use crate::event::Observer;
 use crate::trust::signature::{self, Signer, SigningError, Untrusted};

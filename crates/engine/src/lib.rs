@@ -1,7 +1,7 @@
 //! Strongroom's decisions: what is backed up, how, and how it comes back. No terminal, no libvirt headers.
 //!
 //! The story of a backup is [`backup::run`], that of a restore [`restore::run`]. Everything outside is reached
-//! through the port [`vm::Hypervisor`], the Borg client and NBD; everything that happens is reported to an
+//! through the port [`strongroom_hypervisor::Hypervisor`], the Borg client and NBD; everything that happens is reported to an
 //! [`event::Observer`].
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
@@ -9,19 +9,15 @@
 pub mod attest;
 pub mod audit;
 pub mod backup;
-mod batch;
-pub mod cancel;
 pub mod capture;
 pub mod catalog;
 pub mod config;
 pub mod context;
 pub mod create;
 mod define;
-pub mod device;
 pub mod digest;
 pub mod directory;
 pub mod event;
-pub mod exec;
 pub mod files;
 pub mod firmware;
 pub mod headers;
@@ -35,7 +31,6 @@ pub mod reconcile;
 pub mod recover;
 pub mod release;
 pub mod restore;
-pub mod rights;
 pub mod run;
 pub mod state;
 pub mod storage;
@@ -45,6 +40,5 @@ mod testing;
 pub mod tracking;
 pub mod trust;
 pub mod verify;
-pub mod vm;
 pub mod watchdog;
 pub mod when;

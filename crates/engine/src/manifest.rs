@@ -8,11 +8,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use strongroom_disk::luks::LARGEST_AREA;
 use strongroom_disk::{Extent, RangeSet, SwapLayout};
+use strongroom_hypervisor::Identity;
+use strongroom_hypervisor::names::is_target;
 use uuid::Uuid;
 
 use crate::digest;
-use crate::names::{is_target, is_vm_name};
-use crate::vm::Identity;
+use crate::names::is_vm_name;
 
 /// The newest format that this version reads. What has no header area of its own is written as [`PLAIN_FORMAT`].
 pub const FORMAT: u32 = 2;

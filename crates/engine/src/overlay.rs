@@ -36,10 +36,10 @@ mod model;
 use std::fmt;
 use std::path::Path;
 
+use strongroom_hypervisor::{BlockJobState, Chain, Overlay};
+
 pub use self::files::SUFFIX;
 pub use self::home::{HomeError, Homecoming, bring_home, explain, outlook, wedged};
-use crate::state::Overlay;
-use crate::vm::{BlockJobState, Chain};
 
 /// Which image is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -345,7 +345,7 @@ impl fmt::Display for Step {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::BlockJob;
+    use strongroom_hypervisor::BlockJob;
 
     fn entry() -> Overlay {
         Overlay {

@@ -19,15 +19,15 @@ mod script;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use strongroom_base::cancel::Cancelled;
+use strongroom_hypervisor::{Domain, HypervisorError, RunState};
 
 use self::freeze::{Freeze, Freezer};
 use self::script::{Failure, Phase, Script};
-use crate::cancel::Cancelled;
 use crate::config::{IfMissed, Level, Quiesce};
 use crate::context::Context;
 use crate::manifest::Consistency;
 use crate::state::{StateError, VmState};
-use crate::vm::{Domain, HypervisorError, RunState};
 
 /// How long the agent may take to give a sign of life, and to thaw.
 const PING: Duration = Duration::from_secs(5);

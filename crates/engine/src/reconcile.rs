@@ -15,13 +15,14 @@
 
 use std::path::{Path, PathBuf};
 
+use strongroom_hypervisor::{Domain, HypervisorError, Listener};
+
 use crate::capture::{end_job, take_back};
 use crate::config::Quiesce;
 use crate::context::Context;
 use crate::overlay::{HomeError, Homecoming, bring_home};
 use crate::quiesce;
 use crate::state::{StateError, VmState};
-use crate::vm::{Domain, HypervisorError, Listener};
 
 /// Why the traces of a run could not be removed.
 #[derive(Debug, thiserror::Error)]

@@ -1,5 +1,7 @@
 //! Undoes what an interrupted run left, without making a backup: what [`crate::backup`] begins with, on its own.
 
+use strongroom_hypervisor::{Domain, HypervisorError, StoredBitmap};
+
 use crate::context::Context;
 use crate::overlay::{outlook, wedged};
 use crate::reconcile::{ReconcileError, drop_stale, reconcile};
@@ -7,7 +9,6 @@ use crate::restore;
 use crate::restore::recover::RestoreLeft;
 use crate::state::{Debt, Records, StateError};
 use crate::tracking;
-use crate::vm::{Domain, HypervisorError, StoredBitmap};
 
 /// Why a VM is not as it should be.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +33,7 @@ pub struct Request {
     /// Only say what there is.
     pub dry_run: bool,
     /// Also mend libvirt's memory where it shows a block job that has ended; see
-    /// [`Chains::repair_status`](crate::vm::Chains::repair_status).
+    /// [`Chains::repair_status`](strongroom_hypervisor::Chains::repair_status).
     pub repair_status: bool,
 }
 

@@ -3,12 +3,13 @@
 //! Afterwards nothing of ours is in the way of `virsh snapshot-revert` and `virsh undefine`. Restore points stay; the next backup
 //! reads everything once. What a hypervisor has forgotten is found in the images, by name.
 
+use strongroom_hypervisor::names::is_ours;
+use strongroom_hypervisor::{Domain, HypervisorError, StoredBitmap};
+
 use crate::context::Context;
-use crate::names::is_ours;
 use crate::reconcile::{ReconcileError, reconcile};
 use crate::state::{Debt, StateError, VmState};
 use crate::tracking;
-use crate::vm::{Domain, HypervisorError, StoredBitmap};
 
 /// Why something of ours remains.
 #[derive(Debug, thiserror::Error)]

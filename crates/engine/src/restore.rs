@@ -20,7 +20,9 @@ pub mod write;
 use std::path::PathBuf;
 
 use serde::Serialize;
+use strongroom_base::cancel::Cancelled;
 use strongroom_borg::{Access, Repository};
+use strongroom_hypervisor::HypervisorError;
 use uuid::Uuid;
 
 use self::draft::{Draft, Published};
@@ -28,7 +30,6 @@ pub use self::plan::{DiskContent, DiskTarget, LeftOut, RestorePlan};
 use self::room::{Need, Shortage};
 use self::stage::Stage;
 use self::write::WriteError;
-use crate::cancel::Cancelled;
 use crate::catalog::Catalog;
 use crate::context::Context;
 use crate::define::define;
@@ -40,7 +41,6 @@ use crate::manifest::DOMAIN_PATH;
 use crate::state::StateError;
 use crate::trust::Untrusted;
 use crate::trust::chain::ChainProblem;
-use crate::vm::HypervisorError;
 use crate::when::PointName;
 
 /// The largest domain definition that is read, in bytes.

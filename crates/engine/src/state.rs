@@ -20,9 +20,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use strongroom_hypervisor::{Listener, Overlay};
 use uuid::Uuid;
-
-use crate::vm::Listener;
 
 /// The version of the state file.
 const VERSION: u32 = 1;
@@ -75,22 +74,6 @@ pub struct Run {
     /// The overlays of its external snapshot.
     #[serde(default)]
     pub overlays: Vec<Overlay>,
-}
-
-/// An overlay that a run is about to make, or has made, on a disk's image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Overlay {
-    /// Target device name.
-    pub target: String,
-    /// The image that the guest wrote to before, and has to write to again.
-    pub base: PathBuf,
-    /// The base's format as defined.
-    pub format: String,
-    /// The file that takes the guest's writes meanwhile.
-    pub overlay: PathBuf,
-    /// Whether the guest may have been switched back to the base: from then on the overlay no longer has the last word.
-    #[serde(default)]
-    pub pivoting: bool,
 }
 
 /// What the guest may be owed: written down before each is incurred, and cleared when it is paid. It outlives the run.

@@ -6,8 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-
-use crate::vm::{DiskSource, Domain};
+use strongroom_hypervisor::{DiskSource, Domain};
 
 /// Bytes in a block of `st_blocks` (stat(2)).
 const STAT_BLOCK: u64 = 512;

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use strongroom_base::cancel::{Cancel, Cancelled};
 use strongroom_guest::protocol;
 
-use crate::cancel::{Cancel, Cancelled};
 use crate::config::Signing;
 use crate::digest::hex;
 use crate::trust::signature::{self, Signer, SigningError, Untrusted};

@@ -4,11 +4,12 @@
 //! it has stopped the VM. And a bitmap outlives the checkpoint that libvirt knows: a domain that is undefined, or transient and
 //! off, takes its checkpoints with it.
 
+use strongroom_hypervisor::names::is_ours;
+use strongroom_hypervisor::{Domain, HypervisorError, StoredBitmap};
+
 use crate::config::Vm;
 use crate::context::Context;
-use crate::names::is_ours;
 use crate::state::VmState;
-use crate::vm::{Domain, HypervisorError, StoredBitmap};
 
 /// Why no checkpoint is made of this VM, if that is so: a snapshot can only be reverted to without one.
 pub fn forbidden(domain: &Domain, settings: &Vm) -> Option<String> {

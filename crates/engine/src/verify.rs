@@ -22,13 +22,13 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use strongroom_base::cancel::Cancelled;
 use strongroom_borg::{Access, ArchiveInfo, ChunkId, ChunkRef, Repository};
 
 use self::dropped::Disks;
 pub use self::dropped::Dropped;
 use self::headers::Ledger;
 use self::roll::{Inventories, Roll};
-use crate::cancel::Cancelled;
 use crate::catalog::{Catalog, Entry};
 pub use crate::context::Surroundings;
 use crate::headers::Headers;

@@ -16,7 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use strongroom_engine::vm::{Agent, FreezeStatus, GuestExit, HypervisorError};
+use strongroom_hypervisor::{Agent, FreezeStatus, GuestExit, HypervisorError};
 use uuid::Uuid;
 use virt::error::{Error, ErrorNumber};
 

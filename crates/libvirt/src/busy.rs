@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use strongroom_engine::vm::{Disk, HypervisorError, Snapshot};
+use strongroom_hypervisor::{Disk, HypervisorError, Snapshot};
 use virt::domain::{
     Domain as Handle, DomainPausedReason, DomainRunningReason, DomainState, DomainStateReason,
 };

@@ -12,8 +12,7 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use strongroom_engine::state::Overlay;
-use strongroom_engine::vm::{Chain, Chains, HypervisorError, SnapshotDisk};
+use strongroom_hypervisor::{Chain, Chains, HypervisorError, Overlay, SnapshotDisk};
 use uuid::Uuid;
 use virt::domain::Domain as Handle;
 use virt::error::Error;

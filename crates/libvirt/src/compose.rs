@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use strongroom_engine::vm::{
+use strongroom_hypervisor::{
     Accelerator, Boot, Channel, Console, Firmware, ImageFormat, LaunchSecurity, Network, NewDisk, NewDomain,
 };
 

@@ -7,8 +7,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use strongroom_engine::config::NbdTls;
-use strongroom_engine::vm::HypervisorError;
+use strongroom_hypervisor::{HypervisorError, NbdTls};
 use uuid::Uuid;
 use virt::connect::Connect;
 use virt::error::Error;

@@ -1,6 +1,6 @@
 //! Making domains and taking away what was made, behind the port.
 
-use strongroom_engine::vm::{Creation, Host, Hypervisor, HypervisorError, NewDomain, Support};
+use strongroom_hypervisor::{Creation, Host, Hypervisor, HypervisorError, NewDomain, Support};
 use uuid::Uuid;
 use virt::domain::Domain as Handle;
 use virt::error::{Error, ErrorNumber};

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use roxmltree::Node;
-use strongroom_engine::names::is_target;
-use strongroom_engine::vm::{Bitmaps, Disk, DiskSource};
+use strongroom_hypervisor::names::is_target;
+use strongroom_hypervisor::{Bitmaps, Disk, DiskSource};
 use uuid::Uuid;
 
 use crate::identity;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use strongroom_engine::vm::Retarget;
+use strongroom_hypervisor::Retarget;
 use uuid::Uuid;
 
 use crate::chains::{definition as chains, inactive};

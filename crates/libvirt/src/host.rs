@@ -2,7 +2,7 @@
 //! (`formatdomaincaps`).
 
 use roxmltree::Node;
-use strongroom_engine::vm::Support;
+use strongroom_hypervisor::Support;
 
 use crate::xml::{child, children, parse, text};
 

@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use strongroom_engine::rights::words;
-use strongroom_engine::vm::{
+use strongroom_hypervisor::{
     BackupJob, BadBitmap, Disk, DiskSource, Domain, Hypervisor, HypervisorError, Listener, Requests,
     Retarget, Retargeted, RunState, RunningJob,
 };
@@ -20,6 +19,7 @@ use virt::sys::{VIR_DOMAIN_XML_INACTIVE, VIR_DOMAIN_XML_SECURE};
 
 use crate::connection::{self, Libvirt};
 use crate::job::Described;
+use crate::rights::words;
 use crate::sys::Checkpoint;
 use crate::{capabilities, definition, image, job, retarget, running, sys};
 

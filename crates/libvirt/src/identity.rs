@@ -1,7 +1,7 @@
 //! Which disk a `<disk>` is, as far as its definition says ([`Identity`]).
 
 use roxmltree::Node;
-use strongroom_engine::vm::Identity;
+use strongroom_hypervisor::Identity;
 
 use crate::xml::{child, children, text};
 

@@ -8,7 +8,7 @@ use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use strongroom_engine::vm::{Bitmaps, DiskSource};
+use strongroom_hypervisor::{Bitmaps, DiskSource};
 
 /// Tells it from the format as defined and, for a qcow2 on this machine, from the version in its header.
 pub fn bitmaps(format: &str, source: &DiskSource, local: bool) -> Bitmaps {
@@ -48,7 +48,7 @@ fn header<const LENGTH: usize>(path: &Path) -> Option<[u8; LENGTH]> {
 #[cfg(test)]
 mod tests {
     use super::{bitmaps, holds_snapshots};
-    use strongroom_engine::vm::{Bitmaps, DiskSource};
+    use strongroom_hypervisor::{Bitmaps, DiskSource};
 
     #[test]
     fn the_header_tells() {

@@ -1,7 +1,7 @@
 //! Backup jobs and checkpoints in libvirt's XML (`formatbackup`, `formatcheckpoint`).
 
-use strongroom_engine::names::CHECKPOINT_DESCRIPTION;
-use strongroom_engine::vm::{BackupJob, Disk, JobDisk, Listener, RunningJob};
+use strongroom_hypervisor::names::CHECKPOINT_DESCRIPTION;
+use strongroom_hypervisor::{BackupJob, Disk, JobDisk, Listener, RunningJob};
 
 use crate::sockets::MAX_SOCKET;
 use crate::tree::Element;

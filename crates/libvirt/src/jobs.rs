@@ -1,20 +1,20 @@
 //! What libvirt refuses an account with the rights of `strongroom hypervisor-rights`, and another account does for it.
 //!
-//! Whatever changes something is a sentence to a script on the hypervisor ([`strongroom_engine::rights::words`]), said over ssh with the
+//! Whatever changes something is a sentence to a script on the hypervisor ([`crate::rights::words`]), said over ssh with the
 //! same key to the account `NAME-jobs`. An account with all rights needs none of this: libvirt is asked first.
 
 use std::ffi::OsString;
 use std::time::Duration;
 
-use strongroom_engine::cancel::Cancel;
-use strongroom_engine::exec::{self, Call, Needs, Output};
-use strongroom_engine::rights::{jobs_account, old, words};
-use strongroom_engine::vm::{BackupJob, HypervisorError, Lent};
+use strongroom_base::cancel::Cancel;
+use strongroom_base::exec::{self, Call, Needs, Output};
+use strongroom_hypervisor::{BackupJob, HypervisorError, Lent};
 use virt::domain::Domain as Handle;
 use virt::error::Error;
 
 use crate::connection::{self, Libvirt};
 use crate::hypervisor::{END_DEADLINE, is_busy_message};
+use crate::rights::{jobs_account, old, words};
 use crate::ssh;
 use crate::uri::Uri;
 

@@ -6,10 +6,10 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use strongroom_engine::rights::words;
-use strongroom_engine::vm::{Disk, HypervisorError, Lending, Lent};
+use strongroom_hypervisor::{Disk, HypervisorError, Lending, Lent};
 
 use crate::connection::Libvirt;
+use crate::rights::words;
 
 /// How long a guest may take to let a disk go.
 const DEADLINE: Duration = Duration::from_mins(1);

@@ -1,4 +1,4 @@
-//! Strongroom's hypervisor port ([`strongroom_engine::vm::Hypervisor`]) over libvirt.
+//! Strongroom's hypervisor port ([`strongroom_hypervisor::Hypervisor`]) over libvirt.
 //!
 //! One [`Libvirt`] is one connection; it is shared between threads and reconnects by itself when libvirtd was
 //! restarted. Everything goes through libvirt's public API: nothing of its state files is read or written, but for the one
@@ -11,6 +11,7 @@
 //!   guards of `xml` and the tree of `tree`;
 //! * `serving` says where a backup job's exports are served, and how they are reached: at a socket, or over TLS;
 //! * `jobs` has another account do what libvirt refuses one with few rights;
+//! * [`rights`] is what an account on a hypervisor needs, as text;
 //! * `image` and `sockets` know the two facts that libvirt does not tell: an image's version, a domain's directory;
 //! * `agent` talks to the guest agent, and believes nothing;
 //! * `chains` says who names which image of a disk (definitions, and QEMU itself through `qemu`), and takes, commits
@@ -47,6 +48,7 @@ mod qemu;
 mod reach;
 mod repair;
 mod retarget;
+pub mod rights;
 mod running;
 mod serving;
 mod sockets;

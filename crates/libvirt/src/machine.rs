@@ -3,25 +3,19 @@
 
 use std::path::PathBuf;
 
-use strongroom_engine::image_seal::NamedFile;
-use strongroom_engine::image_seal::vm::Machine;
+use strongroom_hypervisor::MachineFiles;
 
 use crate::connection::Libvirt;
 use crate::definition;
 use crate::xml::{child, parse, text};
 
 /// Reads a definition (`formatdomain`), of a running or of a shut-off domain. The error says what is wrong with it.
-pub fn machine(xml: &str) -> Result<Machine, String> {
+pub fn machine(xml: &str) -> Result<MachineFiles, String> {
     let definition = definition::read(xml)?;
     let document = parse(xml, "domain")?;
     let os = child(document.root_element(), "os");
     let mut files = Vec::new();
-    let mut add = |name: &str, path: Option<PathBuf>| {
-        files.extend(path.map(|path| NamedFile {
-            name: name.to_owned(),
-            path,
-        }));
-    };
+    let mut add = |name: &'static str, path: Option<PathBuf>| files.extend(path.map(|path| (name, path)));
     add("nvram", definition.nvram);
     for name in ["kernel", "initrd"] {
         let path = os.and_then(|os| child(os, name)).map(text);
@@ -30,7 +24,7 @@ pub fn machine(xml: &str) -> Result<Machine, String> {
             .filter(|path| !path.is_empty());
         add(name, path.map(PathBuf::from));
     }
-    Ok(Machine {
+    Ok(MachineFiles {
         name: definition.name,
         uuid: definition.uuid,
         disks: definition.disks,
@@ -40,7 +34,7 @@ pub fn machine(xml: &str) -> Result<Machine, String> {
 
 impl Libvirt {
     /// The same, with each volume of a storage pool as the file or device that it is.
-    pub fn machine(&self, xml: &str) -> Result<Machine, String> {
+    pub fn machine(&self, xml: &str) -> Result<MachineFiles, String> {
         let mut machine = machine(xml)?;
         self.resolve(&mut machine.disks)
             .map_err(|error| error.to_string())?;
@@ -62,7 +56,7 @@ mod tests {
         let files: Vec<_> = machine
             .files
             .iter()
-            .map(|file| (file.name.as_str(), file.path.to_str().unwrap()))
+            .map(|(name, path)| (*name, path.to_str().unwrap()))
             .collect();
         assert_eq!(files, [("nvram", "/vars/web.fd"), ("kernel", "/boot/vmlinuz")]);
         super::machine("<domain/>").unwrap_err();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use roxmltree::Node;
-use strongroom_engine::vm::{Definitions, HypervisorError, Lack};
+use strongroom_hypervisor::{Definitions, HypervisorError, Lack};
 use uuid::Uuid;
 use virt::error::{Error, ErrorNumber};
 

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use strongroom_engine::vm::{Chains as _, HypervisorError};
+use strongroom_hypervisor::{Chains as _, HypervisorError};
 use uuid::Uuid;
 
 use self::daemon::Daemon;

@@ -4,7 +4,7 @@ mod copy;
 
 use std::path::{Path, PathBuf};
 
-use strongroom_engine::vm::{Bitmaps, Disk, DiskSource, Identity, Retarget, Retargeted};
+use strongroom_hypervisor::{Bitmaps, Disk, DiskSource, Identity, Retarget, Retargeted};
 use uuid::Uuid;
 
 use crate::definition::{self, Definition};

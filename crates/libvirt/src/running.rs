@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use strongroom_engine::vm::{Difference, Disk, Store};
+use strongroom_hypervisor::{Difference, Disk, Store};
 
 use crate::definition;
 use crate::retarget::target;

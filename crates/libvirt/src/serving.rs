@@ -11,8 +11,7 @@ use std::path::Path;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use strongroom_engine::config::NbdTls;
-use strongroom_engine::vm::{HypervisorError, Listener};
+use strongroom_hypervisor::{HypervisorError, Listener, NbdTls};
 use strongroom_nbd::{Target, TlsSettings};
 use uuid::Uuid;
 

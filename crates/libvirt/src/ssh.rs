@@ -14,7 +14,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use strongroom_engine::exec::{shell_word, ssh_program};
+use strongroom_base::exec::{shell_word, ssh_program};
 
 use crate::uri::{Uri, encoded};
 

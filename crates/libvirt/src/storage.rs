@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-use strongroom_engine::vm::{Files, HypervisorError};
+use strongroom_hypervisor::{Files, HypervisorError};
 use virt::connect::Connect;
 use virt::error::{Error, ErrorNumber};
 use virt::storage_pool::StoragePool;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
-use strongroom_engine::vm::{DiskSource, HypervisorError, StoredBitmap, Tracking};
+use strongroom_hypervisor::{DiskSource, HypervisorError, StoredBitmap, Tracking};
 use strongroom_nbd::{Format, image_info, remove_bitmap};
 use uuid::Uuid;
 use virt::domain::Domain as Handle;

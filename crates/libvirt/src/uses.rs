@@ -10,7 +10,7 @@ pub mod named;
 
 use std::path::PathBuf;
 
-use strongroom_engine::vm::{Disk, HypervisorError, Role, Store, Use, User, Uses};
+use strongroom_hypervisor::{Disk, HypervisorError, Role, Store, Use, User, Uses};
 use virt::connect::Connect;
 use virt::domain::Domain as Handle;
 use virt::error::{Error, ErrorNumber};

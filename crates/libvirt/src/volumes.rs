@@ -8,7 +8,7 @@ use std::io::{Seek as _, SeekFrom};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
-use strongroom_engine::vm::{Disk, DiskSource, HypervisorError, Store};
+use strongroom_hypervisor::{Disk, DiskSource, HypervisorError, Store};
 use strongroom_nbd::Header;
 use virt::connect::Connect;
 use virt::error::{Error, ErrorNumber};

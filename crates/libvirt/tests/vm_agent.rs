@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use strongroom_engine::vm::{Agent as _, FreezeStatus, Hypervisor as _, HypervisorError};
+use strongroom_hypervisor::{Agent as _, FreezeStatus, Hypervisor as _, HypervisorError};
 use strongroom_libvirt::Libvirt;
 use strongroom_testkit::{Lab, TestGuest};
 use uuid::Uuid;

@@ -1,7 +1,7 @@
 //! What a guest asks of its disks is counted, and how long that takes; what others read from them is not.
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
-use strongroom_engine::vm::{Hypervisor as _, Requests};
+use strongroom_hypervisor::{Hypervisor as _, Requests};
 use strongroom_libvirt::Libvirt;
 use strongroom_testkit::Lab;
 use uuid::Uuid;

@@ -3,7 +3,7 @@
 use serde_json::json;
 use strongroom_engine::audit;
 use strongroom_engine::config::Config;
-use strongroom_engine::vm::Hypervisor as _;
+use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 
 use super::audit as audit_command;

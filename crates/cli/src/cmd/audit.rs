@@ -4,7 +4,7 @@ use jiff::SignedDuration;
 use serde_json::json;
 use strongroom_engine::audit::{self, Level, Report, VmReport};
 use strongroom_engine::config::Config;
-use strongroom_engine::vm::Hypervisor as _;
+use strongroom_hypervisor::Hypervisor as _;
 
 use crate::args::Audit;
 use crate::exit::Exit;

@@ -9,8 +9,8 @@ use strongroom_engine::config::{Config, Vm};
 use strongroom_engine::create::machine::{Limits, Typed};
 use strongroom_engine::create::{self, Created, MARK, Request, input, tang};
 use strongroom_engine::template::Description;
-use strongroom_engine::vm::{Accelerator, Creation as _, Extras, Firmware, LaunchSecurity, Network};
 use strongroom_guest::protocol::{self, Backups};
+use strongroom_hypervisor::{Accelerator, Creation as _, Extras, Firmware, LaunchSecurity, Network};
 
 use super::{init, template};
 use crate::args::{Create, Extra, Firmware as Wanted, Unlock, VirtType};

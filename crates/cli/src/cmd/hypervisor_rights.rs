@@ -1,7 +1,7 @@
 //! `strongroom hypervisor-rights`.
 
 use serde_json::json;
-use strongroom_engine::rights::{Rights, jobs_account};
+use strongroom_libvirt::rights::{Rights, jobs_account};
 
 use crate::args::HypervisorRights;
 use crate::exit::Exit;

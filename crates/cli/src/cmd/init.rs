@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::json;
 use strongroom_borg::{Access, Encryption, Error as BorgError};
 use strongroom_engine::config::{Config, Signing, Vm};
-use strongroom_engine::vm::{DiskSource, Hypervisor as _};
+use strongroom_hypervisor::{DiskSource, Hypervisor as _};
 
 use super::signing_key;
 use crate::args::Init;

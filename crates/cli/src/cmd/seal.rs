@@ -4,10 +4,10 @@ use std::io::Read as _;
 
 use serde_json::json;
 use strongroom_engine::config::{Config, Signing, Vm, uuid_in};
-use strongroom_engine::image_seal::vm::{Machine, disk_name};
+use strongroom_engine::image_seal::vm::{self, disk_name};
 use strongroom_engine::image_seal::{self, Place, SealError};
 use strongroom_engine::state::StateDirectory;
-use strongroom_engine::vm::{Disk, DiskSource, Domain, Hypervisor as _, RunState};
+use strongroom_hypervisor::{Disk, DiskSource, Domain, Hypervisor as _, MachineFiles, RunState};
 use strongroom_libvirt::{Libvirt, machine};
 use uuid::Uuid;
 
@@ -97,10 +97,10 @@ fn seal(
         .machine(&domain.xml)
         .map_err(|reason| Failure::failed(format!("seal {vm}: {reason}")))?;
     let of_vm = own_settings(config, vm, Some(domain.uuid));
-    let files = machine.files(|disk| args.with_swap || !disk.is_swap(&of_vm))?;
+    let files = vm::files(&machine, |disk| args.with_swap || !disk.is_swap(&of_vm.swap))?;
     let signing = signing(config);
     let cancel = settings.signals.cancel();
-    let (seal, signed) = image_seal::make(&signing, machine.subject(), &files, &*settings.ui, cancel)?;
+    let (seal, signed) = image_seal::make(&signing, vm::subject(&machine), &files, &*settings.ui, cancel)?;
     // What was measured is what the next start finds only if there was none meanwhile, and the same images are meant.
     if at_rest(hypervisor, vm)?.xml != domain.xml {
         return Err(Failure::failed(format!(
@@ -179,11 +179,7 @@ fn verify_one(
     let early = by_uuid
         .then(|| definition(settings, config, vm, args))
         .transpose()?;
-    let of_vm = own_settings(
-        config,
-        vm,
-        early.as_ref().and_then(|machine| machine.subject().uuid),
-    );
+    let of_vm = own_settings(config, vm, early.as_ref().and_then(|machine| machine.uuid));
     let place = Place::of_vm(state, vm);
     let Some(signed) = place.read()? else {
         if args.if_required && !of_vm.require_seal {
@@ -200,10 +196,12 @@ fn verify_one(
         None => definition(settings, config, vm, args)?,
     };
     let cancel = settings.signals.cancel();
-    let (seal, signer) = image_seal::open(&signing(config), &machine.subject(), &signed, cancel)?;
+    let (seal, signer) = image_seal::open(&signing(config), &vm::subject(&machine), &signed, cancel)?;
     // Swap counts if it was sealed.
     let sealed = |name: &str| seal.files.iter().any(|file| file.name == name);
-    let files = machine.files(|disk| sealed(&disk_name(&disk.target)) || !disk.is_swap(&of_vm))?;
+    let files = vm::files(&machine, |disk| {
+        sealed(&disk_name(&disk.target)) || !disk.is_swap(&of_vm.swap)
+    })?;
     image_seal::check(&seal, &files, &*settings.ui, cancel)?;
     Ok(Some((seal, format!("{} ({})", signer.identity, signer.key))))
 }
@@ -220,7 +218,7 @@ fn definition(
     config: &Config,
     vm: &str,
     args: &VerifyImage,
-) -> Result<Machine, Failure> {
+) -> Result<MachineFiles, Failure> {
     let failed = |reason: String| Failure::failed(format!("verify {vm}: {reason}"));
     let found = match &args.definition {
         None => {

@@ -4,7 +4,7 @@ mod vm;
 
 use serde_json::{Value, json};
 use strongroom_engine::storage::{self, Pool};
-use strongroom_engine::vm::{Domain, Hypervisor as _};
+use strongroom_hypervisor::{Domain, Hypervisor as _};
 
 use crate::args::Status;
 use crate::exit::Exit;

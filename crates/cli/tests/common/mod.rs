@@ -20,14 +20,14 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use serde_json::Value;
+use strongroom_base::cancel::Cancel;
 use strongroom_borg::{Encryption, PassphraseSource, Settings};
 use strongroom_engine::backup::{self, BackupError, Outcome, Report};
-use strongroom_engine::cancel::Cancel;
 use strongroom_engine::config::{Config, Vm};
 use strongroom_engine::context::{Context, Repositories};
 use strongroom_engine::event::{Event, Observer};
 use strongroom_engine::state::{Run, StateDirectory};
-use strongroom_engine::vm::Hypervisor as _;
+use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 use strongroom_testkit::{Borg, Lab};
 use uuid::Uuid;

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use strongroom_base::cancel::Cancel;
 use strongroom_borg::{PassphraseSource, Settings};
-use strongroom_engine::cancel::Cancel;
 use strongroom_engine::config::Config;
 use strongroom_engine::context::{Context, Repositories};
 use strongroom_engine::restore::journal::Journal;

@@ -10,13 +10,14 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use serde_json::{Value, json};
+use strongroom_engine::config::{Config, Vm};
+use strongroom_hypervisor::{Hypervisor as _, RunState};
+use strongroom_testkit::{Lab, run, virsh};
+
 use crate::common::Bench;
 use crate::common::running::Said;
 use crate::common::tiny::{MIB, noise, with_signing};
-use serde_json::{Value, json};
-use strongroom_engine::config::{Config, Vm};
-use strongroom_engine::vm::{Hypervisor as _, RunState};
-use strongroom_testkit::{Lab, run, virsh};
 
 /// Where cryptsetup puts the data of a LUKS2 volume, in MiB.
 const DATA: usize = 16;

@@ -6,14 +6,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::Value;
+use strongroom_hypervisor::{Hypervisor as _, Lending as _, Lent, Listener};
+use strongroom_libvirt::Libvirt;
+use strongroom_libvirt::rights::words;
+use strongroom_testkit::{Lab, OwnLibvirtd, Sshd, TestGuest, output_of, polkit, run, ssh_keygen, virsh};
+
 use crate::common::account::{ACCOUNT, Account, JOBS};
 use crate::common::checks::{begin_job, sha256_at_rest, socket_of};
 use crate::common::{Bench, sha256_of_export};
-use serde_json::Value;
-use strongroom_engine::rights::words;
-use strongroom_engine::vm::{Hypervisor as _, Lending as _, Lent, Listener};
-use strongroom_libvirt::Libvirt;
-use strongroom_testkit::{Lab, OwnLibvirtd, Sshd, TestGuest, output_of, polkit, run, ssh_keygen, virsh};
 
 /// Where a guest in QEMU's own network finds the host's loopback.
 const HOST: &str = "10.0.2.2";

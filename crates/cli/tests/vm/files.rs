@@ -7,13 +7,14 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
+use strongroom_hypervisor::{DiskSource, Hypervisor as _};
+use strongroom_testkit::{Format, Lab, OwnLibvirtd, create_disk, output_of, run, sha256_of_raw, virsh};
+
 use crate::common::Bench;
 use crate::common::hangs::Held;
 use crate::common::pool::Pool;
 use crate::common::running::Running;
 use crate::common::tiny::{MIB, Tiny, noise};
-use strongroom_engine::vm::{DiskSource, Hypervisor as _};
-use strongroom_testkit::{Format, Lab, OwnLibvirtd, create_disk, output_of, run, sha256_of_raw, virsh};
 
 /// Defines, or creates, a domain with these devices.
 fn domain(lab: &Lab, how: &str, name: &str, devices: &str) {

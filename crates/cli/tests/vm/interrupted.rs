@@ -6,14 +6,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 use std::time::Duration;
 
-use crate::common::running::{Running, Said, child_of, signal};
-use crate::common::tmpfs::Tmpfs;
-use crate::common::{Bench, Hook};
+use strongroom_base::cancel::Cancel;
 use strongroom_engine::backup::BackupError;
-use strongroom_engine::cancel::Cancel;
 use strongroom_engine::event::{Event, Step};
 use strongroom_engine::manifest::{DiskRecord, Mode};
 use strongroom_testkit::{Lab, TestGuest, run, virsh};
+
+use crate::common::running::{Running, Said, child_of, signal};
+use crate::common::tmpfs::Tmpfs;
+use crate::common::{Bench, Hook};
 
 /// A guest that writes all the time, and its repository on a file system of its own.
 struct Scene<'a> {

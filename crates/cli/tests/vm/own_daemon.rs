@@ -11,8 +11,6 @@ use std::sync::Once;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::common::tiny::{MIB, Tiny, noise};
-use crate::common::{Bench, Hook, names};
 use serde_json::{Value, json};
 use strongroom_engine::backup::BackupError;
 use strongroom_engine::config::CaptureMethod;
@@ -20,6 +18,9 @@ use strongroom_engine::event::Event;
 use strongroom_engine::manifest::{Method, Mode};
 use strongroom_libvirt::Libvirt;
 use strongroom_testkit::{Lab, OtherHost, OwnLibvirtd, output_of, run, virsh};
+
+use crate::common::tiny::{MIB, Tiny, noise};
+use crate::common::{Bench, Hook, names};
 
 /// How long anything is waited for.
 const PATIENCE: Duration = Duration::from_mins(1);

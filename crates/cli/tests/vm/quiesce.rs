@@ -9,15 +9,16 @@ use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::running::{Running, Said, signal};
-use crate::common::{Bench, Hook};
 use strongroom_engine::config::{IfMissed, Level, Quiesce};
 use strongroom_engine::event::Event;
 use strongroom_engine::manifest::{Consistency, Manifest};
 use strongroom_engine::state::Debt;
-use strongroom_engine::vm::{Agent as _, FreezeStatus, Hypervisor as _};
+use strongroom_hypervisor::{Agent as _, FreezeStatus, Hypervisor as _};
 use strongroom_testkit::{GuestBuilder, Lab, Sshd, TestGuest, output_of, patience, run, virsh};
 use uuid::Uuid;
+
+use crate::common::running::{Running, Said, signal};
+use crate::common::{Bench, Hook};
 
 /// Long enough for a machine that is busy with other tests.
 const PLENTY: Duration = Duration::from_mins(1);

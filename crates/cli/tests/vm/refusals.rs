@@ -6,15 +6,16 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use strongroom_engine::config::{Config, Vm};
+use strongroom_engine::event::Event;
+use strongroom_engine::manifest::Mode;
+use strongroom_hypervisor::Hypervisor as _;
+use strongroom_testkit::{Lab, TestGuest, patience, run, virsh};
+
 use crate::common::checks::{fingerprint, socket_of};
 use crate::common::running::{Running, Said};
 use crate::common::tmpfs::Tmpfs;
 use crate::common::{Bench, Hook};
-use strongroom_engine::config::{Config, Vm};
-use strongroom_engine::event::Event;
-use strongroom_engine::manifest::Mode;
-use strongroom_engine::vm::Hypervisor as _;
-use strongroom_testkit::{Lab, TestGuest, patience, run, virsh};
 
 /// A guest with one backup, in a repository on a file system of its own.
 struct Scene<'a> {

@@ -7,18 +7,19 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use strongroom_engine::backup::Report;
+use strongroom_engine::event::Event;
+use strongroom_engine::manifest::Mode;
+use strongroom_hypervisor::Hypervisor as _;
+use strongroom_libvirt::Libvirt;
+use strongroom_nbd::Target;
+use strongroom_testkit::{Format, Lab, Sshd, output_of, run, sha256_of_raw, virsh};
+
 use crate::common::pool::Pool;
 use crate::common::running::{Running, Said};
 use crate::common::tiny::{MIB, Tiny, noise};
 use crate::common::tmpfs::Tmpfs;
 use crate::common::{Bench, Hook, names, sha256_of_export};
-use strongroom_engine::backup::Report;
-use strongroom_engine::event::Event;
-use strongroom_engine::manifest::Mode;
-use strongroom_engine::vm::Hypervisor as _;
-use strongroom_libvirt::Libvirt;
-use strongroom_nbd::Target;
-use strongroom_testkit::{Format, Lab, Sshd, output_of, run, sha256_of_raw, virsh};
 
 /// A bench whose hypervisor is another machine, as far as it can tell.
 fn remote(lab: &Lab, vms: &[&str], sshd: &Sshd) -> Bench {

@@ -5,14 +5,15 @@
 use std::process::Command;
 use std::sync::Mutex;
 
-use crate::common::account::{ACCOUNT, Account, JOBS};
-use crate::common::{Bench, Hook, sha256_of_export};
 use strongroom_engine::event::Event;
 use strongroom_engine::manifest::Mode;
-use strongroom_engine::vm::Hypervisor as _;
+use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 use strongroom_nbd::{Client, Options, Target};
 use strongroom_testkit::{Lab, OwnLibvirtd, Sshd, output_of, polkit, run, virsh};
+
+use crate::common::account::{ACCOUNT, Account, JOBS};
+use crate::common::{Bench, Hook, sha256_of_export};
 
 #[test]
 fn an_account_can_back_up_the_vms_it_is_for_and_nothing_else() {

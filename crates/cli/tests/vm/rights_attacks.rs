@@ -8,16 +8,17 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use strongroom_engine::event::Event;
+use strongroom_engine::manifest::Mode;
+use strongroom_hypervisor::Hypervisor as _;
+use strongroom_libvirt::Libvirt;
+use strongroom_libvirt::rights::words;
+use strongroom_testkit::{Lab, OwnLibvirtd, Sshd, output_of, polkit, run, virsh};
+
 use crate::common::account::{ACCOUNT, Account, JOBS};
 use crate::common::checks::socket_of;
 use crate::common::tiny::{MIB, Tiny, noise};
 use crate::common::{Bench, Hook};
-use strongroom_engine::event::Event;
-use strongroom_engine::manifest::Mode;
-use strongroom_engine::rights::words;
-use strongroom_engine::vm::Hypervisor as _;
-use strongroom_libvirt::Libvirt;
-use strongroom_testkit::{Lab, OwnLibvirtd, Sshd, output_of, polkit, run, virsh};
 
 /// Waits until this is so.
 #[track_caller]

@@ -6,17 +6,18 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use strongroom_engine::event::Event;
+use strongroom_engine::manifest::Mode;
+use strongroom_hypervisor::Hypervisor as _;
+use strongroom_hypervisor::NbdTls;
+use strongroom_libvirt::Libvirt;
+use strongroom_nbd::{Client, Options, Target, TlsSettings};
+use strongroom_testkit::{Format, Lab, OwnLibvirtd, Sshd, certificates, run, sha256_of_raw, virsh};
+
 use crate::common::checks::sha256_at_rest;
 use crate::common::running::Running;
 use crate::common::tiny::{MIB, Tiny, noise};
 use crate::common::{Bench, Hook};
-use strongroom_engine::config::NbdTls;
-use strongroom_engine::event::Event;
-use strongroom_engine::manifest::Mode;
-use strongroom_engine::vm::Hypervisor as _;
-use strongroom_libvirt::Libvirt;
-use strongroom_nbd::{Client, Options, Target, TlsSettings};
-use strongroom_testkit::{Format, Lab, OwnLibvirtd, Sshd, certificates, run, sha256_of_raw, virsh};
 
 /// A port and the one behind it, both free.
 fn two_ports() -> u16 {

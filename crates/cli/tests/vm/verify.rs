@@ -5,18 +5,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::checks::request;
-use crate::common::tiny::{MIB, Tiny, noise, with_signing};
-use crate::common::{Bench, Hook};
 use serde_json::Value;
+use strongroom_base::cancel::Cancel;
 use strongroom_borg::Access;
-use strongroom_engine::cancel::Cancel;
 use strongroom_engine::config::{Vm, Witness};
 use strongroom_engine::event::Event;
 use strongroom_engine::restore;
 use strongroom_engine::trust::memory::Memory;
 use strongroom_engine::verify::{self, Surroundings};
 use strongroom_testkit::{Lab, run};
+
+use crate::common::checks::request;
+use crate::common::tiny::{MIB, Tiny, noise, with_signing};
+use crate::common::{Bench, Hook};
 
 /// A VM with signed restore points and a witness.
 struct World {

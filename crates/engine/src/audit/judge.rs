@@ -5,12 +5,12 @@ use strongroom_disk::Luks;
 use strongroom_disk::areas::{Purpose, Table};
 use strongroom_disk::luks::Kdf;
 use strongroom_disk::survey::{Content, Part, Samples, Survey};
+use strongroom_hypervisor::Domain;
+use strongroom_hypervisor::names::is_ours;
 
 use super::{DiskLook, Finding, Level};
-use crate::names::is_ours;
 use crate::state::StateError;
 use crate::tracking;
-use crate::vm::Domain;
 
 /// Tokens whose slots hold random secrets: what a guess costs does not matter there.
 const RANDOM: [&str; 6] = [

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use strongroom_disk::Survey;
+use strongroom_hypervisor::{Disk, DiskSource, Domain, Store};
 use strongroom_nbd::{Backing, Client, Format, ImageInfo, Options, QemuNbd, Serve, image_info};
 
 use crate::files::identity::Identity;
-use crate::vm::{Disk, DiskSource, Domain, Store};
 
 /// How often a look is taken that fails: what a running guest's image says may be half-written.
 const LOOKS: usize = 3;

@@ -1,10 +1,10 @@
 //! Images that belong to more than one VM: what one guest writes, the other one has not expected. Pure.
 
+use strongroom_hypervisor::Role;
 use uuid::Uuid;
 
 use super::{Finding, Level};
 use crate::files::{Held, Inventory};
-use crate::vm::Role;
 
 /// What of one VM's images others have, too: one finding for each disk and other VM.
 pub fn findings(inventory: &Inventory, vm: Uuid) -> Vec<Finding> {

@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use strongroom_borg::{ChunkId, Repository};
+use strongroom_hypervisor::Domain;
 use uuid::Uuid;
 
 use super::BackupError;
@@ -17,7 +18,6 @@ use crate::trust::chain::{ChainProblem, Records};
 use crate::trust::memory::{Left, Memory};
 use crate::trust::order::Order;
 use crate::trust::{self, Standing};
-use crate::vm::Domain;
 
 /// The newest restore point of the VM that can be read and is vouched for, all that is on record of this repository, and the
 /// times of all. A repository with another VM's chain, or one that was rolled back, is an error: nothing was encrypted yet.

@@ -14,11 +14,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use strongroom_hypervisor::{DiskSource, Domain, Requests};
 use strongroom_nbd::ReadOptions;
 use uuid::Uuid;
 
 use crate::context::Context;
-use crate::vm::{DiskSource, Domain, Requests};
 
 /// Between two questions.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -137,7 +137,7 @@ impl Pace {
         self.window.load(Ordering::Relaxed)
     }
 
-    fn ask(&self, context: &Context<'_>) -> Result<Vec<Requests>, crate::vm::HypervisorError> {
+    fn ask(&self, context: &Context<'_>) -> Result<Vec<Requests>, strongroom_hypervisor::HypervisorError> {
         let targets: Vec<&str> = self.targets.iter().map(String::as_str).collect();
         context.hypervisor.requests(self.domain, &targets)
     }

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use strongroom_borg::ChunkRef;
+use strongroom_hypervisor::names::PREFIX;
+use strongroom_hypervisor::{BadBitmap, Bitmaps, Disk, DiskSource, Domain, Identity, Snapshot};
 use uuid::Uuid;
 
 use super::roles::{self, Moved};
@@ -10,10 +12,9 @@ use crate::config::{CaptureMethod, Config, Vm};
 use crate::digest;
 use crate::history::Point;
 use crate::manifest::{DiskRecord, Exclusion, Manifest, Method, Mode};
-use crate::names::{PREFIX, archive_prefix};
+use crate::names::archive_prefix;
 use crate::run::plan::{DiskPlan, ExcludedPlan, Plan, RunId, beside};
 use crate::state::Committed;
-use crate::vm::{BadBitmap, Bitmaps, Disk, DiskSource, Domain, Identity, Snapshot};
 
 /// Why nothing sensible can be planned.
 #[derive(Debug, thiserror::Error)]

@@ -3,9 +3,10 @@
 //! The configuration names disks by target, and targets change places: then a data disk would silently be left out, and swap
 //! read into a backup. Who a disk was is in the newest manifest. Where a name means another disk now, the run stops and asks.
 
+use strongroom_hypervisor::{Disk, Domain, Identity};
+
 use crate::config::Vm;
 use crate::manifest::{DiskRecord, ExcludedDisk, Exclusion, Manifest};
-use crate::vm::{Disk, Domain, Identity};
 
 /// A disk that is left out by name is another one than at the last backup.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,7 +30,7 @@ pub struct Moved {
 
 /// Why a disk is left out by name: in the configuration, or by its serial number.
 pub fn role(disk: &Disk, settings: &Vm) -> Option<Exclusion> {
-    if disk.is_swap(settings) {
+    if disk.is_swap(&settings.swap) {
         Some(Exclusion::Swap)
     } else if settings.exclude.contains(&disk.target) {
         Some(Exclusion::Configured)

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use strongroom_borg::{ArchiveOptions, ArchiveWriter, ChunkRef, Item, Repository, Summary};
 use strongroom_disk::SwapLayout;
+use strongroom_hypervisor::Domain;
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve};
 
 use super::BackupError;
@@ -18,7 +19,6 @@ use crate::manifest::{
 use crate::quiesce::Reached;
 use crate::run::plan::Plan;
 use crate::trust::{NAMESPACE, Successor, signature};
-use crate::vm::Domain;
 
 /// What the capture was like.
 #[derive(Debug, Clone)]
@@ -233,7 +233,7 @@ fn excluded(context: &Context<'_>, domain: &Domain, plan: &Plan) -> Vec<Excluded
 }
 
 /// The partition table and labels by which a guest finds its swap: sectors that hold no swapped-out page.
-fn swap_layout(context: &Context<'_>, disk: &crate::vm::Disk) -> Option<SwapLayout> {
+fn swap_layout(context: &Context<'_>, disk: &strongroom_hypervisor::Disk) -> Option<SwapLayout> {
     if !context.hypervisor.is_local() {
         context.note(format!(
             "swap disk {} lies on another machine: its layout cannot be told, it will come back blank",

@@ -2,6 +2,7 @@
 //!
 //! Nothing of a backup holds another domain's writes still, and no dirty bitmap of this VM knows of them.
 
+use strongroom_hypervisor::Role;
 use uuid::Uuid;
 
 use super::plan::PlanError;
@@ -9,7 +10,6 @@ use crate::context::Context;
 use crate::files::{Doubt, Held, Inventory};
 use crate::manifest::Method;
 use crate::run::plan::Plan;
-use crate::vm::Role;
 
 /// Refuses a shut-off VM whose images another domain writes to: what is read would be of many instants. Of a running VM it is a
 /// warning, as the disk may be a shared one. A domain that hangs, so that it is not known what it writes to, is no reason to go
@@ -87,7 +87,7 @@ fn writers<'a>(inventory: &'a Inventory, vm: Uuid, targets: &[&str]) -> Vec<(&'a
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::{Store, Use, User};
+    use strongroom_hypervisor::{Store, Use, User};
 
     #[test]
     fn only_others_that_run_and_write_are_in_the_way() {

@@ -15,6 +15,7 @@ use std::ops::ControlFlow;
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use strongroom_base::workers::{Batches, join, workers_wanted};
 use strongroom_borg::{ArchiveWriter, ChunkRef, Sealed, Sealer, Spare};
 use strongroom_disk::Extent;
 use strongroom_nbd::{Client, Sparse};
@@ -22,7 +23,6 @@ use strongroom_nbd::{Client, Sparse};
 use super::BackupError;
 use super::cells::{self, Cell};
 use super::pace::Pace;
-use crate::batch::{Batches, join, workers_wanted};
 use crate::context::Context;
 use crate::digest;
 use crate::event::Event;

@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use strongroom_hypervisor::{BackupJob, BadBitmap, HypervisorError, JobDisk, Listener};
 use uuid::Uuid;
 
 use super::Begun;
@@ -13,7 +14,6 @@ use crate::manifest::Mode;
 use crate::quiesce::Rest;
 use crate::run::plan::{DiskPlan, Plan};
 use crate::state::Run;
-use crate::vm::{BackupJob, BadBitmap, HypervisorError, JobDisk, Listener};
 
 /// How long a hypervisor that does not answer is asked again.
 const PATIENCE: Duration = Duration::from_secs(30);

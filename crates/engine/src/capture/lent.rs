@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use strongroom_hypervisor::{Listener, MAX_SERIAL};
 use strongroom_nbd::{Cache, Format, QemuNbd, Serve, Target};
 
 use super::short_id;
 use crate::context::Context;
 use crate::run::plan::{DiskPlan, Plan};
 use crate::state::Run;
-use crate::vm::{Listener, MAX_SERIAL};
 
 /// Where Linux lists the disks of this machine.
 const DISKS: &str = "/sys/block";
@@ -82,7 +82,7 @@ fn one(context: &Context<'_>, own: &str, vm: &str, run: &Run, disk: &DiskPlan) -
         return Err("name it: its target name is too long".into());
     }
     let socket = run.listener.as_ref().and_then(Listener::socket);
-    let lent = crate::vm::Lent {
+    let lent = strongroom_hypervisor::Lent {
         vm,
         socket: socket.ok_or("attach it: it is not served at a socket")?,
         export: &disk.target,

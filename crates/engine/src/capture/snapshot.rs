@@ -11,6 +11,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use strongroom_hypervisor::names::PREFIX;
+use strongroom_hypervisor::{HypervisorError, Overlay, SnapshotDisk};
 use strongroom_nbd::{Backing, Format, QemuNbd, Serve, image_info};
 
 use super::CaptureError;
@@ -20,12 +22,10 @@ use super::{Begun, Server};
 use crate::context::Context;
 use crate::event::OpenExport;
 use crate::manifest::Mode;
-use crate::names::PREFIX;
 use crate::overlay::{Job, SUFFIX, Top, Views};
 use crate::quiesce::Rest;
 use crate::run::plan::{DiskPlan, Plan, beside};
-use crate::state::{Overlay, Run};
-use crate::vm::{HypervisorError, SnapshotDisk};
+use crate::state::Run;
 
 /// How often the views are read until all three name the overlays.
 const LOOKS: usize = 5;
@@ -79,7 +79,7 @@ pub fn overlays(context: &Context<'_>, plan: &Plan) -> Result<Vec<Overlay>, Capt
             }
             let says =
                 |view: Option<&PathBuf>| view.map_or("nothing".into(), |path| path.display().to_string());
-            let of = |view: fn(&crate::vm::Chain) -> &Vec<PathBuf>| {
+            let of = |view: fn(&strongroom_hypervisor::Chain) -> &Vec<PathBuf>| {
                 says(chain.and_then(|chain| view(chain).first()))
             };
             return Err(unfit(

@@ -6,9 +6,8 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use strongroom_hypervisor::device;
 use strongroom_nbd::{Format, image_info};
-
-use crate::device;
 
 /// Deeper chains are not followed.
 const MAX_DEPTH: usize = 64;

@@ -1,9 +1,9 @@
 //! What people ask for: names, sizes, keys; and what is wrong with it.
 
 use strongroom_guest::protocol::{Kdf, Unlock};
+use strongroom_hypervisor::{Accelerator, Firmware};
 
 use super::Request;
-use crate::vm::{Accelerator, Firmware};
 
 /// The smallest swap disk, in bytes.
 const MIN_SWAP: u64 = 16 << 20;

@@ -17,16 +17,16 @@ use std::time::{Duration, Instant};
 
 use rustix::io::dup;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use strongroom_base::cancel::{Cancel, Cancelled};
+use strongroom_base::exec::Needs;
 use strongroom_guest::protocol::{
     Listener, Order, PASSPHRASE_PORT, PORT, ProtocolError, Report, SWAP_DISK, SYSTEM_DISK, Step,
     TEMPLATE_DISK, Word, line, printable,
 };
+use strongroom_hypervisor::Accelerator;
 
-use crate::cancel::{Cancel, Cancelled};
 use crate::event::{Event, Observer};
-use crate::exec::Needs;
 use crate::template::Template;
-use crate::vm::Accelerator;
 
 /// Between two looks at whether the work is cancelled.
 const LOOK: Duration = Duration::from_millis(100);

@@ -16,9 +16,8 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-
-use crate::cancel::Cancel;
-use crate::exec::{self, Call, ExecError, Needs};
+use strongroom_base::cancel::Cancel;
+use strongroom_base::exec::{self, Call, ExecError, Needs};
 
 /// The largest advertisement that is read, in bytes. With ten keys one has 4 KiB.
 pub const MAX_ADVERTISEMENT: usize = 48 << 10;

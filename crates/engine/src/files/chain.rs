@@ -8,9 +8,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use strongroom_hypervisor::{Store, Use};
 use strongroom_nbd::Header;
-
-use crate::vm::{Store, Use};
 
 /// Images that are followed below one.
 const DEEPEST: usize = 256;

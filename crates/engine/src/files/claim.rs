@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use strongroom_hypervisor::{Role, Store};
 use uuid::Uuid;
 
 use super::identity::Identity;
 use super::{Held, Inventory, Unread};
-use crate::vm::{Role, Store};
 
 /// The VM on whose behalf a file is changed: while it does not run, its own files may be.
 #[derive(Debug, Clone, Default)]

@@ -3,7 +3,7 @@
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::vm::Store;
+use strongroom_hypervisor::Store;
 
 /// What tells a store from all others.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use strongroom_hypervisor::{Role, Store, Use, User};
 use uuid::Uuid;
 
 use super::{Doubt, InUse, Inventory, Own};
 use crate::testing::run;
-use crate::vm::{Role, Store, Use, User};
 
 /// A domain, shut off, with these uses.
 fn user(name: &str, uses: Vec<Use>) -> User {

@@ -3,10 +3,10 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use super::vm::Machine;
+use strongroom_hypervisor::{Bitmaps, Disk, DiskSource, Identity, MachineFiles};
+
 use super::*;
 use crate::testing::{run, ssh_key};
-use crate::vm::{Bitmaps, Disk, DiskSource, Identity};
 
 /// A key, a second one, and two files.
 struct Lab {
@@ -270,26 +270,17 @@ fn a_vm_is_sealed_with_the_images_below_its_own() {
         "create -q -f qcow2 -b base.qcow2 -F qcow2 middle.qcow2",
     );
     qemu_img(directory, "create -q -f qcow2 -b middle.qcow2 -F qcow2 top.qcow2");
-    let machine = Machine {
+    let machine = MachineFiles {
         name: "web".into(),
         uuid: None,
         disks: vec![
             disk("vda", &lab.path("top.qcow2"), "qcow2"),
             disk("vdb", &lab.path("one"), "raw"),
         ],
-        files: vec![
-            NamedFile {
-                name: "nvram".into(),
-                path: lab.path("two"),
-            },
-            NamedFile {
-                name: "kernel".into(),
-                path: lab.path("absent"),
-            },
-        ],
+        files: vec![("nvram", lab.path("two")), ("kernel", lab.path("absent"))],
     };
     let names = |files: Vec<NamedFile>| files.into_iter().map(|file| file.name).collect::<Vec<_>>();
-    let files = names(machine.files(|_| true).unwrap());
+    let files = names(vm::files(&machine, |_| true).unwrap());
     assert_eq!(
         files,
         [
@@ -301,7 +292,7 @@ fn a_vm_is_sealed_with_the_images_below_its_own() {
         ]
     );
     assert_eq!(
-        names(machine.files(|disk| disk.target == "vdb").unwrap()),
+        names(vm::files(&machine, |disk| disk.target == "vdb").unwrap()),
         ["disks/vdb", "nvram"]
     );
 
@@ -310,9 +301,12 @@ fn a_vm_is_sealed_with_the_images_below_its_own() {
         directory,
         "rebase -u -f qcow2 -b nbd:unix:/run/x -F raw middle.qcow2",
     );
-    let error = machine.files(|_| true).unwrap_err().to_string();
+    let error = vm::files(&machine, |_| true).unwrap_err().to_string();
     assert!(error.contains("no file"), "{error}");
     let mut machine = machine;
     machine.disks = vec![disk("vda", &lab.path("one"), "vmdk")];
-    assert!(matches!(machine.files(|_| true), Err(SealError::Refused { .. })));
+    assert!(matches!(
+        vm::files(&machine, |_| true),
+        Err(SealError::Refused { .. })
+    ));
 }

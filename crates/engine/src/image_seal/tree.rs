@@ -15,11 +15,11 @@ use std::thread;
 use rustix::fs::{OFlags, SeekFrom, seek};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
+use strongroom_base::cancel::Cancel;
+use strongroom_base::workers::join;
 use strongroom_disk::{Extent, RangeSet};
 
 use super::{NamedFile, SealError, SealedFile};
-use crate::batch::join;
-use crate::cancel::Cancel;
 use crate::digest;
 use crate::event::{Event, Observer};
 

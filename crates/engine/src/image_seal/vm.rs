@@ -6,58 +6,46 @@
 
 use std::path::{Path, PathBuf};
 
+use strongroom_hypervisor::{Disk, DiskSource, MachineFiles};
 use strongroom_nbd::{Format, image_info};
-use uuid::Uuid;
 
 use super::{NamedFile, SealError, Subject};
-use crate::vm::{Disk, DiskSource};
 
 /// Deeper chains of images are refused.
 const MAX_DEPTH: usize = 64;
 
-/// What a definition says of the files of a VM.
-#[derive(Debug, Clone)]
-pub struct Machine {
-    /// The VM's name.
-    pub name: String,
-    /// Its UUID.
-    pub uuid: Option<Uuid>,
-    /// Its disks and drives.
-    pub disks: Vec<Disk>,
-    /// Other files by their names in the seal (`nvram`, `kernel`, `initrd`). They need not exist.
-    pub files: Vec<NamedFile>,
+/// What the seal of a VM is about.
+pub fn subject(machine: &MachineFiles) -> Subject {
+    Subject {
+        name: machine.name.clone(),
+        uuid: machine.uuid,
+    }
 }
 
-impl Machine {
-    /// What its seal is about.
-    pub fn subject(&self) -> Subject {
-        Subject {
-            name: self.name.clone(),
-            uuid: self.uuid,
+/// All files of a VM. `wanted` chooses among the disks.
+pub fn files(machine: &MachineFiles, wanted: impl Fn(&Disk) -> bool) -> Result<Vec<NamedFile>, SealError> {
+    let refused = |disk: &Disk, reason: String| SealError::Refused {
+        name: machine.name.clone(),
+        reason: format!("disk {}: {reason}", disk.target),
+    };
+    let mut files = Vec::new();
+    for disk in machine.disks.iter().filter(|disk| wanted(disk)) {
+        // An empty drive.
+        if disk.source == DiskSource::None {
+            continue;
         }
-    }
-
-    /// All its files. `wanted` chooses among the disks.
-    pub fn files(&self, wanted: impl Fn(&Disk) -> bool) -> Result<Vec<NamedFile>, SealError> {
-        let refused = |disk: &Disk, reason: String| SealError::Refused {
-            name: self.name.clone(),
-            reason: format!("disk {}: {reason}", disk.target),
+        let Some(path) = disk.source.path() else {
+            return Err(refused(disk, disk.source.why_no_path().unwrap_or_default()));
         };
-        let mut files = Vec::new();
-        for disk in self.disks.iter().filter(|disk| wanted(disk)) {
-            // An empty drive.
-            if disk.source == DiskSource::None {
-                continue;
-            }
-            let Some(path) = disk.source.path() else {
-                return Err(refused(disk, disk.source.why_no_path().unwrap_or_default()));
-            };
-            chain(&disk.target, path, &disk.format, &mut files).map_err(|reason| refused(disk, reason))?;
-        }
-        // A variable store that was never used does not exist; if there is one later, it was not sealed.
-        files.extend(self.files.iter().filter(|file| file.path.exists()).cloned());
-        Ok(files)
+        chain(&disk.target, path, &disk.format, &mut files).map_err(|reason| refused(disk, reason))?;
     }
+    // A variable store that was never used does not exist; if there is one later, it was not sealed.
+    let others = machine.files.iter().filter(|(_, path)| path.exists());
+    files.extend(others.map(|(name, path)| NamedFile {
+        name: (*name).to_owned(),
+        path: path.clone(),
+    }));
+    Ok(files)
 }
 
 /// The name of a disk's image in a seal.

@@ -5,11 +5,11 @@ use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
+use strongroom_hypervisor::Overlay;
+use strongroom_hypervisor::names::PREFIX;
 use strongroom_nbd::{Format, commit_overlay, holds_data, reads_the_same};
 
 use super::{Content, Facts};
-use crate::names::PREFIX;
-use crate::state::Overlay;
 
 /// The end of an overlay's name.
 pub const SUFFIX: &str = ".overlay";

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use strongroom_hypervisor::{Chain, HypervisorError, Overlay};
 use uuid::Uuid;
 
 use super::{Content, Facts, Job, Step, Top, Views, Why, files, next};
 use crate::context::Context;
-use crate::state::{Overlay, Run, StateError, VmState};
-use crate::vm::{Chain, HypervisorError};
+use crate::state::{Run, StateError, VmState};
 
 /// How long a hypervisor that does not answer is asked again, and how long one and the same step is tried again.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -170,7 +170,7 @@ fn look(context: &Context<'_>, domain: Uuid) -> Result<(Vec<Chain>, Place), Hype
 }
 
 /// The disks of a run for which libvirt shows a block job that has ended, with the guest on its base: what
-/// [`Chains::repair_status`](crate::vm::Chains::repair_status) is for. It takes some seconds to be sure.
+/// [`Chains::repair_status`](strongroom_hypervisor::Chains::repair_status) is for. It takes some seconds to be sure.
 pub fn wedged(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<Vec<Overlay>, HypervisorError> {
     let mut disks: HashMap<String, Disk> = HashMap::new();
     let begin = Instant::now();

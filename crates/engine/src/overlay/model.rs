@@ -14,8 +14,9 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::panic::{catch_unwind, resume_unwind};
 
+use strongroom_hypervisor::BlockJobState::{self, Copying, Pivoting, Ready};
+
 use super::{Content, Facts, Job, Step, Top, Views, Why, next};
-use crate::vm::BlockJobState::{self, Copying, Pivoting, Ready};
 
 /// Faults a history: deaths of ours, calls that say the wrong thing, kills of libvirtd, old definitions.
 const FAULTS: u8 = 6;

@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use strongroom_base::cancel::Cancel;
+use strongroom_base::exec::{Needs, shell_word, ssh_program};
+use strongroom_hypervisor::Agent;
 use uuid::Uuid;
 
-use crate::cancel::Cancel;
 use crate::config::Quiesce;
-use crate::exec::{Needs, shell_word, ssh_program};
-use crate::vm::Agent;
 
 /// What is kept of a script's output, in bytes: its end.
 const KEPT: usize = 4096;

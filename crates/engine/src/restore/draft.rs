@@ -11,10 +11,11 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use strongroom_hypervisor::{Hypervisor, HypervisorError};
+
 use super::RestoredDisk;
 use crate::digest;
 use crate::directory::{Directory, Identity, Made};
-use crate::vm::{Hypervisor, HypervisorError};
 
 /// The longest name of a file, in bytes (`NAME_MAX`).
 const LONGEST_NAME: usize = 255;

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use crossbeam_channel::bounded;
+use strongroom_base::workers::{Batches, join, workers_wanted};
 use strongroom_borg::{ChunkId, Opener, Repository, Spare};
 use strongroom_disk::{Extent, ExtentMap, Kind, RangeSet};
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Sparse, Zeroing, through};
@@ -34,7 +35,6 @@ use super::write::{self, Placed, WriteError};
 use super::{DiskContent, DiskTarget, ImageFormat, Request, RestoreError, RestoredDisk};
 use crate::backup::areas::{carved_from, with_holes};
 use crate::backup::pace::unhindered;
-use crate::batch::{Batches, join, workers_wanted};
 use crate::capture::stamp;
 use crate::context::Context;
 use crate::directory::{Directory, Identity};

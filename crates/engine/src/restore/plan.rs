@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use strongroom_disk::SwapLayout;
+use strongroom_hypervisor::{Disk, DiskSource, HypervisorError, Retarget};
 use uuid::Uuid;
 
 use super::{ImageFormat, Request};
@@ -16,7 +17,6 @@ use crate::firmware;
 use crate::history::Point;
 use crate::manifest::{ExcludedDisk, Exclusion, NVRAM_PATH};
 use crate::names::archive_prefix;
-use crate::vm::{Disk, DiskSource, HypervisorError, Retarget};
 
 /// What a restore will do.
 #[derive(Debug, Clone, Default, Serialize)]

@@ -4,9 +4,10 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use strongroom_hypervisor::Retarget;
+
 use super::{Request, RestoreError, RestorePlan};
 use crate::context::Context;
-use crate::vm::Retarget;
 
 /// Gives the definition as it will be, and puts into the plan what a person should know of it.
 pub fn of(

@@ -13,13 +13,14 @@ use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 
+use strongroom_hypervisor::HypervisorError;
+
 use super::draft::names_beside;
 use super::journal::{Entry, Phase, Place, abandoned, close};
 use crate::context::Context;
 use crate::directory::{Directory, Identity};
 use crate::files::{Held, Inventory};
 use crate::state::StateError;
-use crate::vm::HypervisorError;
 
 /// Why it stays as it is.
 #[derive(Debug, thiserror::Error)]

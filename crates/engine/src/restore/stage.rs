@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use strongroom_hypervisor::Hypervisor;
 use tempfile::TempDir;
 
 use super::RestoreError;
@@ -11,7 +12,6 @@ use super::journal::Journal;
 use super::write::WriteError;
 use crate::context::Context;
 use crate::event::Event;
-use crate::vm::Hypervisor;
 
 /// Where large files that do not stay go, unless `TMPDIR` says otherwise (`file-hierarchy(7)`).
 const TEMPORARY: &str = "/var/tmp";

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use strongroom_base::cancel::Cancelled;
+use strongroom_base::workers::{Batches, join, workers_wanted};
 use strongroom_borg::{ChunkId, ChunkRef, Content, Object, Opener, Repository, Spare};
 use strongroom_disk::Extent;
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Sparse};
@@ -15,8 +17,6 @@ use super::header::Found;
 use super::sink::Sink;
 use super::stage::Stage;
 use super::{DiskContent, DiskTarget, ImageFormat, RestoredDisk};
-use crate::batch::{Batches, join, workers_wanted};
-use crate::cancel::Cancelled;
 use crate::context::Context;
 use crate::digest;
 use crate::event::Event;

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::Serialize;
+use strongroom_hypervisor::{DiskSource, Identity};
 use uuid::Uuid;
 
 use crate::manifest::{Exclusion, Method, Mode};
-use crate::vm::{DiskSource, Identity};
 
 /// What a backup will do.
 #[derive(Debug, Clone, Serialize)]

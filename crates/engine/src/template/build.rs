@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use strongroom_base::cancel::Cancel;
+use strongroom_base::exec::{self, Call, ExecError, Needs};
 use strongroom_guest::protocol;
 
 use super::{Description, FORMAT, Store, TemplateError, at};
-use crate::cancel::Cancel;
 use crate::config::Signing;
 use crate::event::{Event, Observer};
-use crate::exec::{self, Call, ExecError, Needs};
 
 /// The steps, for `bash`.
 const SCRIPT: &str = include_str!("build.sh");

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use strongroom_base::cancel::Cancel;
+use strongroom_base::exec::{self, Call, ExecError, Needs, Output};
 
-use crate::cancel::Cancel;
 use crate::config::Signing;
-use crate::exec::{self, Call, ExecError, Needs, Output};
 
 /// What a manifest's signature is made for: it stands for nothing else, and no other signature stands for it.
 pub const NAMESPACE: &str = "strongroom-manifest@v1";

@@ -10,10 +10,11 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use strongroom_base::cancel::Cancel;
+use strongroom_base::exec::{self, Call, ExecError, Needs, Output};
+
 use super::chain::Head;
-use crate::cancel::Cancel;
 use crate::config::Witness;
-use crate::exec::{self, Call, ExecError, Needs, Output};
 
 /// The longest list that is read, in bytes: some 200,000 restore points.
 const MAX_BYTES: u64 = 64 << 20;

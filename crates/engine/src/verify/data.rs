@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::thread;
 
 use crossbeam_channel::bounded;
+use strongroom_base::workers::{Batches, join, workers_wanted};
 use strongroom_borg::{ChunkId, ChunkRef, Object, Opener, Repository, Spare};
 
 use super::Surroundings;
-use crate::batch::{Batches, join, workers_wanted};
 use crate::event::Event;
 
 /// Objects that wait for a worker.

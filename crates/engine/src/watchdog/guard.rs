@@ -11,10 +11,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use strongroom_hypervisor::Agent;
 use uuid::Uuid;
 
 use super::{Said, Thaw, Word};
-use crate::vm::Agent;
 
 /// How long the agent may take to answer a ping, and a thaw.
 const PING: Duration = Duration::from_secs(5);

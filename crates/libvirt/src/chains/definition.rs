@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use roxmltree::Node;
-use strongroom_engine::vm::{BlockJob, BlockJobState};
+use strongroom_hypervisor::{BlockJob, BlockJobState};
 
 use crate::definition::check_target;
 use crate::xml::{child, children, only_child, parse};

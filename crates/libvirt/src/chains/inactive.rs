@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use strongroom_engine::vm::DiskSource;
+use strongroom_hypervisor::DiskSource;
 
 use crate::definition::{self, Definition};
 use crate::retarget::{facts, target};

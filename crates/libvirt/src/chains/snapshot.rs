@@ -1,6 +1,6 @@
 //! External snapshots in libvirt's XML (`formatsnapshot`).
 
-use strongroom_engine::vm::{Disk, SnapshotDisk};
+use strongroom_hypervisor::{Disk, SnapshotDisk};
 
 use crate::tree::Element;
 use crate::xml::writable_path;

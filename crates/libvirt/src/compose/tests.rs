@@ -1,5 +1,5 @@
 use proptest::prelude::*;
-use strongroom_engine::vm::{
+use strongroom_hypervisor::{
     Accelerator, Boot, Channel, Console, DiskSource, Extras, Firmware, ImageFormat, LaunchSecurity, Network,
     NewDisk, NewDomain,
 };

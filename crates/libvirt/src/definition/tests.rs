@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use strongroom_engine::vm::{Bitmaps, DiskSource};
+use strongroom_hypervisor::{Bitmaps, DiskSource};
 
 use super::{check_target, read};
 

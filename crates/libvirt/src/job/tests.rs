@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use strongroom_engine::vm::{BackupJob, Disk, JobDisk, Listener};
+use strongroom_hypervisor::{BackupJob, Disk, JobDisk, Listener};
 
 use super::{checkpoint, described, request, without_size};
 use crate::definition::read;

@@ -2,7 +2,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use proptest::prelude::*;
-use strongroom_engine::vm::{DiskSource, Retarget};
+use strongroom_hypervisor::{DiskSource, Retarget};
 
 use super::rewrite as rewritten;
 use crate::definition::read;

@@ -1,7 +1,7 @@
 //! What a definition names: images of disks and what is below them, firmware, kernels, logs, and what else is a file. Pure.
 
 use roxmltree::Node;
-use strongroom_engine::vm::{Role, Store, Use};
+use strongroom_hypervisor::{Role, Store, Use};
 
 use crate::xml::{child, children, parse, text};
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use strongroom_engine::vm::{BackupJob, Hypervisor, HypervisorError, Listener, RunningJob};
+use strongroom_hypervisor::{BackupJob, Hypervisor, HypervisorError, Listener, RunningJob};
 
 use crate::fixture::{Guest, dirty, exports, holds, nbd_uri, virsh};
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use strongroom_engine::vm::{BlockJob, BlockJobState, Chain, Chains as _, HypervisorError, SnapshotDisk};
+use strongroom_hypervisor::{BlockJob, BlockJobState, Chain, Chains as _, HypervisorError, SnapshotDisk};
 use uuid::Uuid;
 
 use crate::fixture::{Guest, expect, virsh};
@@ -368,13 +368,13 @@ fn a_block_device_stays_one() {
     set(&device, "raw");
     assert_eq!(
         disk().source,
-        strongroom_engine::vm::DiskSource::Block(device.clone())
+        strongroom_hypervisor::DiskSource::Block(device.clone())
     );
     assert_eq!(chain(&guest, "vdc").inactive, [device]);
     set(&overlay(&guest, "vdc"), "qcow2");
     assert_eq!(
         disk().source,
-        strongroom_engine::vm::DiskSource::File(overlay(&guest, "vdc"))
+        strongroom_hypervisor::DiskSource::File(overlay(&guest, "vdc"))
     );
     assert_eq!(disk().format, "qcow2");
 }

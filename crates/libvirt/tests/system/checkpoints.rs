@@ -1,6 +1,6 @@
 //! Checkpoints that are fine, gone, broken.
 
-use strongroom_engine::vm::{Hypervisor, HypervisorError};
+use strongroom_hypervisor::{Hypervisor, HypervisorError};
 
 use crate::fixture::Guest;
 
@@ -151,7 +151,7 @@ fn a_disk_taken_out_does_not_spoil_the_others() {
         .unwrap();
     guest.libvirt.end_backup(guest.uuid).unwrap();
     let facts = guest.facts();
-    let change = strongroom_engine::vm::Retarget {
+    let change = strongroom_hypervisor::Retarget {
         drop_disks: vec!["vdb".into()],
         ..Default::default()
     };

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use strongroom_engine::vm::{Bitmaps, Hypervisor, HypervisorError, Listener};
+use strongroom_hypervisor::{Bitmaps, Hypervisor, HypervisorError, Listener};
 use strongroom_libvirt::Libvirt;
 use strongroom_nbd::Target;
 use strongroom_testkit::Sshd;

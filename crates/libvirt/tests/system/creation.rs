@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use strongroom_engine::vm::{
+use strongroom_hypervisor::{
     Accelerator, Boot, Channel, Console, Creation, Extras, Firmware, Hypervisor, HypervisorError,
     ImageFormat, LaunchSecurity, Network, NewDisk, NewDomain, RunState, Support,
 };

@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileTypeExt;
 use std::process::Command;
 
-use strongroom_engine::vm::{Bitmaps, DiskSource, Hypervisor, HypervisorError, Retarget, RunState};
+use strongroom_hypervisor::{Bitmaps, DiskSource, Hypervisor, HypervisorError, Retarget, RunState};
 use uuid::Uuid;
 
 use crate::fixture::{Guest, expect, socket_of, unique_name};

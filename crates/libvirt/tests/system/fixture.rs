@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use strongroom_engine::vm::{BackupJob, Domain, Hypervisor, HypervisorError, JobDisk, Listener};
+use strongroom_hypervisor::{BackupJob, Domain, Hypervisor, HypervisorError, JobDisk, Listener};
 use strongroom_libvirt::Libvirt;
 use tempfile::TempDir;
 use uuid::Uuid;

@@ -13,12 +13,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use strongroom_base::cancel::Cancel;
 use strongroom_engine::backup::{self, BackupError, Outcome};
-use strongroom_engine::cancel::Cancel;
 use strongroom_engine::config::Config;
 use strongroom_engine::context::{Context, Repositories};
 use strongroom_engine::state::StateDirectory;
-use strongroom_engine::vm::{Hypervisor as _, Timed};
+use strongroom_hypervisor::{Hypervisor as _, Timed};
 use strongroom_libvirt::Libvirt;
 
 use crate::cmd::thaw_watchdog;

@@ -12,7 +12,7 @@ use strongroom_engine::state::{Records, StateDirectory};
 use strongroom_engine::tracking;
 use strongroom_engine::trust::memory::Memory;
 use strongroom_engine::trust::{self, Standing};
-use strongroom_engine::vm::{Domain, Hypervisor as _, HypervisorError, RunState};
+use strongroom_hypervisor::{Domain, Hypervisor as _, HypervisorError, RunState};
 
 use crate::settings::{Parts, Settings};
 use crate::ui::human;

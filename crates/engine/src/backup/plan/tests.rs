@@ -2,8 +2,9 @@
 
 mod parents;
 
+use strongroom_hypervisor::{Identity, RunState};
+
 use super::*;
-use crate::vm::{Identity, RunState};
 
 fn disk(target: &str) -> Disk {
     Disk {

@@ -1,7 +1,7 @@
 use serde_json::json;
+use strongroom_hypervisor::{Bitmaps, DiskSource, FileIdentity, Identity, RunState};
 
 use super::*;
-use crate::vm::{Bitmaps, DiskSource, FileIdentity, Identity, RunState};
 
 fn identity(inode: u64) -> Identity {
     Identity {
@@ -145,7 +145,7 @@ fn an_overlay_of_a_snapshot_is_the_same_disk() {
     );
     let as_named = settings(&["vdb"], &["vdc"]);
     check(&domain, &as_named, Some(&newest(true))).unwrap_err();
-    domain.snapshots = vec![crate::vm::Snapshot {
+    domain.snapshots = vec![strongroom_hypervisor::Snapshot {
         name: "before".into(),
         target: "vdb".into(),
         overlay: "/i/9".into(),

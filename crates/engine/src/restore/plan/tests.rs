@@ -1,8 +1,9 @@
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
+use strongroom_hypervisor::{Bitmaps, Disk, DiskSource, Identity, Retarget};
+
 use super::fit;
 use crate::manifest::{ExcludedDisk, Exclusion};
-use crate::vm::{Bitmaps, Disk, DiskSource, Identity, Retarget};
 
 fn disk(target: &str, device: &str) -> Disk {
     Disk {

@@ -1,8 +1,9 @@
 use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
 
+use strongroom_hypervisor::{FreezeStatus, GuestExit, HypervisorError};
+
 use super::*;
-use crate::vm::{FreezeStatus, GuestExit, HypervisorError};
 
 /// An agent that hangs, and freezes late, on demand.
 #[derive(Default)]

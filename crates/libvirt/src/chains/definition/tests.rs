@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use proptest::prelude::*;
-use strongroom_engine::vm::{BlockJob, BlockJobState};
+use strongroom_hypervisor::{BlockJob, BlockJobState};
 
 use super::{DiskChain, Image, MAX_IMAGES, read};
 

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use strongroom_engine::vm::{Disk, SnapshotDisk};
+use strongroom_hypervisor::{Disk, SnapshotDisk};
 
 use super::request;
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use strongroom_engine::vm::Chains as _;
+use strongroom_hypervisor::Chains as _;
 use strongroom_libvirt::Libvirt;
 use uuid::Uuid;
 

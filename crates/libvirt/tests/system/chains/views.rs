@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use strongroom_engine::vm::{Chain, Chains as _, Hypervisor as _, SnapshotDisk};
+use strongroom_hypervisor::{Chain, Chains as _, Hypervisor as _, SnapshotDisk};
 use strongroom_libvirt::Libvirt;
 
 use super::{LONG, asked, chain, commit, home, overlay};

@@ -1,8 +1,8 @@
 //! What the key could run with the rights that version 0.1.0 made: two commands of `virsh`, word for word, in the one account that
 //! there was. Asked for only where the account for jobs is missing.
 
-use super::is_plain_char;
-use crate::exec::shell_word;
+use strongroom_base::exec::shell_word;
+use strongroom_hypervisor::names::is_plain_char;
 
 /// Ends a VM's job.
 pub fn abort_command(vm: &str) -> String {

@@ -1,8 +1,9 @@
 //! What the hypervisor's administrator does.
 
+use strongroom_base::exec::shell_word;
+use strongroom_hypervisor::names::CHECKPOINT_DESCRIPTION;
+
 use super::{Rights, SOCKETS, jobs_account};
-use crate::exec::shell_word;
-use crate::names::CHECKPOINT_DESCRIPTION;
 
 /// What runs as either account, and whatever libvirt is asked for by way of it.
 const REACH: &str = include_str!("reach.sh");

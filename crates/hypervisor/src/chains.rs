@@ -8,10 +8,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::HypervisorError;
-use crate::state::Overlay;
+use crate::HypervisorError;
 
 /// What is said about one disk at this moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +64,22 @@ pub struct SnapshotDisk {
     pub target: String,
     /// The qcow2 file that takes the guest's writes from then on. Must not exist; the hypervisor makes it.
     pub overlay: PathBuf,
+}
+
+/// An overlay that a run is about to make, or has made, on a disk's image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlay {
+    /// Target device name.
+    pub target: String,
+    /// The image that the guest wrote to before, and has to write to again.
+    pub base: PathBuf,
+    /// The base's format as defined.
+    pub format: String,
+    /// The file that takes the guest's writes meanwhile.
+    pub overlay: PathBuf,
+    /// Whether the guest may have been switched back to the base: from then on the overlay no longer has the last word.
+    #[serde(default)]
+    pub pivoting: bool,
 }
 
 /// Chains of images, external snapshots and block commits of running domains.

@@ -1,14 +1,13 @@
 //! The part of the port that tells which files, devices and volumes the domains of the host use.
 //!
-//! It says what definitions name. What the images name in turn, and which names are of one file, is found out by
-//! [`crate::files`].
+//! It says what definitions name. What the images name in turn, and which names are of one file, is for its callers to find out.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::{Disk, HypervisorError};
+use crate::{Disk, HypervisorError};
 
 /// Where bytes lie that a domain uses.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -2,10 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::vm::{BackupJob, Listener};
-
-/// What our checkpoints, sockets and scratch files are called, before the run's id.
-const PREFIX: &str = crate::names::PREFIX;
+use strongroom_hypervisor::names::PREFIX;
+use strongroom_hypervisor::{BackupJob, Listener};
 
 /// What the targets are called under which exports are attached: this, and one of [`LENT_TARGETS`].
 pub const LENT_PREFIX: &str = "vds";

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::HypervisorError;
+use crate::HypervisorError;
 
 /// What the agent says of its file systems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

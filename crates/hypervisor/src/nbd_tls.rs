@@ -40,7 +40,7 @@ impl NbdTls {
     }
 
     /// Whether the values make sense.
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), String> {
         if self.ports().is_none() {
             return Err(format!(
                 "nbd_tls.ports: {:?} is no range such as 10809-10824",

@@ -29,6 +29,8 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use strongroom_hypervisor::names::{is_plain, is_plain_char};
+
 /// An account, and what it may back up.
 #[derive(Debug, Clone)]
 pub struct Rights {
@@ -57,15 +59,6 @@ pub fn jobs_account(account: &str) -> String {
 
 /// How the directories begin in which QEMU makes its sockets.
 const SOCKETS: &str = "/var/lib/libvirt/qemu/domain-";
-
-/// Whether a name can be written into rules and patterns as it is.
-pub fn is_plain(name: &str) -> bool {
-    !name.is_empty() && !name.starts_with(['-', '.']) && name.chars().all(is_plain_char)
-}
-
-fn is_plain_char(c: char) -> bool {
-    c.is_ascii_alphanumeric() || "._+-".contains(c)
-}
 
 /// Whether `virsh` could take a name for a number or a UUID of some other VM.
 fn is_ambiguous(name: &str) -> bool {

@@ -6,8 +6,9 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use strongroom_hypervisor::{BackupJob, JobDisk, Listener};
+
 use super::*;
-use crate::vm::{BackupJob, JobDisk, Listener};
 
 const LONG: &str = "a-name-that-is-longer-than-twenty";
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
-use super::HypervisorError;
+use crate::HypervisorError;
 
 /// Who runs the guest's instructions (`type` of libvirt's `<domain>`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]

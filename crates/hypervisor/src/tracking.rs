@@ -3,7 +3,7 @@
 
 use uuid::Uuid;
 
-use super::HypervisorError;
+use crate::HypervisorError;
 
 /// A dirty bitmap of a disk that outlives its domain's process.
 #[derive(Debug, Clone, PartialEq, Eq)]

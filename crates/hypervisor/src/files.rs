@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::HypervisorError;
+use crate::HypervisorError;
 
 /// Files on another machine's storage.
 pub trait Files {

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::HypervisorError;
+use crate::HypervisorError;
 
 /// Something that a definition needs and its host does not have.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]

@@ -13,12 +13,11 @@ use std::time::{Duration, Instant};
 use strongroom_nbd::Target;
 use uuid::Uuid;
 
-use super::{
+use crate::{
     Agent, BackupJob, BadBitmap, Chain, Chains, Creation, Definitions, Disk, Domain, Files, FreezeStatus,
-    GuestExit, Host, Hypervisor, HypervisorError, Lack, Lending, Lent, Listener, NewDomain, Requests,
-    Retarget, Retargeted, RunningJob, SnapshotDisk, StoredBitmap, Tracking, User, Uses,
+    GuestExit, Host, Hypervisor, HypervisorError, Lack, Lending, Lent, Listener, NewDomain, Overlay,
+    Requests, Retarget, Retargeted, RunningJob, SnapshotDisk, StoredBitmap, Tracking, User, Uses,
 };
-use crate::state::Overlay;
 
 /// A hypervisor with an eye on the clock. Calls that may take long by design (a script in the guest, a merge through QEMU's
 /// monitor, a look at all domains, which waits for each that hangs as long as libvirt does) and those without an answer to

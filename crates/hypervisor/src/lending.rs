@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::HypervisorError;
+use crate::HypervisorError;
 
 /// An export that is attached to another domain.
 #[derive(Debug, Clone, Copy)]

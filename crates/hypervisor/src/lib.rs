@@ -1,4 +1,5 @@
-//! The port to the hypervisor: what a backup or a restore needs to know of a virtual machine and to ask of its host.
+//! The port to the hypervisor ([`Hypervisor`]): what a backup or a restore needs to know of a virtual machine and to ask of
+//! its host.
 //!
 //! The words are libvirt's (domain, checkpoint, pull-mode backup job, target). The rules that every implementation keeps:
 //!
@@ -10,10 +11,14 @@
 mod agent;
 mod chains;
 mod definitions;
+pub mod device;
 mod files;
 mod identity;
 mod lending;
 mod listener;
+mod machine;
+pub mod names;
+mod nbd_tls;
 mod new;
 mod timed;
 mod tracking;
@@ -26,15 +31,15 @@ use std::time::Duration;
 use strongroom_nbd::Target;
 use uuid::Uuid;
 
-use crate::config::Vm;
-
 pub use self::agent::{Agent, FreezeStatus, GuestExit};
-pub use self::chains::{BlockJob, BlockJobState, Chain, Chains, SnapshotDisk};
+pub use self::chains::{BlockJob, BlockJobState, Chain, Chains, Overlay, SnapshotDisk};
 pub use self::definitions::{Definitions, Lack};
 pub use self::files::Files;
 pub use self::identity::{FileIdentity, Identity};
 pub use self::lending::{Lending, Lent, MAX_SERIAL};
 pub use self::listener::Listener;
+pub use self::machine::MachineFiles;
+pub use self::nbd_tls::NbdTls;
 pub use self::new::{
     Accelerator, Boot, Channel, Console, Creation, Extras, Firmware, Host, ImageFormat, LaunchSecurity,
     Network, NewDisk, NewDomain, Support,
@@ -217,13 +222,13 @@ impl Disk {
         self.source.why_no_path().or_else(|| self.encrypted.then(sealed))
     }
 
-    /// Whether it holds nothing but swap: by its serial number, or by the VM's settings.
-    pub fn is_swap(&self, settings: &Vm) -> bool {
+    /// Whether it holds nothing but swap: by its serial number, or because it is among these targets.
+    pub fn is_swap(&self, targets: &[String]) -> bool {
         let marked = self
             .serial
             .as_deref()
             .is_some_and(|serial| serial.starts_with("swap"));
-        marked || settings.swap.contains(&self.target)
+        marked || targets.contains(&self.target)
     }
 }
 
