@@ -4,6 +4,7 @@
 mod common;
 
 mod attest;
+mod book;
 mod corpus;
 mod early;
 mod formats;
