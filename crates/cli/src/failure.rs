@@ -2,11 +2,11 @@
 
 use std::fmt;
 
+use strongroom_engine::archive::HistoryError;
 use strongroom_engine::backup::BackupError;
 use strongroom_engine::backup::plan::PlanError as Unplanned;
 use strongroom_engine::config::ConfigError;
 use strongroom_engine::create::CreateError;
-use strongroom_engine::history::HistoryError;
 use strongroom_engine::restore::RestoreError;
 use strongroom_engine::restore::plan::PlanError;
 use strongroom_engine::restore::write::WriteError;

@@ -7,8 +7,7 @@ use strongroom_borg::{Archive, ArchiveInfo, Item, Repository};
 use uuid::Uuid;
 
 use self::cache::Cache;
-use crate::headers;
-use crate::history::{self, HistoryError, Listed};
+use crate::archive::{self, HistoryError, Listed};
 use crate::manifest::{MANIFEST_PATH, MAX_BYTES, Manifest, SIGNATURE_PATH};
 use crate::state::StateDirectory;
 use crate::trust::signature;
@@ -41,13 +40,13 @@ impl Entry {
             return Err(HistoryError::Foreign(name));
         };
         let second = next(SIGNATURE_PATH);
-        let bytes = history::read_item(repository, &name, &item, MAX_BYTES)?;
+        let bytes = archive::read_item(repository, &name, &item, MAX_BYTES)?;
         let manifest = Manifest::parse(&bytes).map_err(|source| HistoryError::Manifest {
             archive: name.clone(),
             source,
         })?;
         let signature = second
-            .map(|item| history::read_item(repository, &name, &item, signature::MAX_BYTES))
+            .map(|item| archive::read_item(repository, &name, &item, signature::MAX_BYTES))
             .transpose()?;
         Ok(Self {
             info: info.clone(),
@@ -71,7 +70,7 @@ impl Entry {
 
     /// Whether the archive is where its manifest says, under its name and with its time; if not, what differs.
     pub fn place(&self, repository: &str) -> Result<(), String> {
-        history::place(&self.listed, &self.manifest, repository)
+        archive::place(&self.listed, &self.manifest, repository)
     }
 }
 
@@ -119,7 +118,7 @@ impl Catalog {
 
     fn read_with(repository: &mut Repository, mut cache: Option<&mut Cache>) -> Result<Self, HistoryError> {
         let mut catalog = Self::default();
-        let archives = repository.archives().filter(|info| !headers::is_headers(info));
+        let archives = repository.archives().filter(|info| !archive::is_headers(info));
         for info in archives.cloned().collect::<Vec<_>>() {
             if let Some(entry) = cache.as_mut().and_then(|cache| cache.get(&info)) {
                 catalog.entries.push(entry);

@@ -18,15 +18,13 @@ use strongroom_disk::Extent;
 use strongroom_disk::luks::LARGEST_AREA;
 use strongroom_hypervisor::names::is_target;
 
+use crate::archive::{self, HistoryError, Listed, archive_name, is_headers};
 use crate::config::Signing;
 use crate::digest;
-use crate::history::{self, HistoryError, Listed};
 use crate::manifest::{LuksRecord, VmIdentity};
 use crate::trust::order::Order;
 use crate::trust::signature::{self, Signer, Untrusted};
 
-/// What the name of an archive of headers ends with; before it is the restore point's.
-const SUFFIX: &str = ".headers";
 /// Path of the statement in the archive.
 pub const STATEMENT_PATH: &str = "headers.json";
 /// Path of the statement's signature in the archive.
@@ -44,22 +42,12 @@ const MAX_AREAS: usize = 4096;
 /// 4096 bytes, but for the last one), so no restore point comes to refer to a piece of a header.
 pub const PIECE: usize = (1 << 20) - 512;
 
-/// The archive that belongs to a restore point's.
-pub fn archive_name(point: &str) -> String {
-    format!("{point}{SUFFIX}")
-}
-
 /// The time of that archive, for a restore point begun at `started`: just before, so that the restore point is the newer
 /// of the two.
 pub fn archive_time(started: Timestamp) -> Timestamp {
     started
         .checked_sub(SignedDuration::from_millis(1))
         .unwrap_or(started)
-}
-
-/// Whether an archive holds headers, by its name.
-pub fn is_headers(info: &ArchiveInfo) -> bool {
-    info.name.as_str().is_some_and(|name| name.ends_with(SUFFIX))
 }
 
 /// Path of an area in the archive.
@@ -183,11 +171,11 @@ impl Headers {
     /// Reads an archive's items and statement.
     pub fn read(repository: &mut Repository, info: &ArchiveInfo) -> Result<Self, HistoryError> {
         let name = info.name.to_string();
-        let (archive, items, strange) = history::read_items(repository, info, STATEMENT_PATH, is_ours)?;
+        let (archive, items, strange) = archive::read_items(repository, info, STATEMENT_PATH, is_ours)?;
         let mut file = |path: &str, limit| {
             items
                 .get(path)
-                .map(|item| history::read_item(repository, &name, item, limit))
+                .map(|item| archive::read_item(repository, &name, item, limit))
                 .transpose()
         };
         let bytes = file(STATEMENT_PATH, MAX_BYTES)?.unwrap_or_default();
@@ -237,7 +225,7 @@ impl Headers {
             vm: identity,
             ..
         } = &self.statement;
-        history::placed(&Listed::of(&self.archive), archive, *started, home, repository)?;
+        archive::placed(&Listed::of(&self.archive), archive, *started, home, repository)?;
         if *archive != archive_name(point) {
             return Err(format!("it is not the one of restore point {point}"));
         }

@@ -29,10 +29,11 @@ use self::dropped::Disks;
 pub use self::dropped::Dropped;
 use self::headers::Ledger;
 use self::roll::{Inventories, Roll};
+use crate::archive::HistoryError;
 use crate::catalog::{Catalog, Entry};
 pub use crate::context::Surroundings;
 use crate::headers::Headers;
-use crate::history::{HistoryError, Point};
+use crate::history::Point;
 use crate::manifest::LostPoint;
 use crate::names::is_vm_name;
 use crate::trust::Signer;
@@ -340,7 +341,7 @@ fn verify_vm(
 fn in_order(repository: &Repository, catalog: &Catalog) -> Vec<ArchiveInfo> {
     let archives = repository
         .archives()
-        .filter(|info| !crate::headers::is_headers(info));
+        .filter(|info| !crate::archive::is_headers(info));
     let numberless = archives.filter(|info| !catalog.entries.iter().any(|entry| entry.info == **info));
     let mut all: Vec<ArchiveInfo> = catalog.entries.iter().map(|entry| entry.info.clone()).collect();
     for info in numberless {

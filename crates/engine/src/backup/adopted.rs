@@ -8,10 +8,11 @@ use strongroom_hypervisor::Domain;
 use uuid::Uuid;
 
 use super::BackupError;
+use crate::archive::HistoryError;
 use crate::catalog::{Catalog, Entry};
 use crate::context::Context;
 use crate::headers::Headers;
-use crate::history::{HistoryError, Point};
+use crate::history::Point;
 use crate::manifest::VmIdentity;
 use crate::run::plan::RunId;
 use crate::trust::chain::{ChainProblem, Records};

@@ -8,6 +8,7 @@ use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve};
 
 use super::BackupError;
 use super::disk::DiskResult;
+use crate::archive::archive_name;
 use crate::context::Context;
 use crate::digest;
 use crate::firmware::{self, FirmwareFile};
@@ -142,7 +143,7 @@ fn headers(
     areas: Vec<(Area, Vec<ChunkRef>)>,
     writer: &mut ArchiveWriter,
 ) -> Result<HeadersRecord, BackupError> {
-    let archive = headers::archive_name(&plan.archive);
+    let archive = archive_name(&plan.archive);
     let started = headers::archive_time(manifest.started.unwrap_or(manifest.captured));
     let mut items = Vec::new();
     let mut listed = Vec::new();

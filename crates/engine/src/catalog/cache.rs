@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use strongroom_borg::{ArchiveInfo, Repository};
 
 use super::Entry;
-use crate::history::Listed;
+use crate::archive::Listed;
 use crate::manifest::Manifest;
 use crate::state::{self, StateDirectory};
 

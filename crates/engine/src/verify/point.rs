@@ -3,9 +3,10 @@
 use strongroom_borg::Repository;
 
 use super::Problem;
+use crate::archive::HistoryError;
 use crate::digest;
 use crate::firmware;
-use crate::history::{HistoryError, Point};
+use crate::history::Point;
 use crate::manifest::{DOMAIN_PATH, DiskRecord, MANIFEST_PATH, SIGNATURE_PATH, disk_path};
 use crate::trust::Signer;
 

@@ -4,9 +4,9 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use strongroom_borg::{Access, ArchiveInfo};
+use strongroom_engine::archive::HistoryError;
 use strongroom_engine::catalog::{Catalog, Entry};
 use strongroom_engine::config::{Config, uuid_in};
-use strongroom_engine::history::HistoryError;
 use strongroom_engine::names::archive_prefix;
 use strongroom_engine::state::{Records, StateDirectory};
 use strongroom_engine::tracking;
