@@ -31,13 +31,13 @@ use uuid::Uuid;
 use self::input::InputError;
 use self::machine::{Limits, Machine, MachineError, Typed};
 use crate::context::Context;
-use crate::define::define;
 use crate::event::Event;
+use crate::files::define::define;
+use crate::files::journal::Journal;
+use crate::files::room::{self, Need, Shortage};
+use crate::files::staged::{Draft, Published};
+use crate::files::unfinished;
 use crate::files::{InUse, Inventory, Own};
-use crate::restore::draft::{Draft, Published};
-use crate::restore::journal::Journal;
-use crate::restore::recover;
-use crate::restore::room::{self, Need, Shortage};
 use crate::state::StateError;
 use crate::template::Template;
 
@@ -205,7 +205,7 @@ pub enum CreateError {
     Room(#[from] Shortage),
     /// What an earlier attempt has left.
     #[error(transparent)]
-    Left(#[from] recover::RestoreLeft),
+    Left(#[from] unfinished::RestoreLeft),
     /// The storage was filled meanwhile.
     #[error("{0}; what was made is removed")]
     GaveWay(Shortage),
@@ -230,7 +230,7 @@ pub fn run(
     context.hypervisor.check_definable(&xml, false)?;
 
     // What an earlier attempt at this name has left when it died: on record, or, of version 0.1.0, known by its name.
-    for (_, what) in recover::recover(context, Some(name), false)? {
+    for (_, what) in unfinished::recover(context, Some(name), false)? {
         context.note(what);
     }
     for path in places.disks() {

@@ -14,7 +14,14 @@
 
 pub mod chain;
 pub mod claim;
+pub mod define;
+pub mod directory;
 pub mod identity;
+pub mod journal;
+pub mod room;
+pub mod staged;
+pub mod stamp;
+pub mod unfinished;
 
 use std::collections::BTreeSet;
 use std::path::Path;

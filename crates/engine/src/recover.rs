@@ -3,10 +3,9 @@
 use strongroom_hypervisor::{Domain, HypervisorError, StoredBitmap};
 
 use crate::context::Context;
+use crate::files::unfinished::{self, RestoreLeft};
 use crate::overlay::{outlook, wedged};
 use crate::reconcile::{ReconcileError, drop_stale, reconcile};
-use crate::restore;
-use crate::restore::recover::RestoreLeft;
 use crate::state::{Debt, Records, StateError};
 use crate::tracking;
 
@@ -40,7 +39,7 @@ pub struct Request {
 /// Undoes what an interrupted run left of one VM. Gives what was found, a line each; nothing if all is well.
 pub fn recover(context: &Context<'_>, name: &str, request: Request) -> Result<Vec<String>, RecoverError> {
     // Restores first: they may be what the domain's disks come from, or the domain itself.
-    let restores = restore::recover::recover(context, Some(name), request.dry_run)?;
+    let restores = unfinished::recover(context, Some(name), request.dry_run)?;
     let mut found: Vec<String> = restores.into_iter().map(|(_, what)| what).collect();
     let domain = match context.hypervisor.domain(&context.config.domain_of(name)) {
         Err(HypervisorError::NoSuchDomain(..)) if !found.is_empty() => return Ok(found),

@@ -2,17 +2,15 @@
 //!
 //! [`run`] decides where everything goes ([`plan`]), finds the LUKS headers that open the disks ([`header`]), writes the disks
 //! ([`write`]) beside their final places, or here for another machine (`stage`), moves them there when all are whole
-//! ([`draft`]), and defines the domain last. What fails leaves everything as it was.
+//! ([`crate::files::staged`]), and defines the domain last. What fails leaves everything as it was.
 
 mod belief;
-pub mod draft;
+mod error;
 pub mod header;
-pub mod journal;
 pub mod onto;
 pub mod plan;
 mod prospect;
-pub mod recover;
-pub mod room;
+mod room;
 mod sink;
 mod stage;
 pub mod write;
@@ -25,17 +23,19 @@ use strongroom_borg::{Access, Repository};
 use strongroom_hypervisor::HypervisorError;
 use uuid::Uuid;
 
-use self::draft::{Draft, Published};
 pub use self::plan::{DiskContent, DiskTarget, LeftOut, RestorePlan};
-use self::room::{Need, Shortage};
 use self::stage::Stage;
 use self::write::WriteError;
 use crate::archive::HistoryError;
 use crate::catalog::Catalog;
 use crate::context::Context;
-use crate::define::define;
 use crate::digest;
 use crate::event::{Event, Step};
+use crate::files::define::define;
+use crate::files::room::{Need, Shortage, check, guarded};
+pub use crate::files::staged::RestoredDisk;
+use crate::files::staged::{Draft, Published};
+use crate::files::unfinished;
 use crate::firmware;
 use crate::history::Point;
 use crate::manifest::DOMAIN_PATH;
@@ -163,7 +163,7 @@ pub enum RestoreError {
     State(#[from] StateError),
     /// An interrupted restore of the same VM.
     #[error(transparent)]
-    Left(#[from] recover::RestoreLeft),
+    Left(#[from] unfinished::RestoreLeft),
     /// All of it may not fit.
     #[error("{0}; name another place with --to, or begin all the same with --tight")]
     Room(#[from] Shortage),
@@ -235,21 +235,6 @@ pub struct Report {
     pub seconds: f64,
 }
 
-/// One restored disk.
-#[derive(Debug, Clone, Serialize)]
-pub struct RestoredDisk {
-    /// Target device name.
-    pub target: String,
-    /// Where it is.
-    pub path: PathBuf,
-    /// Guest-visible size in bytes.
-    pub size: u64,
-    /// Bytes that were not zero, and so were written.
-    pub bytes_written: u64,
-    /// True for a swap disk, which is made anew.
-    pub fresh: bool,
-}
-
 /// What came of a call of [`run`].
 #[derive(Debug)]
 pub enum Outcome {
@@ -298,7 +283,7 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
         }
     }
     if !request.dry_run {
-        for (_, what) in recover::recover(context, Some(&plan.vm), false)? {
+        for (_, what) in unfinished::recover(context, Some(&plan.vm), false)? {
             context.warn(format!("{}: {what}", plan.vm));
         }
     }
@@ -338,10 +323,10 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
         })
         .collect();
     if !request.tight {
-        room::check(&needs, context.config.limits.free_mib)?;
+        check(&needs, context.config.limits.free_mib)?;
     }
     let connection = repository.canceller();
-    let (written, shortage) = room::guarded(
+    let (written, shortage) = guarded(
         context,
         &needs,
         || connection.cancel(),

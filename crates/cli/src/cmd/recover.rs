@@ -2,8 +2,8 @@
 
 use serde_json::json;
 use strongroom_engine::config::Config;
+use strongroom_engine::files::unfinished;
 use strongroom_engine::recover::{Request, recover};
-use strongroom_engine::restore;
 
 use crate::args::Recover;
 use crate::exit::Exit;
@@ -77,9 +77,9 @@ pub fn run(settings: &Settings, args: &Recover) -> Result<Exit, Failure> {
 fn others(settings: &Settings, config: &Config, request: Request) -> Result<Vec<(String, String)>, Failure> {
     let parts = Settings::parts(config.clone())?;
     let context = settings.context(&parts);
-    let mut found = restore::recover::recover(&context, None, request.dry_run).map_err(Failure::failed)?;
+    let mut found = unfinished::recover(&context, None, request.dry_run).map_err(Failure::failed)?;
     let images = &context.config.images;
-    let older = restore::recover::unjournalled(images, request.dry_run).map_err(|error| {
+    let older = unfinished::unjournalled(images, request.dry_run).map_err(|error| {
         Failure::failed(format!(
             "look for what restores left in {}: {error}",
             images.display()

@@ -17,10 +17,10 @@ use strongroom_nbd::{Backing, Format, QemuNbd, Serve, image_info};
 
 use super::CaptureError;
 use super::offline::format_of;
-use super::stamp::Stamps;
 use super::{Begun, Server};
 use crate::context::Context;
 use crate::event::OpenExport;
+use crate::files::stamp::Stamps;
 use crate::manifest::Mode;
 use crate::overlay::{Job, SUFFIX, Top, Views};
 use crate::quiesce::Rest;

@@ -7,13 +7,15 @@ use std::collections::BTreeMap;
 
 use strongroom_borg::{ChunkRef, Repository};
 
-use super::write::Placed;
 use super::{Request, RestoreError};
 use crate::context::Context;
 use crate::headers::{self, Headers};
 use crate::history::Point;
 use crate::manifest::{HeadersRecord, LuksRecord};
 use crate::trust::order::Order;
+
+/// One chunk at its place.
+pub type Placed = (u64, ChunkRef);
 
 /// A header area that goes onto a disk.
 #[derive(Debug, Clone)]

@@ -28,17 +28,18 @@ use strongroom_disk::{Extent, ExtentMap, Kind, RangeSet};
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Sparse, Zeroing, through};
 use uuid::Uuid;
 
-use super::header::Found;
+use super::error::WriteError;
+use super::header::{Found, Placed};
 use super::plan::PlanError;
-use super::room::{self, Need};
-use super::write::{self, Placed, WriteError};
+use super::write;
 use super::{DiskContent, DiskTarget, ImageFormat, Request, RestoreError, RestoredDisk};
 use crate::backup::areas::{carved_from, with_holes};
 use crate::backup::pace::unhindered;
-use crate::capture::stamp;
 use crate::context::Context;
-use crate::directory::{Directory, Identity};
 use crate::event::Event;
+use crate::files::directory::{Directory, Identity};
+use crate::files::room::{self, Need};
+use crate::files::stamp::stamp;
 use crate::files::{Inventory, Own};
 use crate::history::Point;
 

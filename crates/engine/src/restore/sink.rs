@@ -8,7 +8,7 @@ use std::path::Path;
 use strongroom_borg::Spare;
 use strongroom_nbd::{Client, Sparse, WriteOptions};
 
-use super::write::WriteError;
+use super::error::WriteError;
 use crate::context::Context;
 
 /// Writes in flight.

@@ -7,17 +7,14 @@ use strongroom_hypervisor::Hypervisor;
 use tempfile::TempDir;
 
 use super::RestoreError;
-use super::draft::{Draft, Published};
-use super::journal::Journal;
-use super::write::WriteError;
+use super::error::WriteError;
 use crate::context::Context;
 use crate::event::Event;
+use crate::files::journal::{Journal, STAGE_PREFIX};
+use crate::files::staged::{Draft, Published};
 
 /// Where large files that do not stay go, unless `TMPDIR` says otherwise (`file-hierarchy(7)`).
 const TEMPORARY: &str = "/var/tmp";
-
-/// How such a directory's name begins.
-pub const PREFIX: &str = "strongroom-restore-";
 
 /// Where files are made.
 pub enum Stage<'a> {
@@ -36,7 +33,7 @@ impl<'a> Stage<'a> {
         }
         let parent = std::env::var_os("TMPDIR").unwrap_or_else(|| TEMPORARY.into());
         let directory = tempfile::Builder::new()
-            .prefix(PREFIX)
+            .prefix(STAGE_PREFIX)
             .tempdir_in(&parent)
             .map_err(|source| failed(Path::new(&parent), source))?;
         journal.stage(directory.path())?;

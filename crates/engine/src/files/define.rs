@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use strongroom_hypervisor::HypervisorError;
 use uuid::Uuid;
 
+use super::Inventory;
+use super::staged::Published;
 use crate::context::Context;
-use crate::files::Inventory;
-use crate::restore::draft::Published;
 
 /// How long a hypervisor that does not answer is asked what it has done.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -13,12 +13,27 @@ use std::rc::Rc;
 
 use strongroom_hypervisor::{Hypervisor, HypervisorError};
 
-use super::RestoredDisk;
+use super::directory::{Directory, Identity, Made};
 use crate::digest;
-use crate::directory::{Directory, Identity, Made};
+use serde::Serialize;
 
 /// The longest name of a file, in bytes (`NAME_MAX`).
 const LONGEST_NAME: usize = 255;
+
+/// One restored disk.
+#[derive(Debug, Clone, Serialize)]
+pub struct RestoredDisk {
+    /// Target device name.
+    pub target: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Guest-visible size in bytes.
+    pub size: u64,
+    /// Bytes that were not zero, and so were written.
+    pub bytes_written: u64,
+    /// True for a swap disk, which is made anew.
+    pub fresh: bool,
+}
 
 /// A file under a temporary name. Dropped, it is removed.
 #[derive(Debug)]

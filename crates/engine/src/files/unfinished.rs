@@ -15,11 +15,11 @@ use std::path::Path;
 
 use strongroom_hypervisor::HypervisorError;
 
-use super::draft::names_beside;
-use super::journal::{Entry, Phase, Place, abandoned, close};
+use super::directory::{Directory, Identity};
+use super::journal::{Entry, Phase, Place, STAGE_PREFIX, abandoned, close};
+use super::staged::names_beside;
+use super::{Held, Inventory};
 use crate::context::Context;
-use crate::directory::{Directory, Identity};
-use crate::files::{Held, Inventory};
 use crate::state::StateError;
 
 /// Why it stays as it is.
@@ -320,7 +320,7 @@ fn is_stage(stage: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     let named = stage
         .file_name()
-        .is_some_and(|name| name.to_string_lossy().starts_with(super::stage::PREFIX));
+        .is_some_and(|name| name.to_string_lossy().starts_with(STAGE_PREFIX));
     let ours = stage
         .symlink_metadata()
         .is_ok_and(|found| found.is_dir() && found.uid() == rustix::process::geteuid().as_raw());

@@ -1,7 +1,7 @@
 //! What a restore, or the making of a machine, is about to do to files, on record before it does it.
 //!
 //! One file a restore, `restores/TOKEN.json` in the state directory, gone when the restore is over, and a lock that tells
-//! whether it still runs. [`super::recover`] puts right what a restore that died has left.
+//! whether it still runs. [`super::unfinished`] puts right what a restore that died has left.
 
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -13,12 +13,14 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::draft::{Draft, names_beside, token};
-use crate::directory::Identity;
+use super::directory::Identity;
+use super::staged::{Draft, names_beside, token};
 use crate::state::{StateDirectory, StateError, read_json, replace_json};
 
 /// The version of the file.
 const VERSION: u32 = 1;
+/// How the name of a directory begins in which files for another machine are made.
+pub const STAGE_PREFIX: &str = "strongroom-restore-";
 /// Directory of the journals in the state directory.
 const DIRECTORY: &str = "restores";
 
