@@ -132,6 +132,18 @@ impl<K: Copy + Eq> Cover<K> {
     }
 }
 
+impl ExtentMap {
+    /// The map of a disk on which these parts read as zeroes.
+    #[must_use]
+    pub fn with_holes(&self, holes: &RangeSet) -> Self {
+        if holes.is_empty() {
+            return self.clone();
+        }
+        let data = self.ranges_of(Kind::Data).subtract(holes);
+        Self::of_ranges(self.size(), &data, Kind::Data, Kind::Zero)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -173,6 +185,28 @@ mod tests {
             let data = map.ranges_of(Kind::Data);
             prop_assert_eq!(data.total_len(), map.total_of(Kind::Data));
             prop_assert_eq!(ExtentMap::of_ranges(size, &data, Kind::Data, Kind::Zero), map);
+        }
+    }
+
+    proptest! {
+        /// What is carved reads as zeroes, everything else is as it was.
+        #[test]
+        fn only_the_carved_parts_become_holes(
+            data in prop::collection::vec((0u64..900, 1u64..100), 0..6),
+            carved in prop::collection::vec((0u64..900, 1u64..100), 0..4),
+        ) {
+            let ranges = |list: &[(u64, u64)]| -> RangeSet {
+                list.iter().map(|&(offset, length)| Extent::new(offset, length).unwrap()).collect()
+            };
+            let (data, carved) = (ranges(&data), ranges(&carved));
+            let map = ExtentMap::of_ranges(1000, &data, Kind::Data, Kind::Zero);
+            let after = map.with_holes(&carved);
+            prop_assert_eq!(after.size(), 1000);
+            for at in 0..1000 {
+                let byte = Extent::new(at, 1).unwrap();
+                let expected = data.contains(byte) && !carved.contains(byte);
+                prop_assert_eq!(after.at(at) == Some(Kind::Data), expected, "{}", at);
+            }
         }
     }
 

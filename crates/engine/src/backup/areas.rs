@@ -3,7 +3,7 @@
 
 use sha2::{Digest as _, Sha256};
 use strongroom_borg::{ArchiveWriter, ChunkRef};
-use strongroom_disk::{BlockSource as _, ExtentMap, HeaderArea, Kind, Luks, NoArea, RangeSet};
+use strongroom_disk::{BlockSource as _, HeaderArea, Luks, NoArea, RangeSet};
 use strongroom_nbd::Client;
 
 use super::BackupError;
@@ -124,20 +124,11 @@ impl Areas {
 
 /// What the parent's chunks of a disk lack.
 pub fn carved_from(parent: Option<&DiskRecord>) -> RangeSet {
-    parent.map_or_else(RangeSet::new, |disk| carved(&disk.luks))
+    parent.into_iter().flat_map(DiskRecord::areas).collect()
 }
 
 fn carved(luks: &[LuksRecord]) -> RangeSet {
     luks.iter().filter_map(LuksRecord::area).collect()
-}
-
-/// An allocation map in which the carved parts read as zeroes.
-pub fn with_holes(allocation: &ExtentMap, carved: &RangeSet) -> ExtentMap {
-    if carved.is_empty() {
-        return allocation.clone();
-    }
-    let data = allocation.ranges_of(Kind::Data).subtract(carved);
-    ExtentMap::of_ranges(allocation.size(), &data, Kind::Data, Kind::Zero)
 }
 
 /// The changes of what is left of a disk: none in the carved parts, and all that the parent lacked or had more.
@@ -179,8 +170,6 @@ fn warn_inside(context: &Context<'_>, disk: &DiskPlan, luks: &Luks, why: NoArea)
 mod tests {
     use super::*;
     use crate::testing::ranges;
-    use proptest::prelude::*;
-    use strongroom_disk::Extent;
 
     #[test]
     fn a_change_of_the_header_alone_changes_nothing_of_the_disk() {
@@ -193,24 +182,5 @@ mod tests {
         assert_eq!(changes(&none, &header, &none), header);
         let moved = ranges(&[(120, 50)]);
         assert_eq!(changes(&none, &header, &moved), ranges(&[(100, 20), (150, 20)]));
-    }
-
-    proptest! {
-        /// Whatever is carved reads as zeroes, everything else is as it was.
-        #[test]
-        fn only_the_carved_parts_become_holes(
-            data in prop::collection::vec((0u64..900, 1u64..100), 0..6),
-            carved in prop::collection::vec((0u64..900, 1u64..100), 0..4),
-        ) {
-            let (data, carved) = (ranges(&data), ranges(&carved));
-            let map = ExtentMap::of_ranges(1000, &data, Kind::Data, Kind::Zero);
-            let after = with_holes(&map, &carved);
-            prop_assert_eq!(after.size(), 1000);
-            for at in 0..1000 {
-                let byte = Extent::new(at, 1).unwrap();
-                let expected = data.contains(byte) && !carved.contains(byte);
-                prop_assert_eq!(after.at(at) == Some(Kind::Data), expected, "{}", at);
-            }
-        }
     }
 }

@@ -139,7 +139,7 @@ pub fn read(
             .unwrap_or(&mut client)
             .block_status_all(bitmap)
             .map_err(read_error)?;
-        let allocation = areas::with_holes(&allocation, &carved);
+        let allocation = allocation.with_holes(&carved);
         let before = areas::carved_from(Some(record));
         let mut changed = areas::changes(&changed, &before, &carved);
         // What the repository has lost is read again: unchanged, it heals all restore points that it is part of.
@@ -188,7 +188,7 @@ pub fn read(
             .unwrap_or(&mut client)
             .allocation()
             .map_err(read_error)?;
-        full(&areas::with_holes(&allocation, &carved))
+        full(&allocation.with_holes(&carved))
     };
     let streamed = stream::stream(context, &disk.target, &mut client, &cells, writer, pace)?;
     Ok(DiskResult {

@@ -19,6 +19,7 @@ use strongroom_nbd::ReadOptions;
 use uuid::Uuid;
 
 use crate::context::Context;
+use crate::run::reading::unhindered;
 
 /// Between two questions.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -26,9 +27,6 @@ const PERIOD: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(20);
 /// Requests in flight to begin with.
 const FIRST: usize = 2;
-/// Size and number of requests where no guest is in the way. Larger ones cost QEMU more, as it takes fresh memory for each.
-const REQUEST: u64 = 256 << 10;
-const DEPTH: usize = 64;
 
 /// How fast the disks of a VM are read.
 #[derive(Debug)]
@@ -60,7 +58,7 @@ impl Pace {
     /// How hard to read now.
     pub fn options<'a>(&'a self, context: &'a Context<'_>) -> ReadOptions<'a> {
         if self.targets.is_empty() {
-            return unhindered(context);
+            return unhindered(context.cancel);
         }
         let reader = context.config.reader;
         ReadOptions {
@@ -140,16 +138,6 @@ impl Pace {
     fn ask(&self, context: &Context<'_>) -> Result<Vec<Requests>, strongroom_hypervisor::HypervisorError> {
         let targets: Vec<&str> = self.targets.iter().map(String::as_str).collect();
         context.hypervisor.requests(self.domain, &targets)
-    }
-}
-
-/// How to read a disk that no guest uses.
-pub fn unhindered<'a>(context: &'a Context<'_>) -> ReadOptions<'a> {
-    ReadOptions {
-        depth: DEPTH,
-        request_size: REQUEST,
-        cancel: Some(context.cancel.flag()),
-        ..ReadOptions::default()
     }
 }
 

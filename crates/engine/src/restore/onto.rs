@@ -33,8 +33,6 @@ use super::header::{Found, Placed};
 use super::plan::PlanError;
 use super::write;
 use super::{DiskContent, DiskTarget, ImageFormat, Request, RestoreError, RestoredDisk};
-use crate::backup::areas::{carved_from, with_holes};
-use crate::backup::pace::unhindered;
 use crate::context::Context;
 use crate::event::Event;
 use crate::files::directory::{Directory, Identity};
@@ -42,6 +40,8 @@ use crate::files::room::{self, Need};
 use crate::files::stamp::stamp;
 use crate::files::{Inventory, Own};
 use crate::history::Point;
+use crate::manifest::DiskRecord;
+use crate::run::reading::unhindered;
 
 /// Chunks that wait for a worker.
 const QUEUE: usize = 4;
@@ -348,8 +348,9 @@ fn compare(
     }
     let allocation = image.allocation().map_err(image_error)?;
     let opener = repository.opener();
-    let carved = carved_from(point.manifest.disk(&disk.target));
-    let mut of_chunks = Look::at(&chunks, &with_holes(&allocation, &carved), &opener)?;
+    let record = point.manifest.disk(&disk.target);
+    let carved: RangeSet = record.into_iter().flat_map(DiskRecord::areas).collect();
+    let mut of_chunks = Look::at(&chunks, &allocation.with_holes(&carved), &opener)?;
     let mut of_pieces = Look::at(&pieces, &allocation, &opener)?;
     context.report(&Event::DiskStarted {
         target: &disk.target,
@@ -475,7 +476,7 @@ fn read_and_hash(
             .collect();
         let end = image.read_sparse(
             requests.into_iter().map(|(_, whole)| whole),
-            &unhindered(context),
+            &unhindered(context.cancel),
             |length| spare.take(length),
             0,
             |offset, bytes| {
