@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use strongroom_borg::{PassphraseSource, Settings as BorgSettings};
 use strongroom_engine::config::{Config, name_problem, uuid_in};
-use strongroom_engine::context::{Context, Launch, Repositories, Surroundings};
-use strongroom_engine::event::{Event, Observer};
-use strongroom_engine::state::StateDirectory;
+use strongroom_engine::run::context::{Context, Launch, Repositories, Surroundings};
+use strongroom_engine::run::event::{Event, Observer};
+use strongroom_engine::run::state::StateDirectory;
 use strongroom_engine::when::{PointName, When};
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;

@@ -10,8 +10,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use strongroom_borg::{Event as BorgEvent, Level};
-use strongroom_engine::event::{Event, Step};
 use strongroom_engine::manifest::Mode;
+use strongroom_engine::run::event::{Event, Step};
 use strongroom_engine::run::plan::Plan;
 
 use crate::args::Global;

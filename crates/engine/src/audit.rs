@@ -21,9 +21,9 @@ use strongroom_hypervisor::{Domain, HypervisorError, RunState};
 
 pub use self::judge::clear_text;
 pub use self::look::DiskLook;
-use crate::context::Context;
 use crate::files::Inventory;
-use crate::state::StateError;
+use crate::run::context::Context;
+use crate::run::state::StateError;
 use crate::trust::memory::Memory;
 
 /// How much a finding matters.

@@ -21,13 +21,13 @@ use strongroom_nbd::{QemuNbd, Target};
 pub use self::job::end_job;
 use self::lent::Lent;
 pub use self::lent::take_back;
-use crate::context::Context;
-use crate::event::{Event, OpenExport};
 use crate::files::stamp::Stamps;
 use crate::manifest::{Method, Mode};
 use crate::quiesce::{QuiesceError, Rest};
+use crate::run::context::Context;
+use crate::run::event::{Event, OpenExport};
 use crate::run::plan::{DiskPlan, Plan};
-use crate::state::Run;
+use crate::run::state::Run;
 
 /// Why the disks cannot be read as they were at one instant.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use self::cache::Cache;
 use crate::archive::{self, HistoryError, Listed};
 use crate::manifest::{MANIFEST_PATH, MAX_BYTES, Manifest, SIGNATURE_PATH};
-use crate::state::StateDirectory;
+use crate::run::state::StateDirectory;
 use crate::trust::signature;
 use crate::when::{PointName, When};
 

@@ -30,15 +30,15 @@ use uuid::Uuid;
 
 use self::input::InputError;
 use self::machine::{Limits, Machine, MachineError, Typed};
-use crate::context::Context;
-use crate::event::Event;
 use crate::files::define::define;
 use crate::files::journal::Journal;
 use crate::files::room::{self, Need, Shortage};
 use crate::files::staged::{Draft, Published};
 use crate::files::unfinished;
 use crate::files::{InUse, Inventory, Own};
-use crate::state::StateError;
+use crate::run::context::Context;
+use crate::run::event::Event;
+use crate::run::state::StateError;
 use crate::template::Template;
 
 /// What lies before the encrypted volume: boot loaders and `/boot`.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use strongroom_hypervisor::Domain;
 
-use crate::context::Context;
 use crate::manifest::NVRAM_PATH;
+use crate::run::context::Context;
 
 /// The largest UEFI variable store that is taken along, in bytes. Real ones have half a MiB.
 const MAX_NVRAM: u64 = 16 << 20;

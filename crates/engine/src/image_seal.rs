@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 pub use self::store::Place;
 use crate::config::Signing;
-use crate::event::Observer;
+use crate::run::event::Observer;
 use crate::trust::signature::{self, Signer, SigningError, Untrusted};
 
 /// What a seal's signature is made for.

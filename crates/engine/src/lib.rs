@@ -2,7 +2,7 @@
 //!
 //! The story of a backup is [`backup::run`], that of a restore [`restore::run`]. Everything outside is reached
 //! through the port [`strongroom_hypervisor::Hypervisor`], the Borg client and NBD; everything that happens is reported to an
-//! [`event::Observer`].
+//! [`run::event::Observer`].
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
@@ -13,10 +13,8 @@ pub mod backup;
 pub mod capture;
 pub mod catalog;
 pub mod config;
-pub mod context;
 pub mod create;
 pub mod digest;
-pub mod event;
 pub mod files;
 pub mod firmware;
 pub mod headers;
@@ -31,7 +29,6 @@ pub mod recover;
 pub mod release;
 pub mod restore;
 pub mod run;
-pub mod state;
 pub mod storage;
 pub mod template;
 #[cfg(test)]

@@ -25,9 +25,9 @@ use strongroom_hypervisor::{Domain, HypervisorError, RunState};
 use self::freeze::{Freeze, Freezer};
 use self::script::{Failure, Phase, Script};
 use crate::config::{IfMissed, Level, Quiesce};
-use crate::context::Context;
 use crate::manifest::Consistency;
-use crate::state::{StateError, VmState};
+use crate::run::context::Context;
+use crate::run::state::{StateError, VmState};
 
 /// How long the agent may take to give a sign of life, and to thaw.
 const PING: Duration = Duration::from_secs(5);

@@ -19,10 +19,10 @@ use strongroom_hypervisor::{Domain, HypervisorError, Listener};
 
 use crate::capture::{end_job, take_back};
 use crate::config::Quiesce;
-use crate::context::Context;
 use crate::overlay::{HomeError, Homecoming, bring_home};
 use crate::quiesce;
-use crate::state::{StateError, VmState};
+use crate::run::context::Context;
+use crate::run::state::{StateError, VmState};
 
 /// Why the traces of a run could not be removed.
 #[derive(Debug, thiserror::Error)]

@@ -2,11 +2,11 @@
 
 use strongroom_hypervisor::{Domain, HypervisorError, StoredBitmap};
 
-use crate::context::Context;
 use crate::files::unfinished::{self, RestoreLeft};
 use crate::overlay::{outlook, wedged};
 use crate::reconcile::{ReconcileError, drop_stale, reconcile};
-use crate::state::{Debt, Records, StateError};
+use crate::run::context::Context;
+use crate::run::state::{Debt, Records, StateError};
 use crate::tracking;
 
 /// Why a VM is not as it should be.

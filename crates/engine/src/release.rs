@@ -6,9 +6,9 @@
 use strongroom_hypervisor::names::is_ours;
 use strongroom_hypervisor::{Domain, HypervisorError, StoredBitmap};
 
-use crate::context::Context;
 use crate::reconcile::{ReconcileError, reconcile};
-use crate::state::{Debt, StateError, VmState};
+use crate::run::context::Context;
+use crate::run::state::{Debt, StateError, VmState};
 use crate::tracking;
 
 /// Why something of ours remains.

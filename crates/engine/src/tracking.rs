@@ -8,8 +8,8 @@ use strongroom_hypervisor::names::is_ours;
 use strongroom_hypervisor::{Domain, HypervisorError, StoredBitmap};
 
 use crate::config::Vm;
-use crate::context::Context;
-use crate::state::VmState;
+use crate::run::context::Context;
+use crate::run::state::VmState;
 
 /// Why no checkpoint is made of this VM, if that is so: a snapshot can only be reverted to without one.
 pub fn forbidden(domain: &Domain, settings: &Vm) -> Option<String> {

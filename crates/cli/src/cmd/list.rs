@@ -3,10 +3,10 @@
 use serde_json::{Value, json};
 use strongroom_borg::{Access, ArchiveInfo};
 use strongroom_engine::catalog::Catalog;
-use strongroom_engine::context::Surroundings;
-use strongroom_engine::event::Event;
 use strongroom_engine::manifest::{Manifest, Mode};
-use strongroom_engine::state::StateDirectory;
+use strongroom_engine::run::context::Surroundings;
+use strongroom_engine::run::event::Event;
+use strongroom_engine::run::state::StateDirectory;
 use strongroom_engine::trust::chain::Head;
 use strongroom_engine::trust::{self, Standing};
 

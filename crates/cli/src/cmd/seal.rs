@@ -6,7 +6,7 @@ use serde_json::json;
 use strongroom_engine::config::{Config, Signing, Vm, uuid_in};
 use strongroom_engine::image_seal::vm::{self, disk_name};
 use strongroom_engine::image_seal::{self, Place, SealError};
-use strongroom_engine::state::StateDirectory;
+use strongroom_engine::run::state::StateDirectory;
 use strongroom_hypervisor::{Disk, DiskSource, Domain, Hypervisor as _, MachineFiles, RunState};
 use strongroom_libvirt::{Libvirt, machine};
 use uuid::Uuid;
@@ -250,9 +250,11 @@ fn definition(
     if found.name != vm {
         return Err(failed(format!("the definition is that of {:?}", found.name)));
     }
-    settings.ui.engine(&strongroom_engine::event::Event::Note(format!(
-        "{vm}: looking at its images"
-    )));
+    settings
+        .ui
+        .engine(&strongroom_engine::run::event::Event::Note(format!(
+            "{vm}: looking at its images"
+        )));
     Ok(found)
 }
 

@@ -4,7 +4,7 @@ use serde_json::json;
 use strongroom_borg::Access;
 use strongroom_engine::catalog::{Catalog, Entry};
 use strongroom_engine::manifest::{DiskRecord, Manifest};
-use strongroom_engine::state::StateDirectory;
+use strongroom_engine::run::state::StateDirectory;
 use strongroom_engine::trust::{self, Standing};
 
 use crate::args::Show;

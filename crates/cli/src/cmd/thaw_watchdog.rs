@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use strongroom_child::Needs;
-use strongroom_engine::context::Launch;
+use strongroom_engine::run::context::Launch;
 use strongroom_engine::watchdog::guard::Guard;
 use strongroom_engine::watchdog::{Said, read_line};
 use strongroom_hypervisor::{Hypervisor as _, HypervisorError};

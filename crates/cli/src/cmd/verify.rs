@@ -1,7 +1,7 @@
 //! `strongroom verify`.
 
 use serde_json::json;
-use strongroom_engine::state::StateDirectory;
+use strongroom_engine::run::state::StateDirectory;
 use strongroom_engine::verify::{self, Problem, Report, Request, Scope, Share, Surroundings, VmReport};
 
 use strongroom_engine::when::PointName;

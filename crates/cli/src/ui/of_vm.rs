@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use strongroom_borg::Event as BorgEvent;
-use strongroom_engine::event::{Event, Observer};
+use strongroom_engine::run::event::{Event, Observer};
 
 use super::Ui;
 

@@ -16,7 +16,7 @@ use rustix::process::{Signal, getpid, kill_process};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use strongroom_engine::config::{CaptureMethod, Config, Level, Quiesce, Vm};
-use strongroom_engine::event::{Event, Step};
+use strongroom_engine::run::event::{Event, Step};
 use strongroom_testkit::{Borg, Lab, TestGuest, output_of, run, virsh};
 
 use super::running::Said;

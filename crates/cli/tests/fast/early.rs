@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use strongroom_engine::state::StateDirectory;
+use strongroom_engine::run::state::StateDirectory;
 use strongroom_testkit::run;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -311,7 +311,7 @@ fn status_is_true_and_at_once() {
     assert_eq!(interrupted["interrupted"], true);
 }
 
-fn interrupted() -> strongroom_engine::state::Run {
+fn interrupted() -> strongroom_engine::run::state::Run {
     serde_json::from_value(json!({
         "id": "x", "started": "2026-11-30T12:00:00Z", "archive": "test-x", "checkpoint": null, "socket": null,
         "scratch": [], "running": true,

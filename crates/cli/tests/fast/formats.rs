@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use strongroom_engine::digest::sha256;
-use strongroom_engine::state::StateDirectory;
+use strongroom_engine::run::state::StateDirectory;
 use strongroom_testkit::run;
 use tempfile::TempDir;
 

@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use strongroom_base::cancel::Cancel;
 use strongroom_borg::{PassphraseSource, Settings};
 use strongroom_engine::config::Config;
-use strongroom_engine::context::{Context, Repositories};
 use strongroom_engine::files::journal::Journal;
 use strongroom_engine::files::unfinished::recover;
-use strongroom_engine::state::StateDirectory;
+use strongroom_engine::run::context::{Context, Repositories};
+use strongroom_engine::run::state::StateDirectory;
 use strongroom_libvirt::Libvirt;
 
 use crate::common::names;

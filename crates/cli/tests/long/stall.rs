@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::common::{Bench, Hook};
 use serde_json::{Value, json};
 use strongroom_engine::config::CaptureMethod;
-use strongroom_engine::event::{Event, Step};
+use strongroom_engine::run::event::{Event, Step};
 use strongroom_testkit::{Format, Lab, OwnLibvirtd, ProbePort};
 
 /// Pause between two writes of the guest that are measured, in milliseconds.

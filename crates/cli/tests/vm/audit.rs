@@ -541,7 +541,7 @@ fn what_is_left_behind_is_found() {
     // A run that died.
     let uuid = scene.bench.hypervisor.domain(&vm).unwrap().uuid;
     let mut records = scene.bench.state.lock(&vm, uuid).unwrap();
-    let run: strongroom_engine::state::Run = serde_json::from_value(json!({
+    let run: strongroom_engine::run::state::Run = serde_json::from_value(json!({
         "id": "1", "started": "2026-01-01T00:00:00Z", "archive": "a", "checkpoint": null,
         "socket": "/none", "scratch": [], "running": false,
     }))

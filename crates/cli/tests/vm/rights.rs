@@ -5,8 +5,8 @@
 use std::process::Command;
 use std::sync::Mutex;
 
-use strongroom_engine::event::Event;
 use strongroom_engine::manifest::Mode;
+use strongroom_engine::run::event::Event;
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 use strongroom_nbd::{Client, Options, Target};

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use strongroom_engine::event::Event;
 use strongroom_engine::manifest::Mode;
+use strongroom_engine::run::event::Event;
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 use strongroom_libvirt::rights::words;

@@ -11,7 +11,7 @@ use crate::common::{Bench, Hook, names};
 use strongroom_engine::backup::BackupError;
 use strongroom_engine::capture::CaptureError;
 use strongroom_engine::config::CaptureMethod;
-use strongroom_engine::event::Event;
+use strongroom_engine::run::event::Event;
 use strongroom_testkit::{Format, Lab, create_disk, output_of, patience, run, virsh};
 
 /// A small file system of its own over a lab's directory.

@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use strongroom_engine::event::Event;
 use strongroom_engine::manifest::Mode;
+use strongroom_engine::run::event::Event;
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_hypervisor::NbdTls;
 use strongroom_libvirt::Libvirt;

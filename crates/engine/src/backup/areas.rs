@@ -7,10 +7,10 @@ use strongroom_disk::{BlockSource as _, HeaderArea, Luks, NoArea, RangeSet};
 use strongroom_nbd::Client;
 
 use super::BackupError;
-use crate::context::Context;
 use crate::digest;
 use crate::headers::{Area, PIECE};
 use crate::manifest::{DiskRecord, HeaderRecord, LuksRecord};
+use crate::run::context::Context;
 use crate::run::plan::DiskPlan;
 
 /// The LUKS volumes of a disk, with what became of their headers.

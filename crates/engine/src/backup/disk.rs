@@ -13,10 +13,10 @@ use super::pace::Pace;
 use super::{audit, guard, stream};
 use crate::capture::Capture;
 use crate::config::{LuksHeaders, Vm};
-use crate::context::Context;
 use crate::headers::Area;
 use crate::history::Point;
 use crate::manifest::{DiskRecord, LuksRecord, Mode};
+use crate::run::context::Context;
 use crate::run::plan::DiskPlan;
 
 /// A disk that is in the repository, and how it got there.

@@ -10,7 +10,7 @@ use strongroom_nbd::Client;
 use super::BackupError;
 use crate::audit::clear_text;
 use crate::config::Vm;
-use crate::context::Context;
+use crate::run::context::Context;
 use crate::run::plan::Plan;
 
 /// Refuses a disk with parts that are not ciphertext. Its map may come from another place than its bytes.

@@ -18,7 +18,7 @@ use strongroom_hypervisor::{DiskSource, Domain, Requests};
 use strongroom_nbd::ReadOptions;
 use uuid::Uuid;
 
-use crate::context::Context;
+use crate::run::context::Context;
 use crate::run::reading::unhindered;
 
 /// Between two questions.

@@ -14,7 +14,7 @@ use crate::history::Point;
 use crate::manifest::{DiskRecord, Exclusion, Manifest, Method, Mode};
 use crate::names::archive_prefix;
 use crate::run::plan::{DiskPlan, ExcludedPlan, Plan, RunId, beside};
-use crate::state::Committed;
+use crate::run::state::Committed;
 
 /// Why nothing sensible can be planned.
 #[derive(Debug, thiserror::Error)]

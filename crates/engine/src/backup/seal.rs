@@ -9,7 +9,6 @@ use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve};
 use super::BackupError;
 use super::disk::DiskResult;
 use crate::archive::archive_name;
-use crate::context::Context;
 use crate::digest;
 use crate::firmware::{self, FirmwareFile};
 use crate::headers::{self, Area, Statement};
@@ -18,6 +17,7 @@ use crate::manifest::{
     Manifest, ManifestError, PLAIN_FORMAT, SIGNATURE_PATH, VmIdentity, disk_path,
 };
 use crate::quiesce::Reached;
+use crate::run::context::Context;
 use crate::run::plan::Plan;
 use crate::trust::{NAMESPACE, Successor, signature};
 

@@ -6,9 +6,9 @@ use strongroom_hypervisor::Role;
 use uuid::Uuid;
 
 use super::plan::PlanError;
-use crate::context::Context;
 use crate::files::{Doubt, Held, Inventory};
 use crate::manifest::Method;
+use crate::run::context::Context;
 use crate::run::plan::Plan;
 
 /// Refuses a shut-off VM whose images another domain writes to: what is read would be of many instants. Of a running VM it is a

@@ -23,9 +23,9 @@ use strongroom_nbd::{Client, Sparse};
 use super::BackupError;
 use super::cells::{self, Cell};
 use super::pace::Pace;
-use crate::context::Context;
 use crate::digest;
-use crate::event::Event;
+use crate::run::context::Context;
+use crate::run::event::Event;
 
 /// Cells that wait for a worker, and sealed chunks that wait for the repository.
 const QUEUE: usize = 4;

@@ -8,12 +8,12 @@ use uuid::Uuid;
 
 use super::Begun;
 use super::CaptureError;
-use crate::context::Context;
-use crate::event::OpenExport;
 use crate::manifest::Mode;
 use crate::quiesce::Rest;
+use crate::run::context::Context;
+use crate::run::event::OpenExport;
 use crate::run::plan::{DiskPlan, Plan};
-use crate::state::Run;
+use crate::run::state::Run;
 
 /// How long a hypervisor that does not answer is asked again.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -16,9 +16,9 @@ use strongroom_hypervisor::{Listener, MAX_SERIAL};
 use strongroom_nbd::{Cache, Format, QemuNbd, Serve, Target};
 
 use super::short_id;
-use crate::context::Context;
+use crate::run::context::Context;
 use crate::run::plan::{DiskPlan, Plan};
-use crate::state::Run;
+use crate::run::state::Run;
 
 /// Where Linux lists the disks of this machine.
 const DISKS: &str = "/sys/block";

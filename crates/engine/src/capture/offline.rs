@@ -6,9 +6,9 @@ use strongroom_nbd::{Backing, Format, QemuNbd, Serve};
 
 use super::CaptureError;
 use super::{Begun, Server};
-use crate::context::Context;
-use crate::event::OpenExport;
 use crate::files::stamp::Stamps;
+use crate::run::context::Context;
+use crate::run::event::OpenExport;
 use crate::run::plan::{DiskPlan, Plan};
 
 /// Serves a shut-off VM's disks. The images are opened without a lock: a lock would keep the owner from starting

@@ -17,10 +17,10 @@ use strongroom_borg::Canceller;
 use super::CaptureError;
 use super::end_job;
 use crate::config::Limits;
-use crate::context::Context;
 use crate::manifest::Method;
+use crate::run::context::Context;
 use crate::run::plan::Plan;
-use crate::state::Run;
+use crate::run::state::Run;
 
 /// Between two looks. A guest that writes 1 GB/s meanwhile fills a quarter of the default floor.
 const PERIOD: Duration = Duration::from_millis(250);

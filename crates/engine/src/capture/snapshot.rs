@@ -18,14 +18,14 @@ use strongroom_nbd::{Backing, Format, QemuNbd, Serve, image_info};
 use super::CaptureError;
 use super::offline::format_of;
 use super::{Begun, Server};
-use crate::context::Context;
-use crate::event::OpenExport;
 use crate::files::stamp::Stamps;
 use crate::manifest::Mode;
 use crate::overlay::{Job, SUFFIX, Top, Views};
 use crate::quiesce::Rest;
+use crate::run::context::Context;
+use crate::run::event::OpenExport;
 use crate::run::plan::{DiskPlan, Plan, beside};
-use crate::state::Run;
+use crate::run::state::Run;
 
 /// How often the views are read until all three name the overlays.
 const LOOKS: usize = 5;

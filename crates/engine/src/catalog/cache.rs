@@ -12,7 +12,7 @@ use strongroom_borg::{ArchiveInfo, Repository};
 use super::Entry;
 use crate::archive::Listed;
 use crate::manifest::Manifest;
-use crate::state::{self, StateDirectory};
+use crate::run::state::{self, StateDirectory};
 
 /// The version of the file.
 const VERSION: u32 = 1;

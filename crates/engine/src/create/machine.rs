@@ -25,7 +25,7 @@ use strongroom_guest::protocol::{
 };
 use strongroom_hypervisor::Accelerator;
 
-use crate::event::{Event, Observer};
+use crate::run::event::{Event, Observer};
 use crate::template::Template;
 
 /// Between two looks at whether the work is cancelled.

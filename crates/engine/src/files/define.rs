@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::Inventory;
 use super::staged::Published;
-use crate::context::Context;
+use crate::run::context::Context;
 
 /// How long a hypervisor that does not answer is asked what it has done.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::directory::Identity;
 use super::staged::{Draft, names_beside, token};
-use crate::state::{StateDirectory, StateError, read_json, replace_json};
+use crate::run::state::{StateDirectory, StateError, read_json, replace_json};
 
 /// The version of the file.
 const VERSION: u32 = 1;

@@ -10,7 +10,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use crate::context::Context;
+use crate::run::context::Context;
 
 /// Between two looks. Who writes 1 GB/s meanwhile fills a quarter of the default floor.
 const PERIOD: Duration = Duration::from_millis(250);

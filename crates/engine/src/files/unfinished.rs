@@ -19,8 +19,8 @@ use super::directory::{Directory, Identity};
 use super::journal::{Entry, Phase, Place, STAGE_PREFIX, abandoned, close};
 use super::staged::names_beside;
 use super::{Held, Inventory};
-use crate::context::Context;
-use crate::state::StateError;
+use crate::run::context::Context;
+use crate::run::state::StateError;
 
 /// Why it stays as it is.
 #[derive(Debug, thiserror::Error)]

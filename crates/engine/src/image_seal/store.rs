@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use super::{MAX_BYTES, SealError, Signed};
-use crate::state::{self, StateDirectory};
+use crate::run::state::{self, StateDirectory};
 use crate::trust::signature;
 
 /// The place of one seal.

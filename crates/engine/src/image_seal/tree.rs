@@ -21,7 +21,7 @@ use strongroom_disk::{Extent, RangeSet};
 
 use super::{NamedFile, SealError, SealedFile};
 use crate::digest;
-use crate::event::{Event, Observer};
+use crate::run::event::{Event, Observer};
 
 /// Bytes under one leaf.
 pub const BLOCK: u64 = 4 << 20;

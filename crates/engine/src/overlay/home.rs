@@ -7,8 +7,8 @@ use strongroom_hypervisor::{Chain, HypervisorError, Overlay};
 use uuid::Uuid;
 
 use super::{Content, Facts, Job, Step, Top, Views, Why, files, next};
-use crate::context::Context;
-use crate::state::{Run, StateError, VmState};
+use crate::run::context::Context;
+use crate::run::state::{Run, StateError, VmState};
 
 /// How long a hypervisor that does not answer is asked again, and how long one and the same step is tried again.
 const PATIENCE: Duration = Duration::from_mins(1);

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use strongroom_hypervisor::{Domain, FreezeStatus, HypervisorError, RunState};
 
 use super::{PING, THAW};
-use crate::context::Context;
-use crate::state::{StateError, VmState};
+use crate::run::context::Context;
+use crate::run::state::{StateError, VmState};
 use crate::watchdog::{Watchdog, Word};
 
 /// How long a thaw is tried again: the hypervisor's daemon may be restarting. The watchdog tries for longer.

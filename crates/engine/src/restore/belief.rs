@@ -6,9 +6,9 @@ use strongroom_borg::Repository;
 
 use super::{Request, RestoreError};
 use crate::catalog::{Catalog, Entry};
-use crate::context::Context;
 use crate::history::Point;
 use crate::manifest::HeadersRecord;
+use crate::run::context::Context;
 use crate::trust::order::{self, Order};
 use crate::trust::signature::{self, NAMESPACE, Signer, Untrusted};
 use crate::trust::{self, Standing};

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use strongroom_borg::{ChunkRef, Repository};
 
 use super::{Request, RestoreError};
-use crate::context::Context;
 use crate::headers::{self, Headers};
 use crate::history::Point;
 use crate::manifest::{HeadersRecord, LuksRecord};
+use crate::run::context::Context;
 use crate::trust::order::Order;
 
 /// One chunk at its place.

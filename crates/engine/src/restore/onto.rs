@@ -33,14 +33,14 @@ use super::header::{Found, Placed};
 use super::plan::PlanError;
 use super::write;
 use super::{DiskContent, DiskTarget, ImageFormat, Request, RestoreError, RestoredDisk};
-use crate::context::Context;
-use crate::event::Event;
 use crate::files::directory::{Directory, Identity};
 use crate::files::room::{self, Need};
 use crate::files::stamp::stamp;
 use crate::files::{Inventory, Own};
 use crate::history::Point;
 use crate::manifest::DiskRecord;
+use crate::run::context::Context;
+use crate::run::event::Event;
 use crate::run::reading::unhindered;
 
 /// Chunks that wait for a worker.

@@ -11,12 +11,12 @@ use strongroom_hypervisor::{Disk, DiskSource, HypervisorError, Retarget};
 use uuid::Uuid;
 
 use super::{ImageFormat, Request};
-use crate::context::Context;
 use crate::files::{InUse, Inventory, Own};
 use crate::firmware;
 use crate::history::Point;
 use crate::manifest::{ExcludedDisk, Exclusion, NVRAM_PATH};
 use crate::names::archive_prefix;
+use crate::run::context::Context;
 
 /// What a restore will do.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -128,7 +128,7 @@ pub enum PlanError {
     Interrupted(String),
     /// Our records of the VM.
     #[error(transparent)]
-    State(crate::state::StateError),
+    State(crate::run::state::StateError),
     /// The hypervisor could not be asked.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),

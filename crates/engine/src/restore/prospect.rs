@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use strongroom_hypervisor::Retarget;
 
 use super::{Request, RestoreError, RestorePlan};
-use crate::context::Context;
+use crate::run::context::Context;
 
 /// Gives the definition as it will be, and puts into the plan what a person should know of it.
 pub fn of(

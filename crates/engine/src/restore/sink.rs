@@ -9,7 +9,7 @@ use strongroom_borg::Spare;
 use strongroom_nbd::{Client, Sparse, WriteOptions};
 
 use super::error::WriteError;
-use crate::context::Context;
+use crate::run::context::Context;
 
 /// Writes in flight.
 const DEPTH: usize = 4;

@@ -8,10 +8,10 @@ use tempfile::TempDir;
 
 use super::RestoreError;
 use super::error::WriteError;
-use crate::context::Context;
-use crate::event::Event;
 use crate::files::journal::{Journal, STAGE_PREFIX};
 use crate::files::staged::{Draft, Published};
+use crate::run::context::Context;
+use crate::run::event::Event;
 
 /// Where large files that do not stay go, unless `TMPDIR` says otherwise (`file-hierarchy(7)`).
 const TEMPORARY: &str = "/var/tmp";

@@ -14,11 +14,11 @@ use super::header::{Found, Placed};
 use super::sink::Sink;
 use super::stage::Stage;
 use super::{DiskContent, DiskTarget, ImageFormat, RestoredDisk};
-use crate::context::Context;
 use crate::digest;
-use crate::event::Event;
 use crate::files::staged::Draft;
 use crate::history::Point;
+use crate::run::context::Context;
+use crate::run::event::Event;
 
 /// Chunks that wait for a worker, and for the disk.
 const QUEUE: usize = 4;

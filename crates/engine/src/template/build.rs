@@ -17,7 +17,7 @@ use strongroom_guest::protocol;
 
 use super::{Description, FORMAT, Store, TemplateError, at};
 use crate::config::Signing;
-use crate::event::{Event, Observer};
+use crate::run::event::{Event, Observer};
 
 /// The steps, for `bash`.
 const SCRIPT: &str = include_str!("build.sh");

@@ -16,7 +16,7 @@ use strongroom_borg::ChunkId;
 use super::chain::{Head, Records};
 use super::part::Part;
 use crate::manifest::LostPoint;
-use crate::state::{self, StateDirectory, StateError};
+use crate::run::state::{self, StateDirectory, StateError};
 
 /// The version of the file.
 const VERSION: u32 = 1;

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::chain::Records;
 use super::signature::{self, NAMESPACE, Signer};
 use crate::catalog::Entry;
-use crate::context::Surroundings;
+use crate::run::context::Surroundings;
 
 /// The times of a chain, by number.
 #[derive(Debug, Default)]

@@ -7,9 +7,9 @@ use strongroom_borg::{ChunkId, Repository};
 use super::chain::{Head, Link, Records};
 use super::memory::Memory;
 use super::{standing, witness};
-use crate::context::Context;
 use crate::history::Point;
 use crate::manifest::{LostPoint, Manifest};
+use crate::run::context::Context;
 
 /// How many lost restore points are stated: the newest of them. One is enough for an alarm.
 const MOST_LOST: usize = 1000;

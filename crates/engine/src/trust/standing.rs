@@ -13,8 +13,8 @@ use super::signature::{self, NAMESPACE};
 use super::witness;
 use crate::catalog::Entry;
 use crate::config::Signing;
-use crate::context::Surroundings;
 use crate::manifest::LostPoint;
+use crate::run::context::Surroundings;
 
 /// What the witness says, asked once for all VMs; nothing where there is none. That it cannot be asked is a warning.
 pub fn witnessed(here: &Surroundings<'_>) -> Vec<Head> {

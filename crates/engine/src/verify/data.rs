@@ -8,7 +8,7 @@ use strongroom_base::workers::{Batches, join, workers_wanted};
 use strongroom_borg::{ChunkId, ChunkRef, Object, Opener, Repository, Spare};
 
 use super::Surroundings;
-use crate::event::Event;
+use crate::run::event::Event;
 
 /// Objects that wait for a worker.
 const QUEUE: usize = 4;

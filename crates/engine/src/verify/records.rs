@@ -5,8 +5,8 @@ use strongroom_borg::{ChunkId, Repository};
 
 use super::dropped::Dropped;
 use super::{Problem, Request, Scope, Share, Work};
-use crate::event::Event;
-use crate::state::StateError;
+use crate::run::event::Event;
+use crate::run::state::StateError;
 use crate::trust::chain::{self, ChainProblem, Head, Link, Records, Walk};
 use crate::trust::memory::Memory;
 

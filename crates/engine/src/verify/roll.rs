@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::Surroundings;
 use crate::history::Point;
 use crate::names::is_vm_name;
-use crate::state::{StateDirectory, StateError};
+use crate::run::state::{StateDirectory, StateError};
 use crate::trust::chain::Head;
 use crate::trust::memory::Memory;
 

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use strongroom_base::cancel::Cancel;
 use strongroom_engine::backup::{self, BackupError, Outcome};
 use strongroom_engine::config::Config;
-use strongroom_engine::context::{Context, Repositories};
-use strongroom_engine::state::StateDirectory;
+use strongroom_engine::run::context::{Context, Repositories};
+use strongroom_engine::run::state::StateDirectory;
 use strongroom_hypervisor::{Hypervisor as _, Timed};
 use strongroom_libvirt::Libvirt;
 

@@ -8,7 +8,7 @@ use strongroom_engine::archive::HistoryError;
 use strongroom_engine::catalog::{Catalog, Entry};
 use strongroom_engine::config::{Config, uuid_in};
 use strongroom_engine::names::archive_prefix;
-use strongroom_engine::state::{Records, StateDirectory};
+use strongroom_engine::run::state::{Records, StateDirectory};
 use strongroom_engine::tracking;
 use strongroom_engine::trust::memory::Memory;
 use strongroom_engine::trust::{self, Standing};

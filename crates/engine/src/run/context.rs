@@ -11,8 +11,8 @@ use strongroom_hypervisor::Hypervisor;
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::event::{Event, Observer};
-use crate::state::StateDirectory;
+use crate::run::event::{Event, Observer};
+use crate::run::state::StateDirectory;
 
 /// Between two looks at whether the work is cancelled.
 const LOOK: Duration = Duration::from_millis(100);
