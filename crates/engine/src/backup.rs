@@ -1,7 +1,7 @@
 //! The story of one backup, from top to bottom.
 //!
 //! [`run`] is the whole of it (told by `tell`). What it decides is in [`plan`], how the disks are held still in [`crate::capture`], how
-//! the guest is brought to rest for that in [`crate::quiesce`], how
+//! the guest is brought to rest for that in [`crate::capture::quiesce`], how
 //! one of them is read in [`disk`], its LUKS headers kept apart in [`areas`], cut into chunks in [`cells`], audited in [`audit`], how the bytes travel in
 //! [`stream`], and what surrounds them in [`seal`].
 //!
@@ -34,19 +34,19 @@ use self::pace::Pace;
 use self::plan::Parent;
 use self::seal::Instant;
 use crate::archive::HistoryError;
+use crate::capture::overlay::{HomeError, Homecoming, bring_home};
+use crate::capture::quiesce::{QuiesceError, Rest};
+use crate::capture::reconcile::{ReconcileError, drop_stale, reconcile};
+use crate::capture::tracking;
 use crate::capture::{self, Capture, CaptureError, end_job, scratch};
 use crate::config::{CaptureMethod, ConfigError, Vm, VmSettings};
 use crate::headers::{self, Headers};
 use crate::history::Point;
 use crate::manifest::{Exclusion, Manifest, ManifestError, Method};
-use crate::overlay::{HomeError, Homecoming, bring_home};
-use crate::quiesce::{QuiesceError, Rest};
-use crate::reconcile::{ReconcileError, drop_stale, reconcile};
 use crate::run::context::Context;
 use crate::run::event::{Event, Step};
 use crate::run::plan::{Plan, RunId};
 use crate::run::state::{Committed, Run, StateError, VmState};
-use crate::tracking;
 use crate::trust::chain::ChainProblem;
 use crate::trust::memory::Memory;
 use crate::trust::order::Order;

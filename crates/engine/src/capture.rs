@@ -3,13 +3,20 @@
 //! A running VM's view is a pull-mode backup job ([`job`]), or its images below the overlays of an external snapshot
 //! ([`snapshot`]); a shut-off VM's is its images ([`offline`]). The first two survive this process, so everything about
 //! them is in the journal before they are begun. A [`Capture`] that is dropped (an error, a panic, ctrl-C) ends a job
-//! and closes what reads images; overlays are brought home by [`crate::overlay`] afterwards.
+//! and closes what reads images; overlays are brought home by [`crate::capture::overlay`] afterwards.
 
 mod job;
 mod lent;
 mod offline;
+pub mod overlay;
+pub mod quiesce;
+pub mod reconcile;
+pub mod recover;
+pub mod release;
 pub mod scratch;
 mod snapshot;
+pub mod tracking;
+pub mod watchdog;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,9 +28,9 @@ use strongroom_nbd::{QemuNbd, Target};
 pub use self::job::end_job;
 use self::lent::Lent;
 pub use self::lent::take_back;
+use crate::capture::quiesce::{QuiesceError, Rest};
 use crate::files::stamp::Stamps;
 use crate::manifest::{Method, Mode};
-use crate::quiesce::{QuiesceError, Rest};
 use crate::run::context::Context;
 use crate::run::event::{Event, OpenExport};
 use crate::run::plan::{DiskPlan, Plan};

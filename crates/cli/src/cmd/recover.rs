@@ -1,9 +1,9 @@
 //! `strongroom recover`.
 
 use serde_json::json;
+use strongroom_engine::capture::recover::{Request, recover};
 use strongroom_engine::config::Config;
 use strongroom_engine::files::unfinished;
-use strongroom_engine::recover::{Request, recover};
 
 use crate::args::Recover;
 use crate::exit::Exit;

@@ -1,7 +1,7 @@
 //! `strongroom release`.
 
 use serde_json::json;
-use strongroom_engine::release::release;
+use strongroom_engine::capture::release::release;
 
 use crate::args::LetGo;
 use crate::exit::Exit;

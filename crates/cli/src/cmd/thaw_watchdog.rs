@@ -1,5 +1,5 @@
 //! `strongroom thaw-watchdog`: the process that thaws a guest when the run that froze it does not. Hidden: a backup starts
-//! it, and speaks to it as [`strongroom_engine::watchdog`] says.
+//! it, and speaks to it as [`strongroom_engine::capture::watchdog`] says.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use strongroom_child::Needs;
+use strongroom_engine::capture::watchdog::guard::Guard;
+use strongroom_engine::capture::watchdog::{Said, read_line};
 use strongroom_engine::run::context::Launch;
-use strongroom_engine::watchdog::guard::Guard;
-use strongroom_engine::watchdog::{Said, read_line};
 use strongroom_hypervisor::{Hypervisor as _, HypervisorError};
 use strongroom_libvirt::Libvirt;
 use uuid::Uuid;

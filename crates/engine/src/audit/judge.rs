@@ -9,8 +9,8 @@ use strongroom_hypervisor::Domain;
 use strongroom_hypervisor::names::is_ours;
 
 use super::{DiskLook, Finding, Level};
+use crate::capture::tracking;
 use crate::run::state::StateError;
-use crate::tracking;
 
 /// Tokens whose slots hold random secrets: what a guess costs does not matter there.
 const RANDOM: [&str; 6] = [

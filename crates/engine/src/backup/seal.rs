@@ -9,6 +9,7 @@ use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve};
 use super::BackupError;
 use super::disk::DiskResult;
 use crate::archive::archive_name;
+use crate::capture::quiesce::Reached;
 use crate::digest;
 use crate::firmware::{self, FirmwareFile};
 use crate::headers::{self, Area, Statement};
@@ -16,7 +17,6 @@ use crate::manifest::{
     DOMAIN_PATH, DiskRecord, ExcludedDisk, Exclusion, FORMAT, FileRecord, HeadersRecord, MANIFEST_PATH,
     Manifest, ManifestError, PLAIN_FORMAT, SIGNATURE_PATH, VmIdentity, disk_path,
 };
-use crate::quiesce::Reached;
 use crate::run::context::Context;
 use crate::run::plan::Plan;
 use crate::trust::{NAMESPACE, Successor, signature};

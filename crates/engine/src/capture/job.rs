@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::Begun;
 use super::CaptureError;
+use crate::capture::quiesce::Rest;
 use crate::manifest::Mode;
-use crate::quiesce::Rest;
 use crate::run::context::Context;
 use crate::run::event::OpenExport;
 use crate::run::plan::{DiskPlan, Plan};

@@ -58,7 +58,7 @@ impl Surroundings<'_> {
     }
 }
 
-/// The command that starts a [`crate::watchdog`] process for a domain that may be frozen for so long.
+/// The command that starts a [`crate::capture::watchdog`] process for a domain that may be frozen for so long.
 pub type Launch = dyn Fn(Uuid, Duration) -> Command + Sync;
 
 impl<'a> Context<'a> {

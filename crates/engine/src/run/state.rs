@@ -5,7 +5,7 @@
 //!
 //! The journal is written *before* each act and names the objects about to be made: it is the intent. libvirt and
 //! the repository are the truth. What a run leaves behind when it dies is described, and undone, in
-//! [`crate::reconcile`].
+//! [`crate::capture::reconcile`].
 //!
 //! Only this file says which checkpoints are committed. A checkpoint that an aborted run left looks valid to libvirt,
 //! and an incremental backup from it would silently miss data.

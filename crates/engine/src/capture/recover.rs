@@ -2,12 +2,12 @@
 
 use strongroom_hypervisor::{Domain, HypervisorError, StoredBitmap};
 
+use crate::capture::overlay::{outlook, wedged};
+use crate::capture::reconcile::{ReconcileError, drop_stale, reconcile};
+use crate::capture::tracking;
 use crate::files::unfinished::{self, RestoreLeft};
-use crate::overlay::{outlook, wedged};
-use crate::reconcile::{ReconcileError, drop_stale, reconcile};
 use crate::run::context::Context;
 use crate::run::state::{Debt, Records, StateError};
-use crate::tracking;
 
 /// Why a VM is not as it should be.
 #[derive(Debug, thiserror::Error)]

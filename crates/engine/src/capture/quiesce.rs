@@ -8,7 +8,7 @@
 //!
 //! What the guest is owed for it, a thaw and `post`, is on record before it is incurred, and is paid on every way out:
 //! at the end, after a failure, in a panic, and by the next run if this one died ([`settle`]). A guest is frozen only
-//! under the eyes of a [`crate::watchdog`], which thaws when the budget is over or this process is no more.
+//! under the eyes of a [`crate::capture::watchdog`], which thaws when the budget is over or this process is no more.
 //!
 //! What is reached is judged afterwards, and doubt counts against it: a freeze of which it is not certain that it held
 //! until the call had returned has not been one.

@@ -7,7 +7,7 @@
 //! | with its job running | job, scratch files, new checkpoint | the job is ended (the hypervisor removes the scratch files), the checkpoint becomes stale |
 //! | with views as disks of this machine | those disks, read-only | they are detached |
 //! | after the VM went down | socket, perhaps scratch files | both are removed |
-//! | with overlays | overlays in use, perhaps half merged | they are merged, the guest is switched back, the files are removed: see [`crate::overlay`] |
+//! | with overlays | overlays in use, perhaps half merged | they are merged, the guest is switched back, the files are removed: see [`crate::capture::overlay`] |
 //! | after Borg's commit, before the records | two checkpoints | the new one becomes stale: the older one and its archive still belong together |
 //!
 //! A Borg transaction that was not committed vanishes by itself. Only objects that the journal names are touched,
@@ -17,10 +17,10 @@ use std::path::{Path, PathBuf};
 
 use strongroom_hypervisor::{Domain, HypervisorError, Listener};
 
+use crate::capture::overlay::{HomeError, Homecoming, bring_home};
+use crate::capture::quiesce;
 use crate::capture::{end_job, take_back};
 use crate::config::Quiesce;
-use crate::overlay::{HomeError, Homecoming, bring_home};
-use crate::quiesce;
 use crate::run::context::Context;
 use crate::run::state::{StateError, VmState};
 

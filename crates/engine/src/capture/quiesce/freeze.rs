@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use strongroom_hypervisor::{Domain, FreezeStatus, HypervisorError, RunState};
 
 use super::{PING, THAW};
+use crate::capture::watchdog::{Watchdog, Word};
 use crate::run::context::Context;
 use crate::run::state::{StateError, VmState};
-use crate::watchdog::{Watchdog, Word};
 
 /// How long a thaw is tried again: the hypervisor's daemon may be restarting. The watchdog tries for longer.
 const PATIENCE: Duration = Duration::from_secs(10);

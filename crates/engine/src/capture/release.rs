@@ -6,10 +6,10 @@
 use strongroom_hypervisor::names::is_ours;
 use strongroom_hypervisor::{Domain, HypervisorError, StoredBitmap};
 
-use crate::reconcile::{ReconcileError, reconcile};
+use crate::capture::reconcile::{ReconcileError, reconcile};
+use crate::capture::tracking;
 use crate::run::context::Context;
 use crate::run::state::{Debt, StateError, VmState};
-use crate::tracking;
 
 /// Why something of ours remains.
 #[derive(Debug, thiserror::Error)]
