@@ -5,7 +5,7 @@ use strongroom_borg::{ArchiveInfo, ChunkId};
 use strongroom_disk::luks::LARGEST_AREA;
 use strongroom_engine::create::tang;
 use strongroom_engine::headers::{self, Statement};
-use strongroom_engine::image_seal::Seal;
+use strongroom_engine::inspect::image_seal::Seal;
 use strongroom_engine::manifest::{self, Manifest};
 use strongroom_engine::trust::chain::{Head, Link, Records, walk};
 use strongroom_engine::trust::witness;

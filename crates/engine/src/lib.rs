@@ -8,7 +8,6 @@
 
 pub mod archive;
 pub mod attest;
-pub mod audit;
 pub mod backup;
 pub mod capture;
 pub mod catalog;
@@ -19,12 +18,11 @@ pub mod files;
 pub mod firmware;
 pub mod headers;
 pub mod history;
-pub mod image_seal;
+pub mod inspect;
 pub mod manifest;
 pub mod names;
 pub mod restore;
 pub mod run;
-pub mod storage;
 pub mod template;
 #[cfg(test)]
 mod testing;

@@ -1,8 +1,8 @@
 //! `strongroom adopt`.
 
 use serde_json::json;
-use strongroom_engine::audit;
 use strongroom_engine::config::Config;
+use strongroom_engine::inspect::audit;
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 

@@ -2,8 +2,8 @@
 
 use jiff::SignedDuration;
 use serde_json::json;
-use strongroom_engine::audit::{self, Level, Report, VmReport};
 use strongroom_engine::config::Config;
+use strongroom_engine::inspect::audit::{self, Level, Report, VmReport};
 use strongroom_hypervisor::Hypervisor as _;
 
 use crate::args::Audit;

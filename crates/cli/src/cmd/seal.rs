@@ -4,8 +4,8 @@ use std::io::Read as _;
 
 use serde_json::json;
 use strongroom_engine::config::{Config, Signing, Vm, uuid_in};
-use strongroom_engine::image_seal::vm::{self, disk_name};
-use strongroom_engine::image_seal::{self, Place, SealError};
+use strongroom_engine::inspect::image_seal::vm::{self, disk_name};
+use strongroom_engine::inspect::image_seal::{self, Place, SealError};
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_hypervisor::{Disk, DiskSource, Domain, Hypervisor as _, MachineFiles, RunState};
 use strongroom_libvirt::{Libvirt, machine};

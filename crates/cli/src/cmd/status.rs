@@ -3,7 +3,7 @@
 mod vm;
 
 use serde_json::{Value, json};
-use strongroom_engine::storage::{self, Pool};
+use strongroom_engine::inspect::storage::{self, Pool};
 use strongroom_hypervisor::{Domain, Hypervisor as _};
 
 use crate::args::Status;

@@ -8,8 +8,8 @@ use strongroom_disk::Survey;
 use strongroom_nbd::Client;
 
 use super::BackupError;
-use crate::audit::clear_text;
 use crate::config::Vm;
+use crate::inspect::audit::clear_text;
 use crate::run::context::Context;
 use crate::run::plan::Plan;
 

@@ -1,0 +1,5 @@
+//! What is looked at, and judged, and changed in nothing.
+
+pub mod audit;
+pub mod image_seal;
+pub mod storage;
