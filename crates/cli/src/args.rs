@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
-use strongroom_engine::create::tang;
+use strongroom_engine::provision::create::tang;
 use strongroom_engine::verify::{Scope, Share};
 use strongroom_engine::when::PointName;
 use strongroom_hypervisor::NbdTls;

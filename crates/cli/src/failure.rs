@@ -6,11 +6,11 @@ use strongroom_engine::archive::HistoryError;
 use strongroom_engine::backup::BackupError;
 use strongroom_engine::backup::plan::PlanError as Unplanned;
 use strongroom_engine::config::ConfigError;
-use strongroom_engine::create::CreateError;
+use strongroom_engine::provision::create::CreateError;
+use strongroom_engine::provision::template::TemplateError;
 use strongroom_engine::restore::RestoreError;
 use strongroom_engine::restore::plan::PlanError;
 use strongroom_engine::restore::write::WriteError;
-use strongroom_engine::template::TemplateError;
 use strongroom_hypervisor::HypervisorError;
 
 use crate::exit::Exit;

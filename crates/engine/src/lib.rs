@@ -7,12 +7,10 @@
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod archive;
-pub mod attest;
 pub mod backup;
 pub mod capture;
 pub mod catalog;
 pub mod config;
-pub mod create;
 pub mod digest;
 pub mod files;
 pub mod firmware;
@@ -21,9 +19,9 @@ pub mod history;
 pub mod inspect;
 pub mod manifest;
 pub mod names;
+pub mod provision;
 pub mod restore;
 pub mod run;
-pub mod template;
 #[cfg(test)]
 mod testing;
 pub mod trust;

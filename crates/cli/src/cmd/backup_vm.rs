@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::json;
 use strongroom_engine::config::{Config, Signing, Vm};
-use strongroom_engine::template::Description;
+use strongroom_engine::provision::template::Description;
 use strongroom_guest::protocol::{ALLOWED_SIGNERS, Backups, SIGNING_KEY};
 
 use super::create::{self, Role};

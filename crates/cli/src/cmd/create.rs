@@ -6,9 +6,9 @@ use std::path::Path;
 use serde_json::json;
 use strongroom_borg::Encryption;
 use strongroom_engine::config::{Config, Vm};
-use strongroom_engine::create::machine::{Limits, Typed};
-use strongroom_engine::create::{self, Created, MARK, Request, input, tang};
-use strongroom_engine::template::Description;
+use strongroom_engine::provision::create::machine::{Limits, Typed};
+use strongroom_engine::provision::create::{self, Created, MARK, Request, input, tang};
+use strongroom_engine::provision::template::Description;
 use strongroom_guest::protocol::{self, Backups};
 use strongroom_hypervisor::{Accelerator, Creation as _, Extras, Firmware, LaunchSecurity, Network};
 

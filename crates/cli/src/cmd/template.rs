@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use strongroom_engine::config::{Config, Signing};
-use strongroom_engine::template::build::{Build, Import, Release, Source, build};
-use strongroom_engine::template::{Description, Store, TemplateError};
+use strongroom_engine::provision::template::build::{Build, Import, Release, Source, build};
+use strongroom_engine::provision::template::{Description, Store, TemplateError};
 
 use crate::args::{ImportFormat, Release as Wanted, Template, TemplateCommand};
 use crate::exit::Exit;

@@ -19,7 +19,7 @@ impl Templates {
     /// Builds it if it is not there: minutes.
     pub fn get() -> Self {
         let program = run(&mut Command::new(format!("{ROOT}/scripts/guest-program")));
-        let sources = "cat crates/engine/src/template/build.* $(find crates/guest/src -type f | sort) | sha256sum | cut -c 1-16";
+        let sources = "cat crates/engine/src/provision/template/build.* $(find crates/guest/src -type f | sort) | sha256sum | cut -c 1-16";
         let key = run(Command::new("sh").args(["-c", sources]).current_dir(ROOT));
         let cache = std::env::var_os("STRONGROOM_CACHE").map_or_else(
             || PathBuf::from(std::env::var_os("HOME").expect("HOME")).join(".cache/strongroom"),

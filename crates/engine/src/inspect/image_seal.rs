@@ -1,7 +1,7 @@
 //! Seals on images at rest: a signed statement of what a set of named files holds, and the check that they still do.
 //!
 //! A set is what belongs together: the disks of a shut-off VM and its UEFI variables ([`vm`]). (Templates carry a signature
-//! of their own, [`crate::template`].) The statement ([`Seal`], `docs/reference/formats/image-seal.md`) names each file's size and digest ([`tree`]);
+//! of their own, [`crate::provision::template`].) The statement ([`Seal`], `docs/reference/formats/image-seal.md`) names each file's size and digest ([`tree`]);
 //! the signature is SSHSIG in a namespace of its own, by the configured key.
 //!
 //! It fails closed: no seal, an unknown signer, a byte altered, a file longer, shorter, missing or more than there were:

@@ -102,7 +102,8 @@ pub fn check(request: &Request) -> Result<(), InputError> {
 }
 
 fn name(name: &str) -> Result<(), InputError> {
-    let good = crate::template::is_name(name) && name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    let good =
+        crate::provision::template::is_name(name) && name.starts_with(|c: char| c.is_ascii_alphanumeric());
     good.then_some(())
         .ok_or_else(|| InputError::Name(name.to_owned()))
 }

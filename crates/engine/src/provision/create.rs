@@ -36,10 +36,10 @@ use crate::files::room::{self, Need, Shortage};
 use crate::files::staged::{Draft, Published};
 use crate::files::unfinished;
 use crate::files::{InUse, Inventory, Own};
+use crate::provision::template::Template;
 use crate::run::context::Context;
 use crate::run::event::Event;
 use crate::run::state::StateError;
-use crate::template::Template;
 
 /// What lies before the encrypted volume: boot loaders and `/boot`.
 pub const BEFORE_ROOT: u64 = 512 << 20;

@@ -25,8 +25,8 @@ use strongroom_guest::protocol::{
 };
 use strongroom_hypervisor::Accelerator;
 
+use crate::provision::template::Template;
 use crate::run::event::{Event, Observer};
-use crate::template::Template;
 
 /// Between two looks at whether the work is cancelled.
 const LOOK: Duration = Duration::from_millis(100);

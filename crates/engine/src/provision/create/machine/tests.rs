@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use strongroom_guest::protocol::{Kdf, Unlock, VERSION};
 
 use super::*;
-use crate::template::Description;
+use crate::provision::template::Description;
 use crate::trust::signature::Signer;
 
 struct Lab {

@@ -2,14 +2,14 @@
 
 use super::*;
 
-const VCEK: &[u8] = include_bytes!("../../tests/fixtures/snp/vcek_milan.der");
+const VCEK: &[u8] = include_bytes!("../../../tests/fixtures/snp/vcek_milan.der");
 const FIRMWARE: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/tests/fixtures/snp/ovmf_AmdSev_suffix.bin"
 );
 
 fn report() -> Vec<u8> {
-    let text = include_str!("../../tests/fixtures/snp/report_milan.hex").trim();
+    let text = include_str!("../../../tests/fixtures/snp/report_milan.hex").trim();
     let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
     (0..text.len()).step_by(2).map(byte).collect()
 }
