@@ -479,7 +479,7 @@ fn no_damage_to_a_file_of_the_repository_goes_unnoticed() {
     ] {
         assert!(world.table.contains_key(role.name()), "no byte of {role:?}");
     }
-    world.compare("By whoever has the repository's host");
+    world.compare("By an attacker with the repository's host");
 }
 
 #[test]
@@ -572,7 +572,7 @@ fn whoever_has_the_repository_key_cannot_pass_anything_off_as_ours() {
     let extracted = world.extract(last);
     world.sign_as_thief(&extracted.join("manifest.json"), "strongroom-manifest@v1");
     world.replace(last, time, &extracted, &all);
-    assert_eq!(world.judge("signed by somebody else", ""), Found::Verify);
+    assert_eq!(world.judge("signed by another key", ""), Found::Verify);
 
     // All is as it was, but the key is trusted no more.
     world.reset(&whole);
@@ -583,7 +583,7 @@ fn whoever_has_the_repository_key_cannot_pass_anything_off_as_ours() {
         &world.lab.path("thief.pub"),
     );
     assert_eq!(world.judge("key not trusted any more", ""), Found::Verify);
-    world.compare("By whoever has the repository's key too");
+    world.compare("By an attacker with the repository's key too");
 }
 
 /// What is put in the place of the newest restore point.
@@ -785,8 +785,8 @@ fn archives_of_headers_are_watched_over_like_restore_points() {
     let extracted = world.extract(last);
     world.sign_as_thief(&extracted.join("headers.json"), "strongroom-headers@v1");
     world.replace(last, time, &extracted, &all);
-    assert_eq!(world.judge("headers signed by somebody else", ""), Found::Verify);
+    assert_eq!(world.judge("headers signed by another key", ""), Found::Verify);
     // They are not used either: a restore takes those that are signed.
     world.is_harmless().unwrap();
-    world.compare("LUKS headers, by whoever has the repository's key too");
+    world.compare("LUKS headers, by an attacker with the repository's key too");
 }
