@@ -332,14 +332,14 @@ impl Error {
             Self::NoPassphrase => "set BORG_PASSPHRASE or BORG_PASSCOMMAND",
             Self::NoKeyFile { .. } => "restore the key file from its backup with `borg key import`",
             Self::Replay { .. } => {
-                "somebody may have put back an old state of the repository; if you did it yourself, remove the file manifest-timestamp in Borg's security directory for this repository"
+                "an old state of the repository may have been put back; if you did that yourself, remove the file manifest-timestamp in Borg's security directory for this repository"
             }
             Self::Relocated { .. } => {
                 "if you moved the repository yourself, set BORG_RELOCATED_REPO_ACCESS_IS_OK=yes once"
             }
             Self::EncryptionChanged { .. } => "the repository may have been replaced by another one",
             Self::SecretGone => {
-                "somebody may have put another key in its place, to read what is written from now on; if you removed the passphrase yourself, remove the file strongroom-secret in Borg's security directory for this repository"
+                "an attacker may have put another key in its place, to read what is written from now on; if you removed the passphrase yourself, remove the file strongroom-secret in Borg's security directory for this repository"
             }
             Self::UnknownUnencrypted => {
                 "if this is right, set BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes once"

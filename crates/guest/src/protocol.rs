@@ -221,7 +221,7 @@ pub enum ProtocolError {
     #[error("it speaks out of turn")]
     Turn,
     /// A report that cannot be true.
-    #[error("its report makes no sense: {0}")]
+    #[error("its report is invalid: {0}")]
     Report(&'static str),
 }
 

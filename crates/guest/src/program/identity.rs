@@ -45,7 +45,7 @@ pub fn backups(root: &Path, order: &Order) -> Result<Option<BackupKeys>, Failed>
     let recipient = order
         .recovery
         .as_ref()
-        .ok_or("make the repositories' passphrase: nobody is named to encrypt it to")?;
+        .ok_or("make the repositories' passphrase: no recipient is named to encrypt it to")?;
     private(root, "etc/strongroom")?;
     private(root, "root/.ssh")?;
     put(
