@@ -209,11 +209,11 @@ fn job_words(operation: u32, socket: Option<&Path>) -> String {
         VIR_DOMAIN_JOB_OPERATION_BACKUP => match socket {
             Some(socket) => {
                 return format!(
-                    "a backup job of somebody else runs, with the socket {}",
+                    "a backup job of another program runs, with the socket {}",
                     socket.display()
                 );
             }
-            None => "a backup job of somebody else runs",
+            None => "a backup job of another program runs",
         },
         other => return format!("a job runs (libvirt's operation {other})"),
     };

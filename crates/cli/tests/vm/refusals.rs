@@ -415,7 +415,7 @@ fn a_foreign_backup_job(scene: &Scene<'_>) {
         1,
         &[
             &format!("back up {}", scene.vm()),
-            &format!("a backup job of somebody else runs, with the socket {socket}"),
+            &format!("a backup job of another program runs, with the socket {socket}"),
             "nothing was touched",
             "hint: run the backup again when that is over",
         ],
@@ -428,7 +428,7 @@ fn a_foreign_backup_job(scene: &Scene<'_>) {
     let dry = scene
         .bench
         .says(scene.lab, &["--json", "backup", "-n", scene.vm()]);
-    dry.expect(1, &["a backup job of somebody else"]);
+    dry.expect(1, &["a backup job of another program"]);
     let job = run(&mut virsh(["domjobinfo", scene.vm()]));
     assert!(job.contains("Backup"), "it still runs: {job}");
     run(&mut virsh(["domjobabort", scene.vm()]));
