@@ -87,7 +87,7 @@ pub enum BackupError {
     #[error(transparent)]
     Signing(#[from] SigningError),
     /// Somebody has put back an old copy of the repository.
-    #[error("back up {vm}: {problem}; nothing is encrypted into such a repository until that was meant")]
+    #[error("back up {vm}: {problem}; nothing is encrypted into such a repository until you acknowledge it")]
     RolledBack {
         /// The VM.
         vm: String,

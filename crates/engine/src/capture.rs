@@ -93,7 +93,7 @@ pub enum CaptureError {
     )]
     SnapshotRemote(String),
     /// A base was written to while it was read.
-    #[error("back up {vm}: {} was written to while it was read: somebody else has merged its overlay", .image.display())]
+    #[error("back up {vm}: {} was written to while it was read: another program has merged its overlay", .image.display())]
     Merged {
         /// The VM.
         vm: String,

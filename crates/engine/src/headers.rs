@@ -143,7 +143,7 @@ impl Statement {
                 && (1..=LARGEST_AREA).contains(&area.length)
                 && Extent::new(area.offset, area.length).is_ok();
             if !fits || !seen.insert((&area.disk, area.offset)) {
-                return Err("an area in it makes no sense".into());
+                return Err("an area in it is invalid".into());
             }
         }
         Ok(statement)

@@ -142,7 +142,7 @@ pub enum RestoreError {
     },
     /// Nobody vouches for a definition that acts on the host.
     #[error(
-        "define {vm}: nobody who is trusted has signed the restore point, and its definition has {}; --trust-definition takes it as it is, and --disk restores disks alone", .powers.join(", ")
+        "define {vm}: no trusted key has signed the restore point, and its definition has {}; --trust-definition takes it as it is, and --disk restores disks alone", .powers.join(", ")
     )]
     Powers {
         /// The VM.

@@ -370,9 +370,9 @@ fn a_domain_that_hangs_keeps_no_other_from_its_backup() {
     let over = ["restore", vm, "--disk", "vda", "--overwrite", "--to", at];
     let onto = ["restore", vm, "--disk", "vda", "--onto", at];
     let aside = ["restore", &free.name, "--disk", "vda", "--to", text(&place)];
-    let unknown = ["cannot be told whether", &dead, "virsh destroy"];
+    let unknown = ["may use it", &dead, "virsh destroy"];
     let undetermined = ["it could not be determined", &dead, "writes to its disks"];
-    let noted = ["cannot be told whether", &dead];
+    let noted = ["may use its disks", &dead];
     // Half a minute each, and twice that for the last one, which asks again before the file takes its place.
     let all: [(&[&str], i32, &[&str]); 5] = [
         (&["backup", &off.name], 3, &undetermined),

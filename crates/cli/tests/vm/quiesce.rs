@@ -209,10 +209,10 @@ fn file_systems_are_at_rest_in_the_restore_point() {
 
     // Somebody else's freeze is nothing of ours: not to be used, and not to be ended.
     scene.bench.hypervisor.freeze(scene.uuid, PLENTY).unwrap();
-    scene.backup().expect(3, &["somebody else has frozen"]);
+    scene.backup().expect(3, &["another program has frozen"]);
     assert_eq!(scene.status(), FreezeStatus::Frozen);
     scene.bench.hypervisor.thaw(scene.uuid, PLENTY).unwrap();
-    scene.expect(Consistency::Crash, Some("somebody else"));
+    scene.expect(Consistency::Crash, Some("another program"));
 
     run(&mut virsh(["suspend", scene.vm()]));
     scene

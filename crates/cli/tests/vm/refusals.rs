@@ -461,7 +461,7 @@ fn a_foreign_snapshot(scene: &Scene<'_>) {
         1,
         &[
             &format!("disk vda runs on {}", overlay.display()),
-            "the overlay of the snapshot \"theirs\" of somebody else",
+            "the overlay of another program's snapshot \"theirs\"",
             "nothing was touched",
             "hint: let it be merged",
         ],

@@ -119,7 +119,7 @@ fn doubtful(context: &Context<'_>, vm: &str, standing: &Standing<'_>) {
     };
     context.warn(format!(
         "passed over: archive {archive} is newer than all that are trusted, but is not trusted itself: {why}{others}; \
-         somebody else may have made it, in the place of one of ours; `strongroom verify {vm}` says more"
+         another writer may have made it, in the place of a genuine one; `strongroom verify {vm}` has details"
     ));
 }
 

@@ -39,7 +39,7 @@ impl Areas {
         let mut areas = Self::default();
         let volumes = Luks::find(client).unwrap_or_else(|error| {
             context.warn(format!(
-                "disk {}: its LUKS headers cannot be told: {error}",
+                "disk {}: its LUKS headers cannot be located: {error}",
                 disk.target
             ));
             Vec::new()

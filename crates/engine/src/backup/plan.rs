@@ -44,7 +44,7 @@ pub enum PlanError {
     Away(String),
     /// Somebody has taken a snapshot, and is going to merge or delete it some time.
     #[error(
-        "back up {vm}: disk {} runs on {}, the overlay of the snapshot {:?} of somebody else; nothing was touched",
+        "back up {vm}: disk {} runs on {}, the overlay of another program's snapshot {:?}; nothing was touched",
         .snapshot.target, .snapshot.overlay.display(), .snapshot.name
     )]
     Snapshot {

@@ -237,7 +237,7 @@ fn excluded(context: &Context<'_>, domain: &Domain, plan: &Plan) -> Vec<Excluded
 fn swap_layout(context: &Context<'_>, disk: &strongroom_hypervisor::Disk) -> Option<SwapLayout> {
     if !context.hypervisor.is_local() {
         context.note(format!(
-            "swap disk {} lies on another machine: its layout cannot be told, it will come back blank",
+            "swap disk {} lies on another machine: its layout is unknown, it will come back blank",
             disk.target
         ));
         return None;
@@ -261,7 +261,7 @@ fn swap_layout(context: &Context<'_>, disk: &strongroom_hypervisor::Disk) -> Opt
         Ok(layout) => Some(layout),
         Err(error) => {
             context.warn(format!(
-                "swap disk {}: its layout cannot be told, it will come back blank: {error}",
+                "swap disk {}: its layout is unknown, it will come back blank: {error}",
                 disk.target
             ));
             None

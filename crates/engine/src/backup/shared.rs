@@ -45,7 +45,7 @@ pub fn check(context: &Context<'_>, plan: &Plan) -> Result<(), PlanError> {
         let (domain, reason) = (&unread.domain, &unread.reason);
         match doubt {
             Doubt::Slight => context.note(format!(
-                "{}: it cannot be told whether {domain:?} uses its disks, too, as libvirt does not give that domain's \
+                "{}: {domain:?} may use its disks, too: libvirt does not give that domain's \
                  definition ({reason})",
                 plan.vm
             )),

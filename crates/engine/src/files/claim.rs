@@ -91,7 +91,7 @@ pub enum InUse {
     },
     /// It is there, and a domain that hangs may be using it.
     #[error(
-        "replace or change {path}: it cannot be told whether domain {domain:?} uses it, whose definition libvirt does not give \
+        "replace or change {path}: domain {domain:?} may use it, and libvirt does not give that domain's definition \
          ({reason}); wait until that VM answers again, or end it with `virsh destroy`, then repeat this"
     )]
     Unknown {

@@ -48,7 +48,7 @@ pub fn define<'a>(
             Err(unknown) => {
                 for file in files {
                     context.warn(format!(
-                        "{} stays, as it cannot be told whether a domain has it: {unknown}",
+                        "{} stays, as a domain may have it: {unknown}",
                         file.place().display()
                     ));
                     file.leave();

@@ -291,7 +291,7 @@ fn put_right(context: &Context<'_>, journal: &Path, entry: &Entry) -> Result<(),
             }
             if let Some(unread) = inventory.unread().first() {
                 return Err(unclear(vec![format!(
-                    "{path}: it cannot be told whether domain {:?} has it ({}); wait until that VM answers again, or end it \
+                    "{path}: whether domain {:?} has it cannot be determined ({}); wait until that VM answers again, or end it \
                      with `virsh destroy`",
                     unread.domain, unread.reason
                 )]));

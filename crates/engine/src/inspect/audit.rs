@@ -177,13 +177,13 @@ pub fn run(context: &Context<'_>, vms: &[String], max_age: SignedDuration) -> Re
     }
     let inventory = Inventory::take(context.hypervisor).unwrap_or_else(|error| {
         report.not_compared.push(format!(
-            "it cannot be told which VMs use the same files: failed to {error}"
+            "which VMs use the same files is unknown: failed to {error}"
         ));
         Inventory::default()
     });
     for unread in inventory.unread() {
         let words = format!(
-            "{}: it cannot be told which files it uses: {}",
+            "{}: which files it uses is unknown: {}",
             unread.domain, unread.reason
         );
         report.not_compared.push(words);

@@ -306,7 +306,7 @@ impl Seal {
             (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
         };
         if !in_order || !seal.files.iter().all(|file| plain(&file.name)) {
-            return Err(SealError::Invalid("its list of files makes no sense".into()));
+            return Err(SealError::Invalid("its list of files is invalid".into()));
         }
         Ok(seal)
     }

@@ -40,9 +40,8 @@ pub fn successor(
     let gone = gone(newest.as_ref(), records);
     if let Some(last) = gone.iter().max_by_key(|lost| lost.sequence) {
         context.warn(format!(
-            "restore point {} (number {}) was made and cannot be read or is not there any more: somebody may have put \
-             back an old copy of the repository, or removed it; `strongroom verify {vm}` says more, and fails until this \
-             is acknowledged",
+            "restore point {} (number {}) is missing or unreadable. The repository may have been rolled back, or the archive \
+             deleted. `strongroom verify {vm}` has details and fails until you acknowledge it",
             last.archive, last.sequence
         ));
         let home = repository.id().to_string();
@@ -64,7 +63,7 @@ pub fn successor(
     {
         context.warn(format!(
             "restore point {} (number {}), the newest on record, is gone, though there are newer ones: pruning leaves it, \
-             so somebody else may have made those; without [signing] it cannot be told",
+             so another writer may have made those; without [signing] that cannot be determined",
             head.archive, head.sequence
         ));
     }

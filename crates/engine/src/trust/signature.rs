@@ -62,7 +62,7 @@ pub enum Untrusted {
     #[error("its signature has {0} bytes, at most {MAX_BYTES} are expected")]
     TooLarge(u64),
     /// The configuration does not say whom to trust.
-    #[error("nobody is trusted: the configuration names no [signing] allowed_signers")]
+    #[error("no key is trusted: the configuration names no [signing] allowed_signers")]
     NoSigners,
     /// Unknown signer, other content, other namespace, expired or revoked key.
     #[error("its signature is not accepted: {0}")]

@@ -44,7 +44,7 @@ pub enum WitnessError {
         words: String,
     },
     /// What it says is not what it was told.
-    #[error("use the witness: line {line} makes no sense: {reason}")]
+    #[error("use the witness: line {line} is invalid: {reason}")]
     Line {
         /// Number of the line, from 1 on.
         line: usize,

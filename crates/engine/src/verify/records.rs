@@ -58,7 +58,7 @@ impl Work<'_> {
         if known.heads.is_empty() {
             self.report.notes.push(
                 "no record of the newest restore point, neither here nor at a witness: that the newest ones are missing, \
-                 or all of the repository is an old copy, cannot be told"
+                 or all of the repository is an old copy, would not be noticed"
                     .into(),
             );
         }

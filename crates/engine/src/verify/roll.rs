@@ -124,7 +124,7 @@ impl Roll {
             None => "no inventory lists it, only a record here or at the witness".into(),
         };
         Some(format!(
-            "it has dropped out of the configuration, so nobody backs it up: {since}; if it was given up: \
+            "it has dropped out of the configuration, so it is not backed up any more: {since}; if it was given up: \
              `strongroom verify {vm} --acknowledge`"
         ))
     }

@@ -386,7 +386,7 @@ pub fn explain(why: Why, vm: &str, entry: &Overlay, facts: Option<&Facts>) -> St
                 _ => "unknown".into(),
             };
             format!(
-                "what is in {overlay} cannot be told: {reason}. It stays. If the VM is shut off, start it, and run \
+                "what is in {overlay} cannot be determined: {reason}. It stays. If the VM is shut off, start it, and run \
                  `strongroom recover {vm}` (on the machine that has the images)"
             )
         }

@@ -81,7 +81,7 @@ impl<'a> Freezer<'a> {
         hypervisor.agent_ping(uuid, PING).map_err(words)?;
         match hypervisor.freeze_status(uuid, PING).map_err(words)? {
             FreezeStatus::Thawed => Ok(true),
-            FreezeStatus::Frozen => Err("somebody else has frozen its file systems already".into()),
+            FreezeStatus::Frozen => Err("another program has frozen its file systems already".into()),
         }
     }
 
@@ -207,7 +207,7 @@ fn judge(count: u32, until: Option<Instant>, called: Instant, budget: Duration) 
         _ if count == 0 => Freeze::Missed("the guest agent found no file system to freeze".into()),
         Some(until) if until >= called => Freeze::Held,
         Some(_) => Freeze::Missed(format!(
-            "the file systems did not stay frozen until the view was taken: {} ms were over, or somebody else thawed them",
+            "the file systems did not stay frozen until the view was taken: {} ms were over, or another program thawed them",
             budget.as_millis()
         )),
         None => Freeze::Missed("it is not certain that the file systems were frozen, or are thawed".into()),

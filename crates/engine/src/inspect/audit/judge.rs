@@ -42,7 +42,7 @@ pub fn disk(disk: &DiskLook) -> Vec<Finding> {
     };
     let at = Some(disk.target.as_str());
     if survey.table == Table::Damaged {
-        let text = "its partition table is damaged: what is on it cannot be told";
+        let text = "its partition table is damaged: what is on it cannot be determined";
         findings.push(finding("damaged-table", Level::Warning, at, text));
     }
     if disk.swap {
@@ -177,7 +177,7 @@ fn unknown(at: Option<&str>, part: &Part, encrypted_beside: bool) -> Option<Find
     }
     if part.is_boot(encrypted_beside) {
         let text = format!(
-            "{name} starts the machine and is in clear text: whoever writes the image chooses what asks for the passphrase"
+            "{name} starts the machine and is in clear text: an attacker who can write the image chooses what asks for the passphrase"
         );
         return Some(finding("clear-boot", Level::Note, at, text));
     }

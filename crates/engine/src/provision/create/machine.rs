@@ -499,7 +499,7 @@ fn user() -> io::Result<(String, String)> {
         }
     }
     Err(io::Error::other(
-        "there is no user libvirt-qemu or nobody to run QEMU as",
+        "there is no user `libvirt-qemu` or `nobody` to run QEMU as",
     ))
 }
 
