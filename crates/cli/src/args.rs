@@ -26,9 +26,9 @@ const AFTER: &str = "\
 Exit codes:
   0  done
   1  failed: nothing was changed, or what was begun has been undone
-  2  the command line or the configuration makes no sense
+  2  the command line or the configuration is invalid
   3  done, with warnings
-  130  ended at once by a second ctrl-C; the next backup tidies up
+  130  ended at once by a second ctrl-C; the next backup undoes what it left
 
 Repositories are Borg's: BORG_PASSPHRASE, BORG_PASSCOMMAND, BORG_PASSPHRASE_FD, BORG_RSH,
 BORG_REMOTE_PATH, BORG_BASE_DIR, BORG_KEYS_DIR and BORG_SECURITY_DIR mean what they mean there.";
@@ -40,7 +40,7 @@ pub struct Global {
     /// ~/.config/strongroom/strongroom.toml otherwise].
     #[arg(long, global = true, env = "STRONGROOM_CONFIG", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
-    /// Hypervisor, as a libvirt URI; goes before the configuration.
+    /// Hypervisor, as a libvirt URI; overrides the configuration.
     #[arg(short, long, global = true, value_name = "URI")]
     pub connect: Option<String>,
     /// One JSON document on standard output instead of text.
@@ -52,7 +52,7 @@ pub struct Global {
     /// Say nothing but errors and warnings.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// How long to wait for a repository that somebody else has locked, in seconds.
+    /// How long to wait for a locked repository, in seconds.
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 10)]
     pub lock_wait: u64,
 }
@@ -150,7 +150,7 @@ pub struct Init {
     /// made if it is not there, and trusted by a file `allowed_signers` beside the configuration.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub signing_key: Option<PathBuf>,
-    /// Make that key without a passphrase, so that backups need nobody to type it.
+    /// Make that key without a passphrase, so that backups run without you.
     #[arg(long, requires = "signing_key")]
     pub unprotected_signing_key: bool,
 }
@@ -167,7 +167,7 @@ pub struct Adopt {
     /// How it is protected.
     #[command(flatten)]
     pub protect: Protect,
-    /// Report a last backup that is older than so many hours.
+    /// Report a last backup that is older than this many hours.
     #[arg(long, value_name = "HOURS", default_value_t = 48)]
     pub max_age: u32,
 }
@@ -236,7 +236,7 @@ pub struct Audit {
     /// All VMs of the hypervisor, whether they are in the configuration or not.
     #[arg(long, conflicts_with = "vms")]
     pub all: bool,
-    /// Report a last backup that is older than so many hours.
+    /// Report a last backup that is older than this many hours.
     #[arg(long, value_name = "HOURS", default_value_t = 48)]
     pub max_age: u32,
 }
@@ -257,7 +257,7 @@ pub struct Backup {
     /// How many VMs to back up at the same time [default: `jobs` of the configuration, or 1].
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub jobs: Option<u8>,
-    /// Undo the backup of a VM that takes longer than so many seconds, 0 for no limit [default: `limits.run_s` of the
+    /// Abort and undo a VM's backup after this many seconds, 0 for no limit [default: `limits.run_s` of the
     /// configuration].
     #[arg(long, value_name = "SECONDS")]
     pub time_limit: Option<u64>,
@@ -424,7 +424,7 @@ pub struct CreateBackupVm {
     /// A VM to back up.
     #[arg(long = "vm", value_name = "VM", required = true)]
     pub vms: Vec<String>,
-    /// SSH host keys of hypervisor and repositories; without them it trusts nobody until some are put into it.
+    /// SSH host keys of hypervisor and repositories; without them it trusts no host until some are put into it.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub known_hosts: Option<PathBuf>,
 }
@@ -486,7 +486,7 @@ pub enum Firmware {
     SecureBoot,
 }
 
-/// Devices that are left out unless somebody asks for them.
+/// Devices that are left out unless asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Extra {
     /// A screen (VNC on the host's loopback) with keyboard and pointer.
@@ -544,7 +544,7 @@ pub enum TemplateCommand {
         #[arg(long, value_name = "COMMAND")]
         customize_hook: Option<String>,
     },
-    /// Make one from a Debian 12 or 13 that somebody else has put together: a vendor's cloud image, or a tar file of a root
+    /// Make one from a Debian 12 or 13 of another origin: a vendor's cloud image, or a tar file of a root
     /// directory. What it lacks is installed from Debian's packages. Needs root and bubblewrap.
     Import {
         /// The image or tar file.
@@ -734,7 +734,7 @@ pub struct Restore {
     /// Restore the other disks when one is damaged. The domain is not defined then.
     #[arg(long)]
     pub keep_going: bool,
-    /// Restore it although nobody who is trusted has signed it.
+    /// Restore it although no trusted key has signed it.
     #[arg(long)]
     pub unsigned: bool,
     /// Restore the newest restore point that is there, though what is on record is newer: the repository was rolled back, or
@@ -749,7 +749,7 @@ pub struct Restore {
     /// since may open the disks.
     #[arg(long, value_name = "ARCHIVE", conflicts_with = "own_headers")]
     pub headers: Option<String>,
-    /// Take the definition as it is, although nobody who is trusted has signed it and parts of it act on the host: devices,
+    /// Take the definition as it is, although no trusted key has signed it and parts of it act on the host: devices,
     /// directories, scripts, arguments of QEMU. --dry-run lists them.
     #[arg(long)]
     pub trust_definition: bool,
@@ -808,9 +808,9 @@ Examples:
   strongroom verify web01@2026-11-20 --data       one restore point, every byte
   strongroom verify web01 --acknowledge           the newest ones are gone because you have deleted them
 
-What is not signed by somebody in [signing] allowed_signers, cannot be read, or is not there is a failure: exit
-code 1. Without a record of the newest restore point, here or at a witness, it cannot be told whether the newest
-ones are missing: exit code 3. No hypervisor is needed.")]
+What is not signed by a key in [signing] allowed_signers, cannot be read, or is missing is a failure: exit code 1.
+Without a record of the newest restore point, here or at a witness, a loss of the newest ones is not noticed: exit
+code 3. No hypervisor is needed.")]
 pub struct Verify {
     /// VM, for all its restore points; or one restore point, as in `restore`.
     #[arg(value_name = "VM[@WHEN]", required_unless_present = "all")]
@@ -853,7 +853,7 @@ pub struct Seal {
 /// `strongroom verify-image`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Exit code 1 if there is no seal, nobody who is trusted has signed it, or anything is not as it was sealed.")]
+Exit code 1 if there is no seal, no trusted key has signed it, or anything is not as it was sealed.")]
 pub struct VerifyImage {
     /// VMs whose images to compare with their seals. They have to be shut off.
     #[arg(value_name = "VM", required = true)]

@@ -56,8 +56,8 @@ impl From<strongroom_borg::Error> for Failure {
     fn from(error: strongroom_borg::Error) -> Self {
         let hint = match error {
             strongroom_borg::Error::Replay { .. } => Some(
-                "somebody may have put back an old copy; `strongroom verify VM` says more, and `strongroom verify VM \
-                 --acknowledge` says that it was meant",
+                "an old copy may have been put back; `strongroom verify VM` has details, and `strongroom verify VM \
+                 --acknowledge` accepts it",
             ),
             _ => error.hint(),
         };
@@ -92,7 +92,7 @@ impl From<BackupError> for Failure {
                 Self::failed(error).hint("run the backup again when that is over; `virsh domjobinfo` shows it")
             }
             BackupError::Plan(error @ Unplanned::Snapshot { .. }) => Self::failed(error).hint(
-                "let it be merged by whoever took it, or with `virsh blockcommit VM DISK --active --pivot`; then run \
+                "let the program that took it merge it, or use `virsh blockcommit VM DISK --active --pivot`; then run \
                  the backup again",
             ),
             BackupError::Plan(
@@ -179,7 +179,7 @@ impl From<RestoreError> for Failure {
                  --allow-rollback the newest that is left",
             ),
             RestoreError::Untrusted { .. } | RestoreError::Misplaced { .. } => Some(
-                "`strongroom verify` says more; --unsigned restores it all the same, and then you trust whoever wrote it",
+                "`strongroom verify` has details; --unsigned restores it all the same, and then you trust its unknown writer",
             ),
             RestoreError::Disk {
                 source: WriteError::Damaged { .. },

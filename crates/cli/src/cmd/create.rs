@@ -205,7 +205,7 @@ fn trusted(settings: &Settings, args: &Create, at: usize, url: &str) -> Result<p
             Some(false) => return Err(Failure::failed(format!("trust Tang server {url}: you said no"))),
             None => {
                 return Err(Failure::failed(format!(
-                    "trust Tang server {url}: it has the keys {shown}, and nobody is there to say whether that is so"
+                    "trust Tang server {url}: it has the keys {shown}, and there is no terminal to confirm them"
                 ))
                 .hint(format!(
                     "compare with `tang-show-keys` on the server, then use --tang-thumbprint {found}"

@@ -99,7 +99,7 @@ fn storage_of(settings: &Settings, parts: &Parts, names: &[String]) -> Vec<Pool>
     look().unwrap_or_else(|error| {
         settings
             .ui
-            .warn(&format!("the storage of the images cannot be told: {error}"));
+            .warn(&format!("the storage of the images is unknown: {error}"));
         Vec::new()
     })
 }

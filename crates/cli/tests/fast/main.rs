@@ -15,3 +15,4 @@ mod places;
 mod promises;
 mod reference;
 mod unit;
+mod voice;

@@ -470,7 +470,7 @@ fn what_fails_or_is_interrupted_leaves_nothing() {
     );
     by_tang(&tang.url(), &[]).expect(
         1,
-        &[&tang.thumbprint(), "nobody is there to say", "--tang-thumbprint"],
+        &[&tang.thumbprint(), "no terminal to confirm", "--tang-thumbprint"],
     );
     // Somebody is there, and says no.
     let (unlock, recipient) = (format!("tang:{}", tang.url()), operator.to_str().unwrap());

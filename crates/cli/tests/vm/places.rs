@@ -147,7 +147,10 @@ fn what_acts_on_the_host_needs_somebody_who_vouches() {
     let restore = |bench: &Bench, more: &[&str]| {
         bench.says(&lab, &[&["restore", vm, "--to", text(&to)], more].concat())
     };
-    restore(&bench, &[]).expect(1, &["no trusted key has signed", text(&log), "--trust-definition"]);
+    restore(&bench, &[]).expect(
+        1,
+        &["no trusted key has signed", text(&log), "--trust-definition"],
+    );
     assert!(!to.exists(), "nothing is written before");
     let planned = restore(&bench, &["--dry-run"]);
     assert!(planned.expect(0, &[]).out.contains(text(&log)), "{}", planned.out);
