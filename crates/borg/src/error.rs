@@ -166,7 +166,7 @@ pub enum Error {
     /// The passphrase is wrong.
     #[error("the passphrase is wrong")]
     WrongPassphrase,
-    /// A passphrase is needed and nobody gave one.
+    /// A passphrase is needed and none was given.
     #[error("the repository key needs a passphrase and none was given")]
     NoPassphrase,
     /// The passphrase could not be had from the configured source.

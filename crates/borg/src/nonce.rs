@@ -25,7 +25,7 @@ pub(crate) struct Ledger(Arc<Mutex<State>>);
 struct State {
     next: u64,
     end: u64,
-    /// Counters promised to somebody and not taken yet.
+    /// Counters promised to a sealer and not taken yet.
     promised: u64,
     /// No counter below this is reserved.
     floor: u64,
@@ -144,7 +144,7 @@ impl Reserver {
     }
 }
 
-/// Where a new range starts: above all that anybody knows to be used. What only the repository knows is what its server
+/// Where a new range starts: above all that is known to be used. What only the repository knows is what its server
 /// says; without a record of this machine's own, some are left out.
 fn start(
     in_repository: Option<u64>,

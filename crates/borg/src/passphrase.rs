@@ -61,7 +61,7 @@ pub struct PassphraseSource {
     stop: Arc<AtomicBool>,
 }
 
-/// How long a command that tells the passphrase may take, with somebody at it who types a PIN; how long it may live on when
+/// How long a command that prints the passphrase may take, with you typing a PIN; how long it may live on when
 /// it has told; how much it may say; and between two looks at whether that is still wanted.
 const PATIENCE: Duration = Duration::from_mins(5);
 const END: Duration = Duration::from_secs(10);
@@ -88,7 +88,7 @@ impl PassphraseSource {
         }
     }
 
-    /// Adds a question to the user. It returns `None` when there is nobody to answer.
+    /// Adds a question to the user. It returns `None` when there is no terminal to answer.
     #[must_use]
     pub fn with_prompt(
         mut self,

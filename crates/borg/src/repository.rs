@@ -41,7 +41,7 @@ impl fmt::Debug for RepositoryId {
 pub enum Access {
     /// Reading under a shared lock: others may read too.
     Read,
-    /// Reading without a lock, for storage that cannot be written to. Whoever writes meanwhile makes reads fail.
+    /// Reading without a lock, for storage that cannot be written to. A write meanwhile makes reads fail.
     ReadWithoutLock,
     /// Writing under an exclusive lock.
     Write,

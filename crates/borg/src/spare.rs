@@ -1,7 +1,7 @@
 //! Memory that is used again.
 //!
 //! Buffers of some MiB come from the kernel page by page and go back to it; at a GiB a second that costs as much as the
-//! copies themselves. So whoever is done with one gives it back here.
+//! copies themselves. So a user that is done with one gives it back here.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

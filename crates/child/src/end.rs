@@ -14,7 +14,7 @@ const GONE: Duration = Duration::from_secs(5);
 /// The longest time between two looks.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Children that were left behind, and of which nobody has been told.
+/// Children that were left behind, and have not been reported.
 static LEFT: Mutex<Vec<Left>> = Mutex::new(Vec::new());
 
 /// A child that does not end, not even by KILL.
@@ -146,7 +146,7 @@ mod tests {
             assert!(begin.elapsed() < Duration::from_secs(20));
             thread::sleep(LOOK);
         }
-        // It is nobody's any more.
+        // It has no owner any more.
         assert!(child.wait().is_err());
     }
 }

@@ -62,7 +62,7 @@ const KEYS: [&str; 14] = [
 /// Proxies, in lower case; they are written in upper case, too.
 const PROXIES: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"];
 
-/// Never for anybody.
+/// For no child.
 const PASSPHRASES: [&str; 4] = [
     "BORG_PASSPHRASE",
     "BORG_NEW_PASSPHRASE",

@@ -3,11 +3,11 @@
 //! * [`Extent`] and [`RangeSet`] name byte ranges, the latter as a set ("what changed").
 //! * [`Cover`] says something about every byte of a disk: an [`ExtentMap`] tells data from zeroes,
 //!   a [`ChangeMap`] tells what a backup has to do with each part.
-//! * [`BlockSource`] is the one way in which bytes are read, whoever serves them.
+//! * [`BlockSource`] is the one way in which bytes are read, whatever serves them.
 //! * [`SwapLayout`] holds what is needed to make a swap disk again without keeping its content,
 //!   with [`gpt`] and [`swap`] as the formats underneath.
 //!
-//! * [`Survey`] is a disk as anybody sees it who has no key: [`areas`], [`luks`] headers, samples and their [`entropy`].
+//! * [`Survey`] is a disk as it looks without a key: [`areas`], [`luks`] headers, samples and their [`entropy`].
 //!
 //! Every length in here may come from a hostile image or server: arithmetic is checked, and nothing panics on
 //! what was read.

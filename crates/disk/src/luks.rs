@@ -1,4 +1,4 @@
-//! LUKS headers: the facts that anybody who sees the disk can see, and never a key.
+//! LUKS headers: the facts that show to all who see the disk, and never a key.
 //!
 //! The header of version 2 is a binary part and an area with JSON, twice, and the area of the key slots (LUKS2 On-Disk
 //! Format Specification 1.1, sections 2 and 3); that of version 1 is binary throughout (LUKS1 On-Disk Format Specification

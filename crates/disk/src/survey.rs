@@ -1,4 +1,4 @@
-//! A disk as anybody sees it who holds its image and no key: its parts, what they begin with, and what samples of their
+//! A disk as it looks to a holder of its image without a key: its parts, what they begin with, and what samples of their
 //! data look like.
 //!
 //! The samples are chosen so that two disks which were once one are compared where it counts: the first blocks of the

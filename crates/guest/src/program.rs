@@ -44,7 +44,7 @@ pub fn main() {
             });
             channel.say(&last);
         }
-        // The host has a look at the console when nobody speaks.
+        // The host looks at the console in a silence.
         Err(reason) => boot::log(&reason),
     }
     boot::switch_off();

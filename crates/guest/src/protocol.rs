@@ -3,7 +3,7 @@
 //! The VM begins with [`Word::Hello`]. The host answers with one [`Order`], and from then on only listens: [`Word::Step`],
 //! [`Word::Progress`] and [`Word::Alive`] come and go, [`Word::Done`] or [`Word::Failed`] is the last word. Both sides refuse
 //! another version. The host believes nothing: lines are bounded, a word out of its turn is an error ([`Listener`]), and
-//! [`Report::check`] looks at every byte before anybody else does.
+//! [`Report::check`] looks at every byte before any other code does.
 
 use serde::{Deserialize, Serialize};
 
@@ -92,7 +92,7 @@ pub struct Kdf {
 pub enum Unlock {
     /// A passphrase that comes in on [`PASSPHRASE_PORT`].
     Passphrase {
-        /// Somebody types it: it is asked for, twice. Otherwise one line is read.
+        /// You type it: it is asked for, twice. Otherwise one line is read.
         asked: bool,
     },
     /// Tang servers.

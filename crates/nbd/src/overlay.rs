@@ -56,7 +56,7 @@ pub fn holds_data(overlay: &Path) -> Result<bool, ImageError> {
         }
     }
     if found {
-        // It may go on for long, and ends by itself when nobody listens.
+        // It may go on for long, and ends by itself when no client listens.
         let _ = strongroom_child::kill(&mut child, "qemu-img");
         return Ok(true);
     }

@@ -56,7 +56,7 @@ pub enum Cache {
 pub enum Backing {
     /// Fail if there are any: the right thing for images that should stand alone.
     Refuse,
-    /// Open them. Only for chains whose headers nobody else could write.
+    /// Open them. Only for chains whose headers only this program could write.
     Follow,
     /// Serve the top layer alone; what is not in it reads as zeroes. A separate data file is refused still.
     Ignore,
@@ -88,7 +88,7 @@ pub struct Serve {
 }
 
 impl Serve {
-    /// For an image that nobody writes to.
+    /// For an image without a writer.
     pub fn read_only(format: Format) -> Self {
         Self {
             format,

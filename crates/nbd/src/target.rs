@@ -57,7 +57,7 @@ pub enum Target {
 pub struct TlsSettings {
     /// A directory with `ca-cert.pem`, and `client-cert.pem` and `client-key.pem` if the server wants to know us.
     pub certificates: PathBuf,
-    /// Check the server's certificate and name. False means: anybody on the way can read and alter the disk.
+    /// Check the server's certificate and name. False means: an attacker on the way can read and alter the disk.
     pub verify: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Stock Borg, kept apart from the Borg of whoever runs the tests.
+//! Stock Borg, kept apart from that of the user who runs the tests.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

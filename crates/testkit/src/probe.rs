@@ -48,7 +48,7 @@ fn exchange(socket: &Path, id: &str, command: &str) -> io::Result<Option<Value>>
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             result => result?,
         };
-        // Answers to requests that somebody has given up waiting for are skipped.
+        // Answers to requests that were given up are skipped.
         if let Ok(answer) = serde_json::from_slice::<Value>(&line)
             && answer["id"] == id
         {

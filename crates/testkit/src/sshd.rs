@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::patience::patience;
 use crate::run::{output_of, run, ssh_keygen};
 
-/// An `sshd` that lets in whoever runs the test, by a key made for it, and others as they have it in their home
+/// An `sshd` that lets in the user who runs the test, by a key made for it, and others as they have it in their home
 /// directories. Killed on drop.
 pub struct Sshd {
     dir: TempDir,
@@ -24,7 +24,7 @@ pub struct Sshd {
 impl Sshd {
     /// Starts the daemon on a free port of 127.0.0.1 and waits until it accepts connections.
     pub fn start() -> Self {
-        // Somebody else may take the port between our look and sshd's bind.
+        // Another program may take the port between our look and sshd's bind.
         (0..5)
             .find_map(|_| Self::try_start())
             .expect("sshd does not start: see its messages above")
@@ -110,7 +110,7 @@ impl Sshd {
         calls.lines().map(str::to_owned).collect()
     }
 
-    /// Lets in another key as well, for whoever runs the test, as this line of `authorized_keys` says.
+    /// Lets in another key as well, for the user who runs the test, as this line of `authorized_keys` says.
     pub fn let_in(&self, line: &str) {
         let path = self.dir.path().join("authorized");
         let before = fs::read_to_string(&path).unwrap_or_default();

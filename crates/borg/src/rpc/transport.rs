@@ -165,7 +165,7 @@ pub(crate) fn borg_command(location: &Location, settings: &Settings) -> Command 
     command
 }
 
-/// The pipe to the server. Whoever waits for room in it is woken when the connection is cancelled, or the server silent for
+/// The pipe to the server. A thread that waits for room is woken when the connection is cancelled, or the server silent for
 /// too long.
 struct Requests {
     pipe: ChildStdin,
@@ -216,7 +216,7 @@ impl<R: Read> Read for Heard<R> {
 pub(crate) struct ServerProcess {
     child: Mutex<Option<Child>>,
     program: String,
-    /// How long it may give no sign of life to somebody who waits for it.
+    /// How long it may give no sign of life to a call that waits for it.
     patience: Option<Duration>,
     alive: Mutex<Option<Instant>>,
     cancelled: AtomicBool,
@@ -242,7 +242,7 @@ impl ServerProcess {
         self.patience.filter(|_| self.silent.load(Ordering::SeqCst))
     }
 
-    /// Whether it is not to be waited for any longer, by somebody who has waited since then.
+    /// Whether a call that has waited since then is to wait no longer.
     pub fn is_over(&self, begin: Instant) -> bool {
         if self.is_cancelled() {
             return true;

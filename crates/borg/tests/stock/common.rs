@@ -36,7 +36,7 @@ impl World {
         }
     }
 
-    /// A world in a directory of somebody else's.
+    /// A world in a directory of another user's.
     pub fn at(dir: PathBuf) -> Self {
         let mut settings = Settings::from_env().with_base_dir(&dir.join("base"));
         settings.local_borg = borg();

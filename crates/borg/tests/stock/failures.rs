@@ -253,7 +253,7 @@ fn cancelling_while_waiting_for_the_lock() {
     assert!(clock.elapsed() < Duration::from_secs(20), "{:?}", clock.elapsed());
     thread.join().unwrap();
     assert!(canceller.is_over());
-    // Whoever held the lock still does.
+    // The holder of the lock still has it.
     holder.close().unwrap();
     assert_eq!(world.open(Access::Write).archives().count(), 1);
 }
@@ -269,7 +269,7 @@ fn storage_that_cannot_be_written_to() {
     assert!(open_to_all.success());
     let mut restricted = World::at(world.dir().to_owned());
     let home = world.path("nobody");
-    // Nobody may read everything (Borg may be installed in a private place) and write nothing.
+    // The user `nobody` may read everything (Borg may be installed in a private place) and write nothing.
     let as_nobody = format!(
         "mkdir -m 777 -p '{home}'; export BORG_BASE_DIR='{home}'; exec setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=+dac_read_search --ambient-caps=+dac_read_search",
         home = home.display()

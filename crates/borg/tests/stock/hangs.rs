@@ -1,4 +1,4 @@
-//! A server that hangs (R10): whoever waits for it is woken when the work is stopped, or when patience is over.
+//! A server that hangs (R10): a call that waits for it is woken when the work is stopped, or when patience is over.
 
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -100,7 +100,7 @@ fn one_that_takes_no_more_and_cannot_be_asked_to_end() {
     drop(stopped);
     assert!(clock.elapsed() < SOON, "{:?}", clock.elapsed());
     assert!(canceller.is_over());
-    // The dead one's lock is in nobody's way.
+    // The dead one's lock is in no other's way.
     assert_eq!(world.open(Access::Write).archives().count(), 0);
 }
 
@@ -109,7 +109,7 @@ fn one_that_is_silent_for_too_long_is_given_up_unasked() {
     let mut world = world();
     world.settings.patience = Some(Duration::from_secs(1));
     let mut repository = world.open(Access::Write);
-    // Nobody waits for it: that is no silence.
+    // No call waits for it: that is no silence.
     std::thread::sleep(Duration::from_millis(1200));
     repository.archives().for_each(drop);
     let stopped = Stopped::now(&pid(&world));

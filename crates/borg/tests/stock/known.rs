@@ -11,7 +11,7 @@ fn open_unasked(world: &World) -> strongroom_borg::Result<Repository> {
     Repository::open(&world.location, Access::Read, &world.settings, &nobody)
 }
 
-/// Takes the passphrase off the key, as somebody who has it can; and as a server does that puts its own key there.
+/// Takes the passphrase off the key, as its owner can; and as a server does that puts its own key there.
 fn without_passphrase(world: &World) {
     let mut change = world.command(&["key", "change-passphrase"]);
     change.env("BORG_NEW_PASSPHRASE", "");

@@ -8,7 +8,7 @@ use crate::common::{World, options, passphrase};
 use strongroom_borg::msgpack::Reader;
 use strongroom_borg::{Access, ChunkId, Compression, Error, Item, Repository, Transport, Value};
 
-/// Nobody asks for more: the client waits.
+/// Nothing more is asked for: the client waits.
 const QUIET: Duration = Duration::from_millis(300);
 
 /// Which object's write fails.

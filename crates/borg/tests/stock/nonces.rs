@@ -138,7 +138,7 @@ fn killed_client() {
     writer.poll().unwrap();
     println!("\nwritten");
     std::thread::sleep(std::time::Duration::from_mins(1));
-    panic!("nobody killed this process");
+    panic!("this process was not killed");
 }
 
 #[test]

@@ -30,7 +30,7 @@ impl Channel {
         &self.port
     }
 
-    /// Says a word. When nobody listens any more, the host ends this VM.
+    /// Says a word. When the host stops listening, it ends this VM.
     pub fn say(&self, word: &Word) {
         let _turn = self.turn.lock();
         let _ = (&self.port).write_all(&line(word));

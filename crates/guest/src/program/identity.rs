@@ -36,7 +36,7 @@ pub fn write(root: &Path, order: &Order) -> Result<PublicKey, Failed> {
     key_pair(root, "etc/ssh/ssh_host_ed25519_key", &format!("root@{name}"))
 }
 
-/// What a machine has that makes backups: its configuration, and keys of its own making, which nobody else ever has. The
+/// What a machine has that makes backups: its configuration, and keys of its own making, which no other machine ever has. The
 /// repositories' passphrase goes out once, encrypted: without it, nothing could be restored when the machine is lost.
 pub fn backups(root: &Path, order: &Order) -> Result<Option<BackupKeys>, Failed> {
     let Some(backups) = &order.backups else {
@@ -92,7 +92,7 @@ fn crypttab(order: &Order) -> String {
 }
 
 fn fstab(order: &Order) -> String {
-    // noinit_itable: tables that nobody needs yet would be written, and fill the sparse image.
+    // noinit_itable: tables that are not needed yet would be written, and fill the sparse image.
     let mut text = "/dev/mapper/croot / ext4 errors=remount-ro,noinit_itable 0 1\n\
                     PARTLABEL=boot /boot ext4 defaults,noinit_itable 0 2\n\
                     PARTLABEL=esp /boot/efi vfat umask=0077 0 1\n"

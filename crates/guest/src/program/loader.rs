@@ -6,7 +6,7 @@ use std::path::Path;
 use super::tool::run;
 use super::{Disks, Failed};
 
-/// The kernel's command line. `/etc/default/grub` says the same to whoever runs `update-grub`.
+/// The kernel's command line. `/etc/default/grub` says the same to a later `update-grub`.
 const COMMAND_LINE: &str = "quiet console=tty0 console=ttyS0,115200";
 
 /// Shim and GRUB as Debian has them signed, and where firmware looks for them (`grubx64.efi`: where shim does).

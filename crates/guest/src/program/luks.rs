@@ -15,7 +15,7 @@ pub const DEVICE: &str = "/dev/mapper/croot";
 /// A key that opens the volume.
 pub type Secret = Zeroizing<Vec<u8>>;
 
-/// The letters of modhex: on the same keys of all Latin keyboards, for a secret that somebody may have to type.
+/// The letters of modhex: on the same keys of all Latin keyboards, for a secret that you may have to type.
 const MODHEX: [u8; 16] = *b"cbdefghijklnrtuv";
 
 /// 256 bits from the kernel.
@@ -131,8 +131,8 @@ pub fn try_open(partition: &str, key: &Secret) -> Result<(), Failed> {
     .map(drop)
 }
 
-/// Notes in the header what the first slot is for: whoever looks at it from outside sees that it holds a random secret,
-/// for which it does not matter what a guess costs. Nobody opens anything by this token.
+/// Notes in the header what the first slot is for: an audit from outside sees that it holds a random secret,
+/// for which it does not matter what a guess costs. Nothing is opened by this token.
 pub fn mark_recovery(partition: &str) -> Result<(), Failed> {
     let token = json!({ "type": RECOVERY_TOKEN, "keyslots": ["0"] });
     run_with(

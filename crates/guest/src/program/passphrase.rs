@@ -1,5 +1,5 @@
-//! Somebody types a passphrase. The port's other end is the operator's terminal, in raw mode, or a file descriptor that
-//! somebody handed to QEMU; the program that started QEMU reads neither.
+//! You type a passphrase. The port's other end is the operator's terminal, in raw mode, or a file descriptor that
+//! you handed to QEMU; the program that started QEMU reads neither.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -13,7 +13,7 @@ use crate::protocol::PASSPHRASE_PORT;
 
 /// The longest passphrase, in bytes: as long as cryptsetup reads one from a terminal.
 const MAX: usize = 512;
-/// How often somebody may mistype.
+/// How often you may mistype.
 const ATTEMPTS: usize = 3;
 
 /// Asks for a new passphrase, or reads one line.

@@ -6,7 +6,7 @@ use std::{mem::ManuallyDrop, ops::Range, ptr::NonNull, sync::Arc};
 ///
 /// While a [`Buffer`] is shared no reference to its bytes exists: there is no way to get at them but
 /// [`into_vec`](Self::into_vec), which takes the last owner. A command in flight is an owner
-/// (see [`Handle`](super::Handle)), so that nobody sees or frees bytes which libnbd may still touch.
+/// (see [`Handle`](super::Handle)), so that no other code sees or frees bytes which libnbd may still touch.
 pub(crate) struct Buffer {
     bytes: NonNull<u8>,
     length: usize,
@@ -43,7 +43,7 @@ impl Buffer {
         inside.then(|| unsafe { self.bytes.add(range.start) })
     }
 
-    /// To be called once, by whoever ends the life of the buffer.
+    /// To be called once, where the life of the buffer ends.
     fn rebuild(&self) -> Vec<u8> {
         // SAFETY: pointer, length and capacity come from a vector that was not dropped, and no other owner is left.
         unsafe { Vec::from_raw_parts(self.bytes.as_ptr(), self.length, self.capacity) }

@@ -249,7 +249,7 @@ impl Handle {
             .address(part)
             .ok_or_else(|| Failure::new("read outside of the buffer"))?;
         let h = self.raw.as_ptr();
-        // SAFETY: the handle is open; `part.len()` bytes at `address` belong to the buffer, which nobody can
+        // SAFETY: the handle is open; `part.len()` bytes at `address` belong to the buffer, which no other code can
         // look into as long as it is shared, and `hold` shares it until the command is done.
         let cookie = unsafe {
             nbd_aio_pread(
@@ -353,7 +353,7 @@ impl Handle {
         Some(result.map(drop))
     }
 
-    /// Lets go of commands in which nobody is interested any more, as far as they are done.
+    /// Drops commands whose result is not wanted any more, as far as they are done.
     pub(crate) fn sweep(&mut self) {
         let cookies: Vec<Cookie> = self.held.keys().copied().collect();
         for cookie in cookies {

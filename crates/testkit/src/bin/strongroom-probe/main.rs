@@ -4,7 +4,7 @@
 //! `strongroom-probe DIR PORT [--shell]` keeps its files in DIR. A request is `ID COMMAND…\n`;
 //! the answer is one line of JSON with the same `id` and `ok`. A request with the `ID` of a recent
 //! one is not obeyed again, only answered again. The probe writes to the port only to answer,
-//! because such a write blocks while nobody reads at the other end.
+//! because such a write blocks while the other end does not read.
 //!
 //! It uses the standard library alone, so that plain `rustc` builds it, statically linked.
 
