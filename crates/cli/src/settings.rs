@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use strongroom_borg::{PassphraseSource, Settings as BorgSettings};
-use strongroom_engine::config::{Config, name_problem, uuid_in};
+use strongroom_engine::config::{Config, ConfigError, name_problem, uuid_in};
 use strongroom_engine::run::context::{Context, Launch, Repositories, Surroundings};
 use strongroom_engine::run::event::{Event, Observer};
+use strongroom_engine::run::settings::{self as resolved, Arguments, HypervisorSettings};
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_engine::when::{PointName, When};
 use strongroom_hypervisor::Hypervisor as _;
@@ -32,16 +33,17 @@ pub struct Settings {
     pub signals: Signals,
     /// Where output goes.
     pub ui: Arc<Ui>,
-    /// The hypervisor's URI as given on the command line.
-    pub connect: Option<String>,
+    /// What the command line says beside the configuration.
+    pub arguments: Arguments,
 }
 
 /// The parts that a [`Context`] borrows.
 pub struct Parts {
-    /// The configuration.
-    pub config: Config,
+    /// What holds for all VMs, and for each.
+    pub settings: Arc<resolved::Settings>,
     /// The hypervisor.
     pub hypervisor: Libvirt,
+    own_domain: Option<String>,
     /// Our own records.
     pub state: StateDirectory,
     watchdog: Box<Launch>,
@@ -80,70 +82,85 @@ impl Settings {
             },
             signals,
             ui,
-            connect: global.connect.clone(),
+            arguments: Arguments {
+                connect: global.connect.clone(),
+                ..Arguments::default()
+            },
         }
     }
 
-    /// Reads the configuration.
-    pub fn config(&self) -> Result<Config, Failure> {
-        let config = Config::read(&self.path).map_err(|error| {
-            let missing = !self.path.exists();
+    /// Reads the configuration, and resolves what holds for this call.
+    pub fn resolve(&self) -> Result<Arc<resolved::Settings>, Failure> {
+        resolved_as(&self.file()?, &self.arguments, |_, _| None)
+    }
+
+    /// The same, for commands that work with hypervisors anyway: they know the names of VMs that are not on record yet.
+    pub fn resolve_live(&self) -> Result<Arc<resolved::Settings>, Failure> {
+        self.resolve_live_with(&self.arguments)
+    }
+
+    /// The same, with these arguments.
+    pub fn resolve_live_with(&self, arguments: &Arguments) -> Result<Arc<resolved::Settings>, Failure> {
+        let mut connections: BTreeMap<String, Option<Libvirt>> = BTreeMap::new();
+        resolved_as(&self.file()?, arguments, |uuid, uri| {
+            let connection = connections
+                .entry(uri.to_owned())
+                .or_insert_with(|| Libvirt::connect(uri).ok());
+            Some(connection.as_ref()?.domain(&uuid.to_string()).ok()?.name)
+        })
+    }
+
+    /// What holds with a configuration that is not in the file yet. VMs go by what it names them.
+    pub fn resolve_draft(&self, file: &Config) -> Result<Arc<resolved::Settings>, Failure> {
+        let found = resolved::Settings::resolve(file, &self.arguments, |_, _| None);
+        found.map(Arc::new).map_err(Failure::usage)
+    }
+
+    /// The configuration file, as written.
+    fn file(&self) -> Result<Config, Failure> {
+        Config::read(&self.path).map_err(|error| {
+            let missing = matches!(error, ConfigError::Read { .. }) && !self.path.exists();
             let failure = Failure::usage(error);
             if missing {
                 failure.hint("`strongroom init --repository … VM` writes one")
             } else {
                 failure
             }
-        })?;
-        Ok(with_names(self.with_uri(config), |_, _| None))
-    }
-
-    /// The same, for commands that work with hypervisors anyway: they know the names of VMs that are not on record yet.
-    pub fn live_config(&self) -> Result<Config, Failure> {
-        let mut connections: BTreeMap<String, Option<Libvirt>> = BTreeMap::new();
-        Ok(with_names(self.config()?, |uuid, uri| {
-            let connection = connections
-                .entry(uri.to_owned())
-                .or_insert_with(|| Libvirt::connect(uri).ok());
-            Some(connection.as_ref()?.domain(&uuid.to_string()).ok()?.name)
-        }))
-    }
-
-    /// Applies `--connect`, which is about all VMs.
-    pub fn with_uri(&self, mut config: Config) -> Config {
-        if let Some(uri) = &self.connect {
-            config.hypervisor.clone_from(uri);
-            for vm in config.vm.values_mut() {
-                vm.hypervisor = None;
-            }
-        }
-        config
+        })
     }
 
     /// The hypervisor that a new VM has to name in a configuration file that says this.
     pub fn own_hypervisor(&self, file: &Config) -> Option<String> {
-        self.connect.clone().filter(|uri| *uri != file.hypervisor)
+        let connect = self.arguments.connect.clone();
+        connect.filter(|uri| *uri != file.hypervisor)
     }
 
-    /// Connects to the hypervisor and opens the state directory.
-    pub fn parts(config: Config) -> Result<Parts, Failure> {
-        let hypervisor = Libvirt::connect(&config.hypervisor)
-            .map_err(Failure::failed)?
-            .with_nbd_tls(config.nbd_tls.clone());
-        let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
+    /// Connects to a hypervisor and opens the state directory.
+    pub fn parts(
+        settings: &Arc<resolved::Settings>,
+        hypervisor: &HypervisorSettings,
+    ) -> Result<Parts, Failure> {
+        let own_domain = hypervisor.own_domain.clone();
+        let hypervisor = connect(hypervisor)?;
+        let state = StateDirectory::open(&settings.state_directory).map_err(Failure::failed)?;
         let watchdog = thaw_watchdog::launch(hypervisor.uri());
         Ok(Parts {
-            config,
+            settings: Arc::clone(settings),
             hypervisor,
+            own_domain,
             state,
             watchdog,
         })
     }
 
     /// What the engine works with that needs no hypervisor.
-    pub fn here<'a>(&'a self, config: &'a Config, state: &'a StateDirectory) -> Surroundings<'a> {
+    pub fn here<'a>(
+        &'a self,
+        settings: &Arc<resolved::Settings>,
+        state: &'a StateDirectory,
+    ) -> Surroundings<'a> {
         Surroundings {
-            config,
+            settings: Arc::clone(settings),
             state,
             repositories: &self.repositories,
             observer: &*self.ui,
@@ -155,7 +172,8 @@ impl Settings {
     pub fn context<'a>(&'a self, parts: &'a Parts) -> Context<'a> {
         Context {
             hypervisor: &parts.hypervisor,
-            config: &parts.config,
+            own_domain: parts.own_domain.as_deref(),
+            settings: Arc::clone(&parts.settings),
             state: &parts.state,
             repositories: &self.repositories,
             observer: &*self.ui,
@@ -165,16 +183,16 @@ impl Settings {
     }
 
     /// The VMs named, or all of the configuration.
-    pub fn chosen(config: &Config, named: &[String]) -> Result<Vec<String>, Failure> {
+    pub fn chosen(settings: &resolved::Settings, named: &[String]) -> Result<Vec<String>, Failure> {
         let mut chosen: Vec<String> = Vec::new();
         for name in named {
-            let name = Self::named(config, name)?;
+            let name = Self::named(settings, name)?;
             if !chosen.contains(&name) {
                 chosen.push(name);
             }
         }
         if named.is_empty() {
-            chosen.extend(config.vm.keys().cloned());
+            chosen.extend(settings.names().cloned());
         }
         if chosen.is_empty() {
             return Err(Failure::usage("find a VM in the configuration: there is none")
@@ -184,8 +202,8 @@ impl Settings {
     }
 
     /// The name of a VM that may be asked for by its UUID. It need not be configured, but it has to be a name.
-    pub fn named(config: &Config, asked: &str) -> Result<String, Failure> {
-        if config.vm.contains_key(asked) {
+    pub fn named(settings: &resolved::Settings, asked: &str) -> Result<String, Failure> {
+        if settings.is_configured(asked) {
             return Ok(asked.to_owned());
         }
         if let Some(problem) = name_problem(asked) {
@@ -194,31 +212,43 @@ impl Settings {
         let Some(uuid) = uuid_in(asked) else {
             return Ok(asked.to_owned());
         };
-        let configured = config.of_uuid(uuid).map(str::to_owned);
-        let recorded = || StateDirectory::at(config.state_directory()).name_of(uuid);
+        let configured = settings.of_uuid(uuid).map(|job| job.name.clone());
+        let recorded = || StateDirectory::at(&settings.state_directory).name_of(uuid);
         Ok(configured.or_else(recorded).unwrap_or_else(|| asked.to_owned()))
     }
 
     /// The restore point that is meant: a configured VM may have an `@` in its name, or be named by its UUID.
-    pub fn point(config: &Config, point: &PointName) -> Result<PointName, Failure> {
+    pub fn point(settings: &resolved::Settings, point: &PointName) -> Result<PointName, Failure> {
         let whole = point.to_string();
-        if config.vm.contains_key(&whole) {
+        if settings.is_configured(&whole) {
             return Ok(PointName {
                 vm: whole,
                 when: When::Latest,
             });
         }
         Ok(PointName {
-            vm: Self::named(config, &point.vm)?,
+            vm: Self::named(settings, &point.vm)?,
             when: point.when.clone(),
         })
     }
 }
 
-/// Puts VMs that are named by UUID under their names: as they are on record, or else as the other source says.
-fn with_names(config: Config, mut other: impl FnMut(Uuid, &str) -> Option<String>) -> Config {
-    let records = StateDirectory::at(config.state_directory());
-    config.by_names(|uuid, uri| records.name_of(uuid).or_else(|| other(uuid, uri)))
+/// VMs that are named by UUID go by their names: as they are on record, or else as the other source says.
+fn resolved_as(
+    file: &Config,
+    arguments: &Arguments,
+    mut other: impl FnMut(Uuid, &str) -> Option<String>,
+) -> Result<Arc<resolved::Settings>, Failure> {
+    let records = StateDirectory::at(file.state_directory());
+    let name_of = |uuid: Uuid, uri: &str| records.name_of(uuid).or_else(|| other(uuid, uri));
+    let found = resolved::Settings::resolve(file, arguments, name_of);
+    found.map(Arc::new).map_err(Failure::usage)
+}
+
+/// Connects to a hypervisor.
+pub fn connect(hypervisor: &HypervisorSettings) -> Result<Libvirt, Failure> {
+    let connection = Libvirt::connect(&hypervisor.uri).map_err(Failure::failed)?;
+    Ok(connection.with_nbd_tls(hypervisor.nbd_tls.clone()))
 }
 
 impl Observer for Ui {

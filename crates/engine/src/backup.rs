@@ -39,13 +39,14 @@ use crate::capture::quiesce::{QuiesceError, Rest};
 use crate::capture::reconcile::{ReconcileError, drop_stale, reconcile};
 use crate::capture::tracking;
 use crate::capture::{self, Capture, CaptureError, end_job, scratch};
-use crate::config::{CaptureMethod, ConfigError, Vm, VmSettings};
+use crate::config::{CaptureMethod, ConfigError};
 use crate::headers::{self, Headers};
 use crate::history::Point;
 use crate::manifest::{Exclusion, Manifest, ManifestError, Method};
 use crate::run::context::Context;
 use crate::run::event::{Event, Step};
 use crate::run::plan::{Plan, RunId};
+use crate::run::settings::VmJob;
 use crate::run::state::{Committed, Run, StateError, VmState};
 use crate::trust::chain::ChainProblem;
 use crate::trust::memory::Memory;
@@ -110,9 +111,6 @@ pub enum BackupError {
         /// Its UUID.
         other_uuid: Uuid,
     },
-    /// A value of the configuration.
-    #[error("{0}")]
-    Setting(String),
     /// A disk cannot be read.
     #[error("read disk {disk}: {source}")]
     Read {
@@ -252,7 +250,7 @@ pub struct Request {
 
 /// Backs up one VM, within the time limit for a run.
 pub fn run(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, BackupError> {
-    context.within(context.config.limits.run(), |context| {
+    context.within(context.settings.job(name).limits.run, |context| {
         tell(context, name, request).map_err(|error| match context.cancel.check() {
             // Whatever failed first when the run was stopped: it was stopped.
             Err(cancelled) => cancelled.into(),
@@ -264,37 +262,34 @@ pub fn run(context: &Context<'_>, name: &str, request: Request) -> Result<Outcom
 fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, BackupError> {
     let dry_run = request.dry_run;
     let clock = std::time::Instant::now();
-    let compression = context.config.compression().map_err(BackupError::Setting)?;
     let run = RunId::new();
-    let domain = match context.hypervisor.domain(&context.config.domain_of(name)) {
-        Err(HypervisorError::NoSuchDomain(..)) if !context.config.vm.contains_key(name) => {
+    let domain = match context.hypervisor.domain(&context.settings.job(name).domain()) {
+        Err(HypervisorError::NoSuchDomain(..)) if !context.settings.is_configured(name) => {
             return Err(ConfigError::UnknownVm(name.to_owned()).into());
         }
         found => found?,
     };
-    let VmSettings {
-        vm: settings,
-        repository: location,
-    } = context.config.settings(name, &domain.name, domain.uuid)?;
+    // From here on this is what holds for it: nothing below asks the configuration again.
+    let job = context.settings.job_of(name, &domain.name, domain.uuid)?;
 
     // One run a VM at a time; and whatever an interrupted one left is undone first.
     let mut state = context.state.lock(&domain.name, domain.uuid)?;
     context.report(&Event::Step(Step::Reconcile));
     let interrupted = state.records().run.is_some();
     if !dry_run {
-        reconcile(context, &domain, Some(&settings.quiesce), &mut state)?;
+        reconcile(context, &domain, Some(&job.quiesce), &mut state)?;
     }
     if !interrupted {
         plan::check_free(&domain)?;
     }
 
     // From here on to the capture the guest is left in peace: how long its requests take then is what it is used to.
-    let pace = Pace::new(context, &domain);
+    let pace = Pace::new(context, &domain, job.throttle);
 
     // The repository comes before the VM: a wrong passphrase or a full disk must not cost the guest anything.
     context.report(&Event::Step(Step::Plan));
     let access = if dry_run { Access::Read } else { Access::Write };
-    let mut repository = context.repositories.open(&location, access)?;
+    let mut repository = context.repositories.open(&job.repository, access)?;
     context.note(format!(
         "{}: {}",
         domain.name,
@@ -328,11 +323,11 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
             ..point
         })
     });
-    let untracked = tracking::forbidden(&domain, &settings);
+    let untracked = tracking::forbidden(&domain, &job);
     if !dry_run && untracked.is_none() {
         tracking::readopt(context, &domain, &state);
     }
-    let parent = match (jobless(context, &domain, &settings), &untracked) {
+    let parent = match (jobless(context, &domain, &job), &untracked) {
         (Some(why), _) => Parent::NoJobs(why),
         (None, Some(why)) => Parent::Untracked(why.clone()),
         (None, None) => parent(
@@ -347,8 +342,7 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
     };
     let mut plan = plan::make(
         &domain,
-        &settings,
-        context.config,
+        &job,
         newest.as_ref().map(|point| &point.manifest),
         &parent,
         &run,
@@ -376,7 +370,7 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
     }
     let mut options = ArchiveOptions::new(&plan.archive);
     options.started = run.started;
-    options.compression = compression;
+    options.compression = job.compression;
     let repository_id = repository.id().to_string();
     let next = trust::successor(context, &domain.name, &repository, newest.as_ref(), &recorded);
     let number = newest.as_ref().map_or(0, |newest| newest.manifest.sequence);
@@ -402,7 +396,7 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
     context.report(&Event::Step(Step::Capture));
     let intent = capture::intent(context, &plan, &domain, run.started)?;
     state.begin(intent.clone())?;
-    let reading = (&points[..], &pace, &settings, next);
+    let reading = (&points[..], &pace, &*job, next);
     let mut writer = Some(writer);
     let work = || {
         capture_and_commit(
@@ -467,7 +461,7 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
         // The journal still names the run: the next one drops its checkpoint and starts from the one before.
         Err(error) => context.warn(format!("the archive is committed, but failed to {error}")),
     }
-    warn_of_snapshots(context, &domain, &settings);
+    warn_of_snapshots(context, &domain, &job);
     if let Err(error) = repository.close() {
         context.warn(format!(
             "the repository did not close cleanly after the commit: {error}"
@@ -476,7 +470,7 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
     Ok(Outcome::Done(Box::new(Report {
         vm: domain.name,
         archive: plan.archive,
-        repository: location,
+        repository: job.repository.clone(),
         seconds: clock.elapsed().as_secs_f64(),
         manifest,
         bytes_stored,
@@ -511,13 +505,13 @@ fn say_what_is_special(context: &Context<'_>, domain: &Domain, plan: &Plan) {
 }
 
 /// Says beforehand what snapshots and checkpoints will do to each other. A person who has asked for both knows.
-fn warn_of_snapshots(context: &Context<'_>, domain: &Domain, settings: &Vm) {
+fn warn_of_snapshots(context: &Context<'_>, domain: &Domain, job: &VmJob) {
     if domain.internal_snapshots.is_empty() {
         return;
     }
     let checkpoints = context.hypervisor.checkpoints(domain.uuid).unwrap_or_default();
     match tracking::conflict(domain, &checkpoints) {
-        Some(why) if settings.track_beside_snapshots => context.note(format!("{}: {why}", domain.name)),
+        Some(why) if job.track_beside_snapshots => context.note(format!("{}: {why}", domain.name)),
         Some(why) => context.warn(format!("{}: {why}", domain.name)),
         None => {}
     }
@@ -560,13 +554,13 @@ fn capture_and_commit(
     state: &mut VmState,
     plan: &mut Plan,
     run: &Run,
-    (points, pace, settings, next): (&[&Point], &Pace, &Vm, Successor),
+    (points, pace, job, next): (&[&Point], &Pace, &VmJob, Successor),
     whole: &mut Option<ArchiveWriter>,
 ) -> Result<Sealed, BackupError> {
     let gone = || BackupError::Repository(strongroom_borg::Error::Doomed);
     let writer = whole.as_mut().ok_or_else(gone)?;
-    scratch::check(context, plan, run)?;
-    let mut rest = Rest::prepare(context, domain, &settings.quiesce, &run.id, state)?;
+    scratch::check(context, plan, run, &job.limits)?;
+    let mut rest = Rest::prepare(context, domain, &job.quiesce, &run.id, state)?;
     let capture = Capture::begin(context, plan, run, &mut rest)?;
     let reached = rest.reached()?;
     capture.report();
@@ -574,10 +568,10 @@ fn capture_and_commit(
     check_identities(context, plan)?;
     context.report(&Event::Step(Step::Stream));
     let repository = writer.canceller();
-    let disks = scratch::guarded(context, plan, run, &repository, |context| {
+    let disks = scratch::guarded(context, plan, run, &job.limits, &repository, |context| {
         let read = |disk| {
             context.cancel.check()?;
-            disk::read(context, settings, &capture, disk, points, pace, writer)
+            disk::read(context, job, &capture, disk, points, pace, writer)
         };
         pace.follow(context, || {
             plan.disks
@@ -626,8 +620,8 @@ fn capture_and_commit(
 
 /// Why the hypervisor cannot do what it is asked first, where the configuration leaves the choice. If it does not say,
 /// trying will tell.
-fn jobless(context: &Context<'_>, domain: &Domain, settings: &Vm) -> Option<String> {
-    if settings.method != CaptureMethod::Auto || !domain.state.is_active() {
+fn jobless(context: &Context<'_>, domain: &Domain, job: &VmJob) -> Option<String> {
+    if job.method != CaptureMethod::Auto || !domain.state.is_active() {
         return None;
     }
     let told = context.hypervisor.lacks_backup_jobs(domain.uuid);
@@ -687,7 +681,7 @@ fn newest_headers(
     };
     match Headers::read(repository, &info) {
         Ok(headers) if headers.link() == record.sha256 => {
-            let (signing, repository) = (context.config.signing.as_ref(), repository.id().to_string());
+            let (signing, repository) = (context.settings.signing.as_ref(), repository.id().to_string());
             let trusted = headers.trusted(signing, order, &repository, vm, context.cancel);
             Ok(trusted.is_ok().then_some(headers))
         }
@@ -733,7 +727,7 @@ fn parent<'a>(
         return Parent::None(format!("archive {archive} is not in the repository"));
     };
     // Nothing that somebody else made becomes part of what we sign.
-    if let Some(signing) = &context.config.signing
+    if let Some(signing) = &context.settings.signing
         && signing.allowed_signers.is_some()
     {
         let Manifest {

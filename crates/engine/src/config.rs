@@ -10,14 +10,13 @@ use serde::{Deserialize, Serialize};
 use strongroom_borg::{Compression, Location};
 use strongroom_hypervisor::NbdTls;
 use strongroom_hypervisor::names::{is_plain, is_target};
-use uuid::Uuid;
 
 mod naming;
 mod quiesce;
 mod reading;
 mod trust;
 
-pub use self::naming::{VmSettings, name_problem, uuid_in};
+pub use self::naming::{name_problem, uuid_in};
 pub use self::quiesce::{IfMissed, Level, Quiesce};
 pub use self::reading::{Audit, Limits, Reader};
 pub use self::trust::{Signing, Witness};
@@ -49,6 +48,9 @@ pub enum ConfigError {
         /// What and why.
         message: String,
     },
+    /// The same, of a configuration that was not read from a file.
+    #[error("{0}")]
+    Setting(String),
     /// A VM is asked for that the configuration does not name.
     #[error("find {0:?} in the configuration: no [vm.{0}] there; `strongroom init {0}` adds it")]
     UnknownVm(String),
@@ -111,18 +113,12 @@ pub struct Config {
     /// The VMs that are to be protected: the inventory.
     #[serde(default)]
     pub vm: BTreeMap<String, Vm>,
-    /// For this call, not in the file: the disks that `swap` and `exclude` name are meant as they are now.
-    #[serde(skip)]
-    pub disks_confirmed: bool,
 }
 
 /// One protected VM.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Vm {
-    /// Its UUID, where the file names it so: see [`Config::by_names`].
-    #[serde(skip)]
-    pub uuid: Option<Uuid>,
     /// Disks that hold nothing but swap. They are never read, and come back empty. A disk whose serial number
     /// starts with `swap` counts as one without being named here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -221,7 +217,6 @@ impl Config {
             signing: None,
             witness: None,
             vm: BTreeMap::new(),
-            disks_confirmed: false,
         }
     }
 
@@ -335,49 +330,6 @@ impl Config {
         self.compression
             .parse()
             .map_err(|error| format!("compression: {error}"))
-    }
-
-    /// One VM's settings and its repository's location.
-    pub fn vm(&self, name: &str) -> Result<(&Vm, String), ConfigError> {
-        let vm = self
-            .vm
-            .get(name)
-            .ok_or_else(|| ConfigError::UnknownVm(name.to_owned()))?;
-        Ok((vm, self.repository_of(name)))
-    }
-
-    /// libvirt URI of the hypervisor of a VM of this name, configured or not.
-    pub fn hypervisor_of(&self, name: &str) -> &str {
-        let own = self.vm.get(name).and_then(|vm| vm.hypervisor.as_deref());
-        own.unwrap_or(&self.hypervisor)
-    }
-
-    /// The configuration as it is for the VMs on one hypervisor. The domain in which this program runs is on the hypervisor
-    /// of all.
-    #[must_use]
-    pub fn on(&self, hypervisor: &str) -> Self {
-        let mut config = self.clone();
-        if config.hypervisor != hypervisor {
-            hypervisor.clone_into(&mut config.hypervisor);
-            config.own_domain = None;
-        }
-        config
-    }
-
-    /// These VMs, hypervisor by hypervisor, with the configuration as it is there. Both in the order in which they are named.
-    pub fn by_hypervisor(&self, vms: &[String]) -> Vec<(Self, Vec<String>)> {
-        let mut groups: Vec<(&str, Vec<String>)> = Vec::new();
-        for vm in vms {
-            let hypervisor = self.hypervisor_of(vm);
-            match groups.iter_mut().find(|(other, _)| *other == hypervisor) {
-                Some((_, group)) => group.push(vm.clone()),
-                None => groups.push((hypervisor, vec![vm.clone()])),
-            }
-        }
-        groups
-            .into_iter()
-            .map(|(hypervisor, group)| (self.on(hypervisor), group))
-            .collect()
     }
 
     /// Where the repository of a VM of this name is, configured or not.

@@ -255,8 +255,10 @@ pub fn run(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreE
 fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreError> {
     let clock = std::time::Instant::now();
     context.report(&Event::Step(Step::Plan));
-    let location = context.config.repository_of(&request.point.vm);
-    let mut repository = context.repositories.open_as_it_is(&location, Access::Read)?;
+    let job = context.settings.job(&request.point.vm);
+    let mut repository = context
+        .repositories
+        .open_as_it_is(&job.repository, Access::Read)?;
     let catalog = Catalog::look(&mut repository, context.state)?;
     let entry = catalog.find(&request.point)?;
     let (newest, order) = belief::compare(context, request, &repository, &catalog.of(&request.point.vm))?;
@@ -323,12 +325,13 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
         })
         .collect();
     if !request.tight {
-        check(&needs, context.config.limits.free_mib)?;
+        check(&needs, job.limits.free)?;
     }
     let connection = repository.canceller();
     let (written, shortage) = guarded(
         context,
         &needs,
+        job.limits.free,
         || connection.cancel(),
         |context| write_all(context, request, &mut repository, &point, &plan, &headers, &stage),
     );
@@ -443,6 +446,7 @@ fn bring_to_state(
         &disk,
         headers.of(&disk.target),
         owner.as_ref(),
+        context.settings.job(&request.point.vm).limits.free,
     )?;
     repository.close()?;
     Ok(Outcome::Done(Report {

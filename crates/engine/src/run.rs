@@ -4,4 +4,5 @@ pub mod context;
 pub mod event;
 pub mod plan;
 pub mod reading;
+pub mod settings;
 pub mod state;

@@ -6,6 +6,15 @@ use std::process::Command;
 
 use strongroom_disk::{Extent, RangeSet};
 
+use crate::config::Config;
+use crate::run::settings::{Arguments, Settings, VmJob};
+
+/// What holds for a VM of which nothing is said.
+pub fn job() -> VmJob {
+    let settings = Settings::resolve(&Config::new("/r/{vm}"), &Arguments::default(), |_, _| None);
+    (*settings.unwrap().job("web")).clone()
+}
+
 /// Runs a program, which has to succeed.
 #[track_caller]
 pub fn run(command: &mut Command) {

@@ -212,7 +212,7 @@ pub fn run(here: &Surroundings<'_>, request: &Request) -> Result<Report, Cancell
         problems: Vec::new(),
     };
     let known = match here
-        .config
+        .settings
         .witness
         .as_ref()
         .map(|asked| witness::ask(asked, here.cancel))
@@ -276,7 +276,7 @@ fn all_known(here: &Surroundings<'_>, witness: Option<&[Head]>, problems: &mut V
         let text = format!("the witness speaks of {:?}, which is no VM's name", odd.vm);
         problems.push(Problem::new("witness", text));
     }
-    let configured = here.config.vm.keys().cloned();
+    let configured = here.settings.names().cloned();
     Roll::new(configured, own.iter().chain(usable))
 }
 
@@ -286,9 +286,9 @@ fn verify_vm(
     scope: &Scope,
     witness: Option<&[Head]>,
 ) -> Result<(VmReport, Inventories), Cancelled> {
-    let location = here.config.repository_of(&scope.vm);
+    let location = here.settings.job(&scope.vm).repository.clone();
     let mut work = Work {
-        here: *here,
+        here: here.clone(),
         report: VmReport {
             vm: scope.vm.clone(),
             repository: location.clone(),
@@ -475,7 +475,7 @@ impl Work<'_> {
         let (signer, problems) = point::check(repository, &self.report.vm, point, signer)?;
         // What is signed for another place, or by nobody who is named, says nothing of this chain.
         let in_place = problems.iter().all(|problem| problem.kind != "place");
-        let signing = self.here.config.signing.as_ref();
+        let signing = self.here.settings.signing.as_ref();
         let anybody = signing.is_none_or(|signing| signing.allowed_signers.is_none());
         let trusted = in_place && (signer.is_some() || anybody);
         self.problems(problems);

@@ -4,26 +4,28 @@ use serde_json::json;
 use strongroom_engine::config::Config;
 use strongroom_engine::inspect::audit;
 use strongroom_hypervisor::Hypervisor as _;
-use strongroom_libvirt::Libvirt;
 
 use super::audit as audit_command;
 use super::init;
 use crate::args::{Adopt, Init};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::settings::Settings;
+use crate::settings::{Settings, connect};
 use crate::ui::Ui;
 
 /// Puts an existing VM under protection as `init` does, and says what is unsafe about it.
 pub fn run(settings: &Settings, args: &Adopt) -> Result<Exit, Failure> {
     let mut protect = args.protect.clone();
-    let configured = settings.path.exists().then(|| settings.config()).transpose()?;
+    let configured = settings.path.exists().then(|| settings.resolve()).transpose()?;
     let known = configured
         .as_ref()
-        .is_some_and(|config| config.vm.contains_key(&args.vm));
+        .is_some_and(|resolved| resolved.is_configured(&args.vm));
     if !known {
-        let config = configured.unwrap_or_else(|| settings.with_uri(Config::new(String::new())));
-        let hypervisor = Libvirt::connect(&config.hypervisor).map_err(Failure::failed)?;
+        let resolved = match configured {
+            Some(resolved) => resolved,
+            None => settings.resolve_draft(&Config::new(String::new()))?,
+        };
+        let hypervisor = connect(resolved.default_hypervisor())?;
         if hypervisor.is_local() {
             let domain = hypervisor.domain(&args.vm).map_err(Failure::failed)?;
             let found = audit::swap_disks(&domain).into_iter();
@@ -39,8 +41,8 @@ pub fn run(settings: &Settings, args: &Adopt) -> Result<Exit, Failure> {
         unprotected_signing_key: false,
     };
     init::add(settings, &wanted)?;
-    let config = settings.config()?;
-    let parts = Settings::parts(config.on(config.hypervisor_of(&args.vm)))?;
+    let resolved = settings.resolve()?;
+    let parts = Settings::parts(&resolved, &resolved.job(&args.vm).hypervisor)?;
     let report = audit_command::report(settings, &parts, std::slice::from_ref(&args.vm), args.max_age)?;
     if settings.ui.json() {
         Ui::document(

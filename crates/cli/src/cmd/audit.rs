@@ -1,9 +1,11 @@
 //! `strongroom audit`.
 
+use std::sync::Arc;
+
 use jiff::SignedDuration;
 use serde_json::json;
-use strongroom_engine::config::Config;
 use strongroom_engine::inspect::audit::{self, Level, Report, VmReport};
+use strongroom_engine::run::settings::{self as resolved, HypervisorSettings};
 use strongroom_hypervisor::Hypervisor as _;
 
 use crate::args::Audit;
@@ -15,26 +17,24 @@ use crate::ui::human;
 
 /// Says what is unsafe about VMs.
 pub fn run(settings: &Settings, args: &Audit) -> Result<Exit, Failure> {
-    let config = settings.live_config()?;
+    let resolved = settings.resolve_live()?;
     let groups = if args.all {
         // Each hypervisor that the configuration names, and all that it has.
-        let mut groups = config.by_hypervisor(&config.vm.keys().cloned().collect::<Vec<_>>());
-        if groups
-            .iter()
-            .all(|(other, _)| other.hypervisor != config.hypervisor)
-        {
-            groups.push((config, Vec::new()));
+        let mut groups = resolved.by_hypervisor(&resolved.names().cloned().collect::<Vec<_>>());
+        let default = resolved.default_hypervisor();
+        if groups.iter().all(|(other, _)| other != default) {
+            groups.push((default.clone(), Vec::new()));
         }
         groups
     } else {
-        config.by_hypervisor(&Settings::chosen(&config, &args.vms)?)
+        resolved.by_hypervisor(&Settings::chosen(&resolved, &args.vms)?)
     };
     let mut report = Report::default();
     // A hypervisor that cannot be reached does not keep the VMs of the others from being looked at.
     let (alone, mut unreached) = (groups.len() == 1, Vec::new());
-    for (config, names) in groups {
-        let uri = config.hypervisor.clone();
-        match of_one(settings, config, names, args) {
+    for (hypervisor, names) in groups {
+        let uri = hypervisor.uri.clone();
+        match of_one(settings, &resolved, &hypervisor, names, args) {
             Ok(found) => report.extend(found),
             Err(failure) if alone => return Err(failure),
             Err(mut failure) => {
@@ -60,11 +60,12 @@ pub fn run(settings: &Settings, args: &Audit) -> Result<Exit, Failure> {
 /// Looks at these VMs of one hypervisor, or at all that it has.
 fn of_one(
     settings: &Settings,
-    config: Config,
+    resolved: &Arc<resolved::Settings>,
+    hypervisor: &HypervisorSettings,
     mut names: Vec<String>,
     args: &Audit,
 ) -> Result<Report, Failure> {
-    let parts = Settings::parts(config)?;
+    let parts = Settings::parts(resolved, hypervisor)?;
     if args.all {
         names = parts.hypervisor.domain_names().map_err(Failure::failed)?;
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use strongroom_child::{Needs, command};
 use strongroom_engine::backup::{self, Outcome, Report};
+use strongroom_engine::run::settings::Arguments;
 
 use self::side_by_side::{Done, Work};
 use crate::args::Backup;
@@ -19,21 +20,21 @@ use crate::ui::human::bytes;
 
 /// Backs up the VMs, some of them at the same time. One that fails does not keep the others from their turn.
 pub fn run(settings: &Settings, args: &Backup) -> Result<Exit, Failure> {
-    let mut config = settings.live_config()?;
-    if let Some(seconds) = args.time_limit {
-        config.limits.run_s = seconds;
-    }
-    config.disks_confirmed = args.confirm_disks;
-    let vms = Settings::chosen(&config, &args.vms)?;
-    let jobs = args.jobs.map_or(config.jobs, usize::from);
+    let resolved = settings.resolve_live_with(&Arguments {
+        time_limit: args.time_limit,
+        disks_confirmed: args.confirm_disks,
+        ..settings.arguments.clone()
+    })?;
+    let vms = Settings::chosen(&resolved, &args.vms)?;
+    let jobs = args.jobs.map_or(resolved.at_once, usize::from);
     // A hypervisor that cannot be reached is said once, and while there is nothing to undo; of several it is the matter of its VMs.
-    if let [(only, _)] = config.by_hypervisor(&vms).as_slice() {
-        drop(Settings::parts(only.clone())?);
+    if let [(only, _)] = resolved.by_hypervisor(&vms).as_slice() {
+        drop(Settings::parts(&resolved, only)?);
     }
     yield_the_disk();
     settings.signals.undo_first();
     let work = Work {
-        config: Arc::new(config),
+        settings: resolved,
         repositories: settings.repositories.clone(),
         ui: Arc::clone(&settings.ui),
         cancel: settings.signals.cancel().clone(),

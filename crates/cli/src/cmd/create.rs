@@ -42,9 +42,10 @@ pub fn run(settings: &Settings, args: &Create) -> Result<Exit, Failure> {
 
 /// The same, and what the machine is for. One that makes backups is not backed up by the one that makes it.
 pub(super) fn make(settings: &Settings, args: &Create, role: Option<&Role<'_>>) -> Result<Created, Failure> {
-    let parts = Settings::parts(settings.config()?)?;
+    let resolved = settings.resolve()?;
+    let parts = Settings::parts(&resolved, resolved.default_hypervisor())?;
     let name = &args.name;
-    if parts.config.vm.contains_key(name) {
+    if resolved.is_configured(name) {
         return Err(
             Failure::usage(format!("make {name}: it is in the configuration already")).hint(format!(
                 "choose another name, or remove [vm.{name}] from {}",
@@ -60,7 +61,7 @@ pub(super) fn make(settings: &Settings, args: &Create, role: Option<&Role<'_>>) 
     }
     let typed = typed(args)?;
     settings.signals.undo_first();
-    let (store, signing) = template::store(&parts.config);
+    let (store, signing) = template::store(&resolved);
     settings.ui.info(format!(
         "{name}: compare template {} with its signature",
         args.template
@@ -123,7 +124,7 @@ fn request(settings: &Settings, parts: &Parts, args: &Create) -> Result<Request,
         authorized_keys,
         discard: !args.no_discard,
         kdf,
-        directory: args.to.clone().unwrap_or_else(|| parts.config.images.clone()),
+        directory: args.to.clone().unwrap_or_else(|| parts.settings.images.clone()),
         accelerator: args.virt_type.map(|kind| match kind {
             VirtType::Kvm => Accelerator::Kvm,
             VirtType::Qemu => Accelerator::Tcg,
@@ -283,7 +284,7 @@ fn protect(settings: &Settings, parts: &Parts, made: &Created) {
         ..Vm::default()
     };
     let protected = init::add_vm(&settings.path, name, vm)
-        .and_then(|()| init::repository(settings, &parts.config, name, Encryption::RepokeyBlake2));
+        .and_then(|()| init::repository(settings, &parts.settings.job(name), Encryption::RepokeyBlake2));
     match protected {
         Ok(()) => settings
             .ui

@@ -12,7 +12,7 @@ use crate::ui::Ui;
 /// Prints a script for the hypervisor's administrator.
 pub fn run(settings: &Settings, args: &HypervisorRights) -> Result<Exit, Failure> {
     let vms = if args.vms.is_empty() {
-        Settings::chosen(&settings.config()?, &[])?
+        Settings::chosen(&*settings.resolve()?, &[])?
     } else {
         args.vms.clone()
     };

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::json;
 use strongroom_borg::{Access, Encryption, Error as BorgError};
 use strongroom_engine::config::{Config, Signing, Vm};
+use strongroom_engine::run::settings::VmJob;
 use strongroom_hypervisor::{DiskSource, Hypervisor as _};
 
 use super::signing_key;
@@ -41,11 +42,11 @@ pub(super) fn add(settings: &Settings, args: &Init) -> Result<(), Failure> {
     } else {
         args.vms.clone()
     };
-    let config = settings.with_uri(config);
-    for (config, vms) in config.by_hypervisor(&vms) {
-        let parts = Settings::parts(config)?;
+    let resolved = settings.resolve_draft(&config)?;
+    for (hypervisor, vms) in resolved.by_hypervisor(&vms) {
+        let parts = Settings::parts(&resolved, &hypervisor)?;
         for name in &vms {
-            describe(settings, &parts, name)?;
+            describe(settings, &parts, &resolved.job(name))?;
         }
     }
     settings.signals.undo_first();
@@ -55,7 +56,7 @@ pub(super) fn add(settings: &Settings, args: &Init) -> Result<(), Failure> {
     // The repositories come first: a configuration never names one that could not be made.
     for name in &vms {
         settings.signals.cancel().check().map_err(Failure::failed)?;
-        repository(settings, &config, name, encryption)?;
+        repository(settings, &resolved.job(name), encryption)?;
     }
     if let Some(text) = text {
         write(&settings.path, &text)
@@ -86,7 +87,7 @@ fn draft(settings: &Settings, args: &Init) -> Result<Draft, Failure> {
         .map_err(|error| Failure::usage(format!("read the configuration {}: {error}", file.display())))?;
     let mut config = match (&old, &args.protect.repository) {
         (Some(text), _) => Config::parse(text, file).map_err(Failure::usage)?,
-        (None, Some(repository)) => settings.with_uri(Config::new(repository)),
+        (None, Some(repository)) => new_file(settings, repository),
         (None, None) => {
             return Err(
                 Failure::usage("write the configuration: where are the repositories to be?")
@@ -174,11 +175,20 @@ fn draft(settings: &Settings, args: &Init) -> Result<Draft, Failure> {
     }
 }
 
+/// A configuration file that names no VM yet.
+fn new_file(settings: &Settings, repository: &str) -> Config {
+    let mut file = Config::new(repository);
+    if let Some(uri) = &settings.arguments.connect {
+        file.hypervisor.clone_from(uri);
+    }
+    file
+}
+
 /// Says what of a VM will be backed up.
-fn describe(settings: &Settings, parts: &Parts, name: &str) -> Result<(), Failure> {
-    let domain = parts.hypervisor.domain(name).map_err(Failure::failed)?;
-    let vm: &Vm = parts.config.vm(name).map_err(Failure::usage)?.0;
-    for target in vm.swap.iter().chain(&vm.exclude) {
+fn describe(settings: &Settings, parts: &Parts, job: &VmJob) -> Result<(), Failure> {
+    let name = &job.name;
+    let domain = parts.hypervisor.domain(&job.domain()).map_err(Failure::failed)?;
+    for target in job.swap.iter().chain(&job.exclude) {
         if !domain.disks.iter().any(|disk| disk.target == *target) {
             return Err(Failure::usage(format!(
                 "leave out disk {target} of {name}: it has no such disk"
@@ -195,13 +205,9 @@ fn describe(settings: &Settings, parts: &Parts, name: &str) -> Result<(), Failur
     }
     for disk in domain.disks.iter().filter(|disk| disk.source != DiskSource::None) {
         let size = disk.size.map(bytes).unwrap_or_default();
-        let marked = disk
-            .serial
-            .as_deref()
-            .is_some_and(|serial| serial.starts_with("swap"));
-        let what = if marked || vm.swap.contains(&disk.target) {
+        let what = if disk.is_swap(&job.swap) {
             "swap, never backed up"
-        } else if vm.exclude.contains(&disk.target) {
+        } else if job.exclude.contains(&disk.target) {
             "left out"
         } else if disk.read_only || !matches!(disk.device.as_str(), "disk" | "lun") {
             "removable or read-only, left out"
@@ -216,14 +222,9 @@ fn describe(settings: &Settings, parts: &Parts, name: &str) -> Result<(), Failur
 }
 
 /// Makes a VM's repository unless it is there.
-pub(super) fn repository(
-    settings: &Settings,
-    config: &Config,
-    name: &str,
-    encryption: Encryption,
-) -> Result<(), Failure> {
-    let location = config.repository_of(name);
-    match settings.repositories.open(&location, Access::Read) {
+pub(super) fn repository(settings: &Settings, job: &VmJob, encryption: Encryption) -> Result<(), Failure> {
+    let (name, location) = (&job.name, &job.repository);
+    match settings.repositories.open(location, Access::Read) {
         Ok(repository) => {
             settings.ui.info(format!(
                 "{name}: repository {location} is there ({})",
@@ -235,7 +236,7 @@ pub(super) fn repository(
         Err(BorgError::NotFound { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    settings.repositories.create(&location, encryption)?;
+    settings.repositories.create(location, encryption)?;
     settings
         .ui
         .info(format!("{name}: made repository {location} ({encryption})"));

@@ -27,13 +27,13 @@ struct Found {
 /// Lists restore points in the order of their numbers. VMs need not exist any more, nor be configured. A repository that cannot be read does not
 /// keep the others from being listed.
 pub fn run(settings: &Settings, args: &List) -> Result<Exit, Failure> {
-    let config = settings.config()?;
-    let state = StateDirectory::at(config.state_directory());
-    let here = settings.here(&config, &state);
+    let resolved = settings.resolve()?;
+    let state = StateDirectory::at(&resolved.state_directory);
+    let here = settings.here(&resolved, &state);
     let witnessed = trust::witnessed(&here);
     let (mut found, mut problems) = (Found::default(), Vec::new());
     let mut exit = Exit::Done;
-    let vms = Settings::chosen(&config, &args.vms)?;
+    let vms = Settings::chosen(&resolved, &args.vms)?;
     for vm in &vms {
         settings.signals.cancel().check().map_err(Failure::failed)?;
         if let Err(mut failure) = list(&here, &settings.ui, &witnessed, vm, &mut found) {
@@ -79,8 +79,8 @@ fn list(
     vm: &str,
     found: &mut Found,
 ) -> Result<(), Failure> {
-    let location = here.config.repository_of(vm);
-    let mut repository = here.repositories.open_as_it_is(&location, Access::Read)?;
+    let job = here.settings.job(vm);
+    let mut repository = here.repositories.open_as_it_is(&job.repository, Access::Read)?;
     let catalog = Catalog::read(&mut repository)?;
     for name in &catalog.foreign {
         ui.engine(&Event::Note(format!(

@@ -1,9 +1,11 @@
 //! `strongroom recover`.
 
+use std::sync::Arc;
+
 use serde_json::json;
 use strongroom_engine::capture::recover::{Request, recover};
-use strongroom_engine::config::Config;
 use strongroom_engine::files::unfinished;
+use strongroom_engine::run::settings as resolved;
 
 use crate::args::Recover;
 use crate::exit::Exit;
@@ -14,8 +16,8 @@ use crate::ui::Ui;
 /// Undoes what interrupted runs left of the VMs, one after the other. One that stays as it is does not keep the others from
 /// their turn.
 pub fn run(settings: &Settings, args: &Recover) -> Result<Exit, Failure> {
-    let config = settings.live_config()?;
-    let vms = Settings::chosen(&config, &args.vms)?;
+    let resolved = settings.resolve_live()?;
+    let vms = Settings::chosen(&resolved, &args.vms)?;
     settings.signals.undo_first();
     let request = Request {
         dry_run: args.dry_run,
@@ -23,7 +25,7 @@ pub fn run(settings: &Settings, args: &Recover) -> Result<Exit, Failure> {
     };
     let mut documents = Vec::new();
     let mut worst = Exit::Done;
-    for (vm, result) in recover_all(settings, &config, &vms, request) {
+    for (vm, result) in recover_all(settings, &resolved, &vms, request) {
         match result {
             Ok(found) => {
                 if !found.is_empty() && worst == Exit::Done {
@@ -51,7 +53,7 @@ pub fn run(settings: &Settings, args: &Recover) -> Result<Exit, Failure> {
         }
     }
     if args.vms.is_empty() {
-        match others(settings, &config, request) {
+        match others(settings, &resolved, request) {
             Ok(restores) => {
                 for (vm, line) in restores {
                     if worst == Exit::Done {
@@ -74,11 +76,15 @@ pub fn run(settings: &Settings, args: &Recover) -> Result<Exit, Failure> {
 }
 
 /// Interrupted restores of VMs that are not, or not yet, in the configuration: copies, new machines.
-fn others(settings: &Settings, config: &Config, request: Request) -> Result<Vec<(String, String)>, Failure> {
-    let parts = Settings::parts(config.clone())?;
+fn others(
+    settings: &Settings,
+    resolved: &Arc<resolved::Settings>,
+    request: Request,
+) -> Result<Vec<(String, String)>, Failure> {
+    let parts = Settings::parts(resolved, resolved.default_hypervisor())?;
     let context = settings.context(&parts);
     let mut found = unfinished::recover(&context, None, request.dry_run).map_err(Failure::failed)?;
-    let images = &context.config.images;
+    let images = &resolved.images;
     let older = unfinished::unjournalled(images, request.dry_run).map_err(|error| {
         Failure::failed(format!(
             "look for what restores left in {}: {error}",
@@ -92,15 +98,15 @@ fn others(settings: &Settings, config: &Config, request: Request) -> Result<Vec<
 /// What came of each VM, hypervisor by hypervisor.
 fn recover_all<'a>(
     settings: &'a Settings,
-    config: &Config,
+    resolved: &'a Arc<resolved::Settings>,
     vms: &[String],
     request: Request,
 ) -> impl Iterator<Item = (String, Result<Vec<String>, Failure>)> + use<'a> {
-    config
+    resolved
         .by_hypervisor(vms)
         .into_iter()
-        .flat_map(move |(config, vms)| {
-            let mut parts = Settings::parts(config);
+        .flat_map(move |(hypervisor, vms)| {
+            let mut parts = Settings::parts(resolved, &hypervisor);
             let each = move |vm: String| {
                 let result = match &mut parts {
                     Ok(parts) => recover(&settings.context(parts), &vm, request).map_err(Failure::failed),

@@ -11,12 +11,12 @@ use crate::ui::Ui;
 
 /// Lets go of VMs, one after the other. One that cannot be let go of does not keep the others from their turn.
 pub fn run(settings: &Settings, args: &LetGo) -> Result<Exit, Failure> {
-    let config = settings.config()?;
+    let resolved = settings.resolve()?;
     settings.signals.undo_first();
     let mut documents = Vec::new();
     let mut worst = Exit::Done;
-    for (config, vms) in config.by_hypervisor(&args.vms) {
-        let parts = Settings::parts(config)?;
+    for (hypervisor, vms) in resolved.by_hypervisor(&args.vms) {
+        let parts = Settings::parts(&resolved, &hypervisor)?;
         for vm in vms {
             match release(&settings.context(&parts), &vm, args.dry_run) {
                 Ok(found) => {

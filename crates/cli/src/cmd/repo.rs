@@ -18,12 +18,12 @@ pub fn run(settings: &Settings, args: &Repo) -> Result<Exit, Failure> {
 
 /// Asks each server whether it keeps what this client deletes.
 fn test_append_only(settings: &Settings, vms: &[String]) -> Result<Exit, Failure> {
-    let config = settings.config()?;
+    let resolved = settings.resolve()?;
     settings.signals.undo_first();
     let mut exit = Exit::Done;
     let mut documents = Vec::new();
-    for vm in Settings::chosen(&config, vms)? {
-        let location = config.repository_of(&vm);
+    for vm in Settings::chosen(&resolved, vms)? {
+        let location = resolved.job(&vm).repository.clone();
         let probe = || -> Result<bool, Failure> {
             let repository = settings.repositories.open(&location, Access::Write)?;
             Ok(repository.probe_append_only()?)

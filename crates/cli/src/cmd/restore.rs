@@ -12,9 +12,9 @@ use crate::ui::human::bytes;
 
 /// Restores a VM, or some of its disks.
 pub fn run(settings: &Settings, args: &Restore) -> Result<Exit, Failure> {
-    let config = settings.live_config()?;
-    let point = Settings::point(&config, &args.point)?;
-    let parts = Settings::parts(config.on(config.hypervisor_of(&point.vm)))?;
+    let resolved = settings.resolve_live()?;
+    let point = Settings::point(&resolved, &args.point)?;
+    let parts = Settings::parts(&resolved, &resolved.job(&point.vm).hypervisor)?;
     settings.signals.undo_first();
     let request = Request {
         point,

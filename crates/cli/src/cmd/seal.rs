@@ -1,11 +1,13 @@
 //! `strongroom seal` and `strongroom verify-image`.
 
 use std::io::Read as _;
+use std::sync::Arc;
 
 use serde_json::json;
-use strongroom_engine::config::{Config, Signing, Vm, uuid_in};
+use strongroom_engine::config::Signing;
 use strongroom_engine::inspect::image_seal::vm::{self, disk_name};
 use strongroom_engine::inspect::image_seal::{self, Place, SealError};
+use strongroom_engine::run::settings::{self as resolved, VmJob};
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_hypervisor::{Disk, DiskSource, Domain, Hypervisor as _, MachineFiles, RunState};
 use strongroom_libvirt::{Libvirt, machine};
@@ -14,7 +16,7 @@ use uuid::Uuid;
 use crate::args::{Seal, VerifyImage};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::settings::Settings;
+use crate::settings::{Settings, connect};
 use crate::ui::Ui;
 
 /// The largest definition that is read, in bytes.
@@ -41,11 +43,11 @@ impl From<SealError> for Failure {
 
 /// Seals the images of VMs that are shut off, or puts their seals aside.
 pub fn run(settings: &Settings, args: &Seal) -> Result<Exit, Failure> {
-    let config = settings.config()?;
+    let resolved = settings.resolve()?;
     let mut documents = Vec::new();
     if args.used {
-        let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
-        for vm in &Settings::chosen(&config, &args.vms)? {
+        let state = StateDirectory::open(&resolved.state_directory).map_err(Failure::failed)?;
+        for vm in &Settings::chosen(&resolved, &args.vms)? {
             let there = Place::of_vm(&state, vm).use_up()?;
             settings.ui.info(format!(
                 "{vm}: {}",
@@ -58,9 +60,9 @@ pub fn run(settings: &Settings, args: &Seal) -> Result<Exit, Failure> {
             documents.push(json!({ "vm": vm, "used": there }));
         }
     } else {
-        for vm in &Settings::chosen(&config, &args.vms)? {
-            let parts = Settings::parts(config.on(config.hypervisor_of(vm)))?;
-            let (seal, place) = seal(settings, &parts.config, &parts.hypervisor, &parts.state, vm, args)?;
+        for vm in &Settings::chosen(&resolved, &args.vms)? {
+            let parts = Settings::parts(&resolved, &resolved.job(vm).hypervisor)?;
+            let (seal, place) = seal(settings, &resolved, &parts.hypervisor, &parts.state, vm, args)?;
             settings.ui.info(format!(
                 "{vm}: sealed ({}), as {}",
                 seal.files
@@ -81,7 +83,7 @@ pub fn run(settings: &Settings, args: &Seal) -> Result<Exit, Failure> {
 
 fn seal(
     settings: &Settings,
-    config: &Config,
+    resolved: &resolved::Settings,
     hypervisor: &Libvirt,
     state: &StateDirectory,
     vm: &str,
@@ -96,9 +98,9 @@ fn seal(
     let machine = hypervisor
         .machine(&domain.xml)
         .map_err(|reason| Failure::failed(format!("seal {vm}: {reason}")))?;
-    let of_vm = own_settings(config, vm, Some(domain.uuid));
-    let files = vm::files(&machine, |disk| args.with_swap || !disk.is_swap(&of_vm.swap))?;
-    let signing = signing(config);
+    let job = job(resolved, vm, Some(domain.uuid));
+    let files = vm::files(&machine, |disk| args.with_swap || !disk.is_swap(&job.swap))?;
+    let signing = signing(resolved);
     let cancel = settings.signals.cancel();
     let (seal, signed) = image_seal::make(&signing, vm::subject(&machine), &files, &*settings.ui, cancel)?;
     // What was measured is what the next start finds only if there was none meanwhile, and the same images are meant.
@@ -130,15 +132,15 @@ fn at_rest(hypervisor: &Libvirt, vm: &str) -> Result<Domain, Failure> {
 
 /// Checks the images of VMs against their seals.
 pub fn verify(settings: &Settings, args: &VerifyImage) -> Result<Exit, Failure> {
-    let config = settings.config()?;
+    let resolved = settings.resolve()?;
     if args.definition.is_some() && args.vms.len() != 1 {
         return Err(Failure::usage("verify several VMs: a definition is that of one"));
     }
-    let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
+    let state = StateDirectory::open(&resolved.state_directory).map_err(Failure::failed)?;
     let mut documents = Vec::new();
     let mut worst = Exit::Done;
-    for vm in &Settings::chosen(&config, &args.vms)? {
-        match verify_one(settings, &config, &state, vm, args) {
+    for vm in &Settings::chosen(&resolved, &args.vms)? {
+        match verify_one(settings, &resolved, &state, vm, args) {
             Ok(Some((seal, signer))) => {
                 settings
                     .ui
@@ -166,23 +168,20 @@ pub fn verify(settings: &Settings, args: &VerifyImage) -> Result<Exit, Failure> 
 /// Gives the seal that holds and who vouches for it; nothing if there is none and none is asked for.
 fn verify_one(
     settings: &Settings,
-    config: &Config,
+    resolved: &resolved::Settings,
     state: &StateDirectory,
     vm: &str,
     args: &VerifyImage,
 ) -> Result<Option<(image_seal::Seal, String)>, Failure> {
     // libvirt's hook asks by name, and may be the first to do so.
-    let by_uuid = config
-        .vm
-        .iter()
-        .any(|(key, of_vm)| of_vm.uuid.is_some() || uuid_in(key).is_some());
-    let early = by_uuid
-        .then(|| definition(settings, config, vm, args))
+    let early = resolved
+        .has_uuids()
+        .then(|| definition(settings, resolved, vm, args))
         .transpose()?;
-    let of_vm = own_settings(config, vm, early.as_ref().and_then(|machine| machine.uuid));
+    let job = job(resolved, vm, early.as_ref().and_then(|machine| machine.uuid));
     let place = Place::of_vm(state, vm);
     let Some(signed) = place.read()? else {
-        if args.if_required && !of_vm.require_seal {
+        if args.if_required && !job.require_seal {
             return Ok(None);
         }
         return Err(SealError::Missing {
@@ -193,36 +192,36 @@ fn verify_one(
     };
     let machine = match early {
         Some(machine) => machine,
-        None => definition(settings, config, vm, args)?,
+        None => definition(settings, resolved, vm, args)?,
     };
     let cancel = settings.signals.cancel();
-    let (seal, signer) = image_seal::open(&signing(config), &vm::subject(&machine), &signed, cancel)?;
+    let (seal, signer) = image_seal::open(&signing(resolved), &vm::subject(&machine), &signed, cancel)?;
     // Swap counts if it was sealed.
     let sealed = |name: &str| seal.files.iter().any(|file| file.name == name);
     let files = vm::files(&machine, |disk| {
-        sealed(&disk_name(&disk.target)) || !disk.is_swap(&of_vm.swap)
+        sealed(&disk_name(&disk.target)) || !disk.is_swap(&job.swap)
     })?;
     image_seal::check(&seal, &files, &*settings.ui, cancel)?;
     Ok(Some((seal, format!("{} ({})", signer.identity, signer.key))))
 }
 
 /// What the configuration says about this VM, by whatever it names it.
-fn own_settings(config: &Config, vm: &str, uuid: Option<Uuid>) -> Vm {
-    let key = uuid.and_then(|uuid| config.of_uuid(uuid)).unwrap_or(vm);
-    config.vm.get(key).cloned().unwrap_or_default()
+fn job(resolved: &resolved::Settings, vm: &str, uuid: Option<Uuid>) -> Arc<VmJob> {
+    let by_uuid = uuid.and_then(|uuid| resolved.of_uuid(uuid)).cloned();
+    by_uuid.unwrap_or_else(|| resolved.job(vm))
 }
 
 /// What the next start uses: the definition that was handed in, or libvirt's.
 fn definition(
     settings: &Settings,
-    config: &Config,
+    resolved: &resolved::Settings,
     vm: &str,
     args: &VerifyImage,
 ) -> Result<MachineFiles, Failure> {
     let failed = |reason: String| Failure::failed(format!("verify {vm}: {reason}"));
     let found = match &args.definition {
         None => {
-            let hypervisor = Libvirt::connect(config.hypervisor_of(vm)).map_err(Failure::failed)?;
+            let hypervisor = connect(&resolved.job(vm).hypervisor)?;
             let xml = at_rest(&hypervisor, vm)?.xml;
             hypervisor.machine(&xml)
         }
@@ -258,6 +257,6 @@ fn definition(
     Ok(found)
 }
 
-fn signing(config: &Config) -> Signing {
-    config.signing.clone().unwrap_or_default()
+fn signing(resolved: &resolved::Settings) -> Signing {
+    resolved.signing.clone().unwrap_or_default()
 }

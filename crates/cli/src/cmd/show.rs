@@ -16,13 +16,13 @@ use crate::ui::human::{self, bytes};
 
 /// Shows one restore point.
 pub fn run(settings: &Settings, args: &Show) -> Result<Exit, Failure> {
-    let config = settings.config()?;
-    let point = Settings::point(&config, &args.point)?;
-    let state = StateDirectory::at(config.state_directory());
-    let (here, vm) = (settings.here(&config, &state), &point.vm);
+    let resolved = settings.resolve()?;
+    let point = Settings::point(&resolved, &args.point)?;
+    let state = StateDirectory::at(&resolved.state_directory);
+    let (here, vm) = (settings.here(&resolved, &state), &point.vm);
     let mut repository = settings
         .repositories
-        .open_as_it_is(&config.repository_of(vm), Access::Read)?;
+        .open_as_it_is(&resolved.job(vm).repository, Access::Read)?;
     let catalog = Catalog::look(&mut repository, &state)?;
     let Entry { info, manifest, .. } = catalog.find(&point)?;
     let witnessed = trust::witnessed(&here);

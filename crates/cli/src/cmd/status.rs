@@ -15,17 +15,22 @@ use crate::ui::human::{self, bytes};
 
 /// Says for each VM whether it is protected. A VM that cannot be looked at is a warning.
 pub fn run(settings: &Settings, args: &Status) -> Result<Exit, Failure> {
-    let config = settings.live_config()?;
-    let names = Settings::chosen(&config, &args.vms)?;
+    let resolved = settings.resolve_live()?;
+    let names = Settings::chosen(&resolved, &args.vms)?;
     let (mut vms, mut pools) = (Vec::new(), Vec::new());
-    for (config, names) in config.by_hypervisor(&names) {
-        match Settings::parts(config.clone()) {
+    for (hypervisor, names) in resolved.by_hypervisor(&names) {
+        match Settings::parts(&resolved, &hypervisor) {
             Ok(parts) => {
                 vms.extend(names.iter().map(|name| vm::look(settings, &parts, name)));
                 pools.extend(storage_of(settings, &parts, &names));
             }
             Err(failure) => vms.extend(names.iter().map(|name| {
-                vm::look_without(settings, &config, name, format!("failed to {}", failure.message))
+                vm::look_without(
+                    settings,
+                    &resolved,
+                    name,
+                    format!("failed to {}", failure.message),
+                )
             })),
         }
     }

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use serde_json::json;
-use strongroom_engine::config::{Config, Signing};
+use strongroom_engine::config::Signing;
 use strongroom_engine::provision::template::build::{Build, Import, Release, Source, build};
 use strongroom_engine::provision::template::{Description, Store, TemplateError};
+use strongroom_engine::run::settings as resolved;
 
 use crate::args::{ImportFormat, Release as Wanted, Template, TemplateCommand};
 use crate::exit::Exit;
@@ -19,8 +20,8 @@ const INSTALLED: &str = "/usr/lib/strongroom/strongroom-guest";
 
 /// Does it.
 pub fn run(settings: &Settings, args: &Template) -> Result<Exit, Failure> {
-    let config = settings.config()?;
-    let (store, signing) = store(&config);
+    let resolved = settings.resolve()?;
+    let (store, signing) = store(&resolved);
     match &args.command {
         TemplateCommand::Build {
             release,
@@ -120,10 +121,10 @@ fn make(settings: &Settings, store: &Store, signing: &Signing, wanted: &Build<'_
 }
 
 /// Where templates are, and who signs them.
-pub(super) fn store(config: &Config) -> (Store, Signing) {
+pub(super) fn store(settings: &resolved::Settings) -> (Store, Signing) {
     (
-        Store::new(config.templates_directory()),
-        config.signing.clone().unwrap_or_default(),
+        Store::new(settings.templates_directory.clone()),
+        settings.signing.clone().unwrap_or_default(),
     )
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use strongroom_engine::run::state::StateDirectory;
-use strongroom_engine::verify::{self, Problem, Report, Request, Scope, Share, Surroundings, VmReport};
+use strongroom_engine::verify::{self, Problem, Report, Request, Scope, Share, VmReport};
 
 use strongroom_engine::when::PointName;
 
@@ -15,8 +15,8 @@ use crate::ui::human::{self, bytes};
 
 /// Verifies restore points. Needs no hypervisor.
 pub fn run(settings: &Settings, args: &Verify) -> Result<Exit, Failure> {
-    let config = settings.config()?;
-    if args.all && config.vm.is_empty() {
+    let resolved = settings.resolve()?;
+    if args.all && resolved.names().len() == 0 {
         return Err(Failure::usage(
             "verify all VMs: the configuration names none, so there is nothing to begin with",
         )
@@ -37,7 +37,7 @@ pub fn run(settings: &Settings, args: &Verify) -> Result<Exit, Failure> {
         // A configured VM may have an `@` in its name, or be named by its UUID.
         let Some(when) = &scope.when else {
             return Ok(Scope {
-                vm: Settings::named(&config, &scope.vm)?,
+                vm: Settings::named(&resolved, &scope.vm)?,
                 when: None,
             });
         };
@@ -45,7 +45,7 @@ pub fn run(settings: &Settings, args: &Verify) -> Result<Exit, Failure> {
             vm: scope.vm.clone(),
             when: when.clone(),
         };
-        let found = Settings::point(&config, &asked)?;
+        let found = Settings::point(&resolved, &asked)?;
         let whole = found.vm == asked.to_string();
         Ok(Scope {
             vm: found.vm,
@@ -53,14 +53,8 @@ pub fn run(settings: &Settings, args: &Verify) -> Result<Exit, Failure> {
         })
     };
     let what = args.what.iter().map(named).collect::<Result<_, _>>()?;
-    let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
-    let here = Surroundings {
-        config: &config,
-        state: &state,
-        repositories: &settings.repositories,
-        observer: &*settings.ui,
-        cancel: settings.signals.cancel(),
-    };
+    let state = StateDirectory::open(&resolved.state_directory).map_err(Failure::failed)?;
+    let here = settings.here(&resolved, &state);
     let request = Request {
         what,
         all: args.all,

@@ -16,7 +16,7 @@ pub mod tmpfs;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -26,6 +26,7 @@ use strongroom_engine::backup::{self, BackupError, Outcome, Report};
 use strongroom_engine::config::{Config, Vm};
 use strongroom_engine::run::context::{Context, Repositories};
 use strongroom_engine::run::event::{Event, Observer};
+use strongroom_engine::run::settings::{self, Arguments};
 use strongroom_engine::run::state::{Run, StateDirectory};
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
@@ -124,11 +125,18 @@ impl Bench {
         }
     }
 
+    /// What the configuration says as it is now.
+    pub fn settings(&self) -> Arc<settings::Settings> {
+        let settings = settings::Settings::resolve(&self.config, &Arguments::default(), |_, _| None);
+        Arc::new(settings.unwrap())
+    }
+
     /// What the engine works with.
     pub fn context<'a>(&'a self, observer: &'a dyn Observer) -> Context<'a> {
         Context {
             hypervisor: &self.hypervisor,
-            config: &self.config,
+            own_domain: self.config.own_domain.as_deref(),
+            settings: self.settings(),
             state: &self.state,
             repositories: &self.repositories,
             observer,

@@ -13,6 +13,7 @@ use strongroom_engine::config::Config;
 use strongroom_engine::files::journal::Journal;
 use strongroom_engine::files::unfinished::recover;
 use strongroom_engine::run::context::{Context, Repositories};
+use strongroom_engine::run::settings::{self as resolved, Arguments};
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_libvirt::Libvirt;
 
@@ -71,6 +72,8 @@ fn a_death_at_any_step_leaves_the_old_files_or_the_new_ones() {
         cancel: Cancel::new(),
     };
     let config = Config::new("/nowhere/{vm}");
+    let resolved = resolved::Settings::resolve(&config, &Arguments::default(), |_, _| None).unwrap();
+    let resolved = Arc::new(resolved);
     let cancel = Cancel::new();
     let (mut back, mut forward) = (0, 0);
     for stop in 0.. {
@@ -88,7 +91,8 @@ fn a_death_at_any_step_leaves_the_old_files_or_the_new_ones() {
         let state = StateDirectory::open(place.path().join("state")).unwrap();
         let context = Context {
             hypervisor: &hypervisor,
-            config: &config,
+            own_domain: None,
+            settings: Arc::clone(&resolved),
             state: &state,
             repositories: &repositories,
             observer: &(),

@@ -179,7 +179,7 @@ impl World {
 
     fn verify_on(bench: &Bench, data: bool) -> Report {
         let here = Surroundings {
-            config: &bench.config,
+            settings: bench.settings(),
             state: &bench.state,
             repositories: &bench.repositories,
             observer: &(),

@@ -607,7 +607,7 @@ fn a_cycle_goes_on_where_it_was_left() {
         }
     });
     let here = Surroundings {
-        config: &world.bench.config,
+        settings: world.bench.settings(),
         state: &world.bench.state,
         repositories: &world.bench.repositories,
         observer: &hook,

@@ -12,12 +12,13 @@ use super::cells;
 use super::pace::Pace;
 use super::{audit, guard, stream};
 use crate::capture::Capture;
-use crate::config::{LuksHeaders, Vm};
+use crate::config::LuksHeaders;
 use crate::headers::Area;
 use crate::history::Point;
 use crate::manifest::{DiskRecord, LuksRecord, Mode};
 use crate::run::context::Context;
 use crate::run::plan::DiskPlan;
+use crate::run::settings::VmJob;
 
 /// A disk that is in the repository, and how it got there.
 #[derive(Debug)]
@@ -51,7 +52,7 @@ pub struct DiskResult {
 /// Reads one disk into the repository.
 pub fn read(
     context: &Context<'_>,
-    settings: &Vm,
+    job: &VmJob,
     capture: &Capture<'_>,
     disk: &DiskPlan,
     points: &[&Point],
@@ -90,13 +91,13 @@ pub fn read(
     }
     guard::check(
         context,
-        settings,
+        job,
         capture.plan(),
         &disk.target,
         &mut client,
         maps.as_mut(),
     )?;
-    let apart = settings.luks_headers == LuksHeaders::Apart;
+    let apart = job.luks_headers == LuksHeaders::Apart;
     let table = Gpt::read(&mut client).ok().flatten().map(|table| table.disk_guid);
     let areas = Areas::take(context, disk, apart, &mut client, writer)?;
     let carved = areas.carved();
@@ -151,7 +152,7 @@ pub fn read(
             &changed,
             &allocation,
         );
-        let (count, options) = (context.config.audit.count(), pace.options(context));
+        let (count, options) = (job.spot_check, pace.options(context));
         match audit::sample(
             &cells,
             &allocation,

@@ -8,21 +8,21 @@ use strongroom_disk::Survey;
 use strongroom_nbd::Client;
 
 use super::BackupError;
-use crate::config::Vm;
 use crate::inspect::audit::clear_text;
 use crate::run::context::Context;
 use crate::run::plan::Plan;
+use crate::run::settings::VmJob;
 
 /// Refuses a disk with parts that are not ciphertext. Its map may come from another place than its bytes.
 pub fn check(
     context: &Context<'_>,
-    settings: &Vm,
+    job: &VmJob,
     plan: &Plan,
     disk: &str,
     client: &mut Client,
     maps: Option<&mut Client>,
 ) -> Result<(), BackupError> {
-    if settings.plaintext || (context.hypervisor.is_local() && !context.config.ciphertext_only) {
+    if job.plaintext || (context.hypervisor.is_local() && !job.ciphertext_only) {
         return Ok(());
     }
     let allocated = maps

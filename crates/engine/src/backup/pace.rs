@@ -9,7 +9,6 @@
 //! is no reason to crawl. A guest that asks for nothing is not hurt. What nobody tells is taken for bad: without an
 //! answer of the hypervisor there is one request in flight.
 
-use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +19,7 @@ use uuid::Uuid;
 
 use crate::run::context::Context;
 use crate::run::reading::unhindered;
+use crate::run::settings::Throttle;
 
 /// Between two questions.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -32,6 +32,7 @@ const FIRST: usize = 2;
 #[derive(Debug)]
 pub struct Pace {
     domain: Uuid,
+    throttle: Throttle,
     /// The guest's disks; none if there is no guest.
     targets: Vec<String>,
     before: Option<Vec<Requests>>,
@@ -40,10 +41,11 @@ pub struct Pace {
 
 impl Pace {
     /// For a VM that nothing has been read from yet.
-    pub fn new(context: &Context<'_>, domain: &Domain) -> Self {
+    pub fn new(context: &Context<'_>, domain: &Domain, throttle: Throttle) -> Self {
         let disks = domain.disks.iter().filter(|disk| disk.source != DiskSource::None);
         let mut pace = Self {
             domain: domain.uuid,
+            throttle,
             targets: Vec::new(),
             before: None,
             window: AtomicUsize::new(FIRST),
@@ -60,11 +62,10 @@ impl Pace {
         if self.targets.is_empty() {
             return unhindered(context.cancel);
         }
-        let reader = context.config.reader;
         ReadOptions {
-            depth: reader.depth,
-            window: (reader.latency_ms > 0).then_some(&self.window),
-            bytes_per_second: NonZeroU64::new(reader.limit_mib << 20),
+            depth: self.throttle.depth,
+            window: self.throttle.latency.map(|_| &self.window),
+            bytes_per_second: self.throttle.bytes_per_second,
             cancel: Some(context.cancel.flag()),
             ..ReadOptions::default()
         }
@@ -72,26 +73,26 @@ impl Pace {
 
     /// Does the reading, and follows the guest meanwhile.
     pub fn follow<T>(&self, context: &Context<'_>, read: impl FnOnce() -> T) -> T {
-        if self.targets.is_empty() || context.config.reader.latency_ms == 0 {
+        let Some(latency) = self.throttle.latency.filter(|_| !self.targets.is_empty()) else {
             return read();
-        }
+        };
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
-            scope.spawn(|| self.adapt(context, &done));
+            scope.spawn(|| self.adapt(context, latency, &done));
             let _ended = Done(&done);
             read()
         })
     }
 
-    fn adapt(&self, context: &Context<'_>, done: &AtomicBool) {
-        let reader = context.config.reader;
+    fn adapt(&self, context: &Context<'_>, latency: Duration, done: &AtomicBool) {
+        let depth = self.throttle.depth;
         let mut last = self.ask(context);
         let usual = match (&self.before, &last) {
             (Some(before), Ok(now)) => worst(before, now).unwrap_or_default(),
             _ => Duration::ZERO,
         };
-        let goal = Duration::from_millis(reader.latency_ms).max(2 * usual);
-        let (mut longest, mut least) = (Duration::ZERO, reader.depth);
+        let goal = latency.max(2 * usual);
+        let (mut longest, mut least) = (Duration::ZERO, depth);
         let mut asked = Instant::now();
         let mut silent = false;
         while !done.load(Ordering::SeqCst) {
@@ -114,7 +115,7 @@ impl Pace {
             if late == Some(true) {
                 longest = longest.max(took.unwrap_or_default());
             }
-            let window = next(self.window(), late, reader.depth);
+            let window = next(self.window(), late, depth);
             self.window.store(window, Ordering::Relaxed);
             least = least.min(window);
             last = now;
@@ -122,11 +123,10 @@ impl Pace {
         if !longest.is_zero() {
             context.note(format!(
                 "the guest's requests took up to {} ms on average (usually {} ms, goal {} ms); read with down to {least} of \
-                 {} requests in flight",
+                 {depth} requests in flight",
                 longest.as_millis(),
                 usual.as_millis(),
                 goal.as_millis(),
-                reader.depth
             ));
         }
     }

@@ -8,12 +8,13 @@ use strongroom_hypervisor::{BadBitmap, Bitmaps, Disk, DiskSource, Domain, Identi
 use uuid::Uuid;
 
 use super::roles::{self, Moved};
-use crate::config::{CaptureMethod, Config, Vm};
+use crate::config::CaptureMethod;
 use crate::digest;
 use crate::history::Point;
 use crate::manifest::{DiskRecord, Exclusion, Manifest, Method, Mode};
 use crate::names::archive_prefix;
 use crate::run::plan::{DiskPlan, ExcludedPlan, Plan, RunId, beside};
+use crate::run::settings::VmJob;
 use crate::run::state::Committed;
 
 /// Why nothing sensible can be planned.
@@ -180,8 +181,7 @@ pub fn check_free(domain: &Domain) -> Result<(), PlanError> {
 /// Decides what to read and how. What targets meant at the last backup is in the manifest of the `newest` restore point.
 pub fn make(
     domain: &Domain,
-    settings: &Vm,
-    config: &Config,
+    job: &VmJob,
     newest: Option<&Manifest>,
     parent: &Parent<'_>,
     run: &RunId,
@@ -193,7 +193,7 @@ pub fn make(
     };
     let vm = domain.name.clone();
     check_free(domain)?;
-    for target in settings.swap.iter().chain(&settings.exclude) {
+    for target in job.swap.iter().chain(&job.exclude) {
         if !domain.disks.iter().any(|disk| disk.target == *target) {
             let has = domain.disks.iter().map(|disk| disk.target.clone()).collect();
             return Err(PlanError::NoSuchDisk {
@@ -203,19 +203,19 @@ pub fn make(
             });
         }
     }
-    if !config.disks_confirmed {
-        roles::check(domain, settings, newest)?;
+    if !job.disks_confirmed {
+        roles::check(domain, job, newest)?;
     }
     let mut disks = Vec::new();
     let mut excluded = Vec::new();
     for disk in &domain.disks {
-        if let Some(why) = exclusion(disk, settings) {
+        if let Some(why) = exclusion(disk, job) {
             excluded.push(ExcludedPlan {
                 target: disk.target.clone(),
                 why,
             });
         } else {
-            disks.push(plan_disk(domain, disk, config, parent, run)?);
+            disks.push(plan_disk(domain, disk, &job.images, parent, run)?);
         }
     }
     if domain.disks.is_empty() {
@@ -233,7 +233,7 @@ pub fn make(
     }
     let online = domain.state.is_active();
     let tracked = online && disks.iter().any(|disk| disk.tracked);
-    let (method, method_reason) = match (settings.method, jobless) {
+    let (method, method_reason) = match (job.method, jobless) {
         _ if !online => (Method::Offline, None),
         (CaptureMethod::Snapshot, _) => (Method::Snapshot, None),
         (CaptureMethod::Auto, Some(why)) => (Method::Snapshot, Some(format!("no backup job: {why}"))),
@@ -256,8 +256,8 @@ pub fn make(
     })
 }
 
-fn exclusion(disk: &Disk, settings: &Vm) -> Option<Exclusion> {
-    if let Some(role) = roles::role(disk, settings) {
+fn exclusion(disk: &Disk, job: &VmJob) -> Option<Exclusion> {
+    if let Some(role) = roles::role(disk, job) {
         Some(role)
     } else if disk.transient {
         Some(Exclusion::Transient)
@@ -274,7 +274,7 @@ fn exclusion(disk: &Disk, settings: &Vm) -> Option<Exclusion> {
 fn plan_disk(
     domain: &Domain,
     disk: &Disk,
-    config: &Config,
+    images: &Path,
     parent: &Parent<'_>,
     run: &RunId,
 ) -> Result<DiskPlan, PlanError> {
@@ -310,7 +310,7 @@ fn plan_disk(
         ),
         Err(reason) => (Mode::Full, reason, None),
     };
-    let directory = beside(&disk.source).unwrap_or(&config.images);
+    let directory = beside(&disk.source).unwrap_or(images);
     Ok(DiskPlan {
         identity: disk.identity.clone(),
         host_encrypted: disk.encrypted,

@@ -3,10 +3,9 @@
 //! The configuration names disks by target, and targets change places: then a data disk would silently be left out, and swap
 //! read into a backup. Who a disk was is in the newest manifest. Where a name means another disk now, the run stops and asks.
 
-use strongroom_hypervisor::{Disk, Domain, Identity};
-
-use crate::config::Vm;
 use crate::manifest::{DiskRecord, ExcludedDisk, Exclusion, Manifest};
+use crate::run::settings::VmJob;
+use strongroom_hypervisor::{Disk, Domain, Identity};
 
 /// A disk that is left out by name is another one than at the last backup.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,10 +28,10 @@ pub struct Moved {
 }
 
 /// Why a disk is left out by name: in the configuration, or by its serial number.
-pub fn role(disk: &Disk, settings: &Vm) -> Option<Exclusion> {
-    if disk.is_swap(&settings.swap) {
+pub fn role(disk: &Disk, job: &VmJob) -> Option<Exclusion> {
+    if disk.is_swap(&job.swap) {
         Some(Exclusion::Swap)
-    } else if settings.exclude.contains(&disk.target) {
+    } else if job.exclude.contains(&disk.target) {
         Some(Exclusion::Configured)
     } else {
         None
@@ -40,13 +39,13 @@ pub fn role(disk: &Disk, settings: &Vm) -> Option<Exclusion> {
 }
 
 /// Compares the disks that are left out by name with those that were at the last backup.
-pub fn check(domain: &Domain, settings: &Vm, newest: Option<&Manifest>) -> Result<(), Moved> {
+pub fn check(domain: &Domain, job: &VmJob, newest: Option<&Manifest>) -> Result<(), Moved> {
     let Some(newest) = newest else { return Ok(()) };
     for disk in &domain.disks {
-        let Some(role) = role(disk, settings) else {
+        let Some(role) = role(disk, job) else {
             continue;
         };
-        if let Some(what) = moved(disk, role, domain, settings, newest) {
+        if let Some(what) = moved(disk, role, domain, job, newest) {
             return Err(Moved {
                 vm: domain.name.clone(),
                 target: disk.target.clone(),
@@ -62,7 +61,7 @@ pub fn check(domain: &Domain, settings: &Vm, newest: Option<&Manifest>) -> Resul
     Ok(())
 }
 
-fn moved(disk: &Disk, now: Exclusion, domain: &Domain, settings: &Vm, newest: &Manifest) -> Option<String> {
+fn moved(disk: &Disk, now: Exclusion, domain: &Domain, job: &VmJob, newest: &Manifest) -> Option<String> {
     let is = |identity: &Option<Identity>| {
         let identity = identity.as_ref();
         identity.is_some_and(|identity| identity.is(&disk.identity))
@@ -90,7 +89,7 @@ fn moved(disk: &Disk, now: Exclusion, domain: &Domain, settings: &Vm, newest: &M
     let before = record.identity.as_ref()?;
     let elsewhere = domain.disks.iter().find(|other| before.is(&other.identity));
     match elsewhere {
-        Some(other) if role(other, settings) != Some(record.why) => {
+        Some(other) if role(other, job) != Some(record.why) => {
             Some(format!("{before} is {} now", other.target))
         }
         Some(_) => None,

@@ -193,7 +193,7 @@ fn sign(
     bytes: &[u8],
     at: Timestamp,
 ) -> Result<Option<Vec<u8>>, BackupError> {
-    let Some(signing) = &context.config.signing else {
+    let Some(signing) = &context.settings.signing else {
         return Ok(None);
     };
     let Some(key) = &signing.key else {
@@ -205,12 +205,7 @@ fn sign(
 
 /// All VMs that the configuration names, this one by the name that it has now.
 fn inventory(context: &Context<'_>, domain: &Domain) -> Vec<String> {
-    let own = context.config.of_uuid(domain.uuid);
-    let name = |key: &String| match own {
-        Some(own) if own == key => domain.name.clone(),
-        _ => key.clone(),
-    };
-    context.config.vm.keys().map(name).collect()
+    context.settings.inventory(domain.uuid, &domain.name)
 }
 
 fn excluded(context: &Context<'_>, domain: &Domain, plan: &Plan) -> Vec<ExcludedDisk> {

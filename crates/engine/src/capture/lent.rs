@@ -44,7 +44,7 @@ impl Lent {
 /// Has the views of a job attached to the VM in which this runs, where the configuration says which one that is. What
 /// cannot be had in this way is read as it would be without.
 pub fn borrow(context: &Context<'_>, plan: &Plan, run: &Run) -> Vec<Lent> {
-    let Some(own) = &context.config.own_domain else {
+    let Some(own) = context.own_domain else {
         return Vec::new();
     };
     let mut lent = Vec::new();
@@ -62,7 +62,7 @@ pub fn borrow(context: &Context<'_>, plan: &Plan, run: &Run) -> Vec<Lent> {
 
 /// Has what [`borrow`] got detached. To be called when nothing reads it any more.
 pub fn take_back(context: &Context<'_>, run: &Run) {
-    let Some(own) = &context.config.own_domain else {
+    let Some(own) = context.own_domain else {
         return;
     };
     if let Err(error) = context.hypervisor.take_back(own, &serials(run)) {

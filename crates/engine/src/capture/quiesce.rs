@@ -24,9 +24,10 @@ use strongroom_hypervisor::{Domain, HypervisorError, RunState};
 
 use self::freeze::{Freeze, Freezer};
 use self::script::{Failure, Phase, Script};
-use crate::config::{IfMissed, Level, Quiesce};
+use crate::config::{IfMissed, Level};
 use crate::manifest::Consistency;
 use crate::run::context::Context;
+use crate::run::settings::Quiesce;
 use crate::run::state::{StateError, VmState};
 
 /// How long the agent may take to give a sign of life, and to thaw.
@@ -95,7 +96,7 @@ impl<'a> Rest<'a> {
             settings,
             run,
             state,
-            freezer: Freezer::new(context, domain, Duration::from_millis(settings.budget_ms)),
+            freezer: Freezer::new(context, domain, settings.budget),
             pre: Ok(()),
             owes_post: false,
             at: None,

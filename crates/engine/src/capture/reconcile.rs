@@ -15,14 +15,13 @@
 
 use std::path::{Path, PathBuf};
 
-use strongroom_hypervisor::{Domain, HypervisorError, Listener};
-
 use crate::capture::overlay::{HomeError, Homecoming, bring_home};
 use crate::capture::quiesce;
 use crate::capture::{end_job, take_back};
-use crate::config::Quiesce;
 use crate::run::context::Context;
+use crate::run::settings::Quiesce;
 use crate::run::state::{StateError, VmState};
+use strongroom_hypervisor::{Domain, HypervisorError, Listener};
 
 /// Why the traces of a run could not be removed.
 #[derive(Debug, thiserror::Error)]

@@ -41,7 +41,7 @@ pub fn recover(context: &Context<'_>, name: &str, request: Request) -> Result<Ve
     // Restores first: they may be what the domain's disks come from, or the domain itself.
     let restores = unfinished::recover(context, Some(name), request.dry_run)?;
     let mut found: Vec<String> = restores.into_iter().map(|(_, what)| what).collect();
-    let domain = match context.hypervisor.domain(&context.config.domain_of(name)) {
+    let domain = match context.hypervisor.domain(&context.settings.job(name).domain()) {
         Err(HypervisorError::NoSuchDomain(..)) if !found.is_empty() => return Ok(found),
         domain => domain?,
     };
@@ -81,8 +81,8 @@ pub fn recover(context: &Context<'_>, name: &str, request: Request) -> Result<Ve
     }));
     if !request.dry_run {
         // A VM that is not configured any more has no script, but may have an overlay.
-        let settings = context.config.settings(name, &domain.name, domain.uuid).ok();
-        let quiesce = settings.as_ref().map(|settings| &settings.vm.quiesce);
+        let job = context.settings.job_of(name, &domain.name, domain.uuid).ok();
+        let quiesce = job.as_ref().map(|job| &job.quiesce);
         reconcile(context, &domain, quiesce, &mut state)?;
         // A VM may have been started meanwhile.
         let domain = context.hypervisor.domain(&domain.uuid.to_string())?;

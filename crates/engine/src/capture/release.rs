@@ -35,13 +35,13 @@ pub enum ReleaseError {
 
 /// Lets go of one VM. Gives what was found, a line each; nothing if there was nothing of ours. With `dry_run` it is only said.
 pub fn release(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Vec<String>, ReleaseError> {
-    let domain = context.hypervisor.domain(&context.config.domain_of(name))?;
+    let domain = context.hypervisor.domain(&context.settings.job(name).domain())?;
     let mut state = context.state.lock(&domain.name, domain.uuid)?;
     let mut found = unfinished(&state);
     if !dry_run {
         // A VM that is not configured any more has no script, but may have an overlay.
-        let settings = context.config.settings(name, &domain.name, domain.uuid).ok();
-        let quiesce = settings.as_ref().map(|settings| &settings.vm.quiesce);
+        let job = context.settings.job_of(name, &domain.name, domain.uuid).ok();
+        let quiesce = job.as_ref().map(|job| &job.quiesce);
         reconcile(context, &domain, quiesce, &mut state)?;
     }
     // The way home may have taken long.

@@ -16,18 +16,18 @@ use strongroom_borg::Canceller;
 
 use super::CaptureError;
 use super::end_job;
-use crate::config::Limits;
 use crate::manifest::Method;
 use crate::run::context::Context;
 use crate::run::plan::Plan;
+use crate::run::settings::Limits;
 use crate::run::state::Run;
 
 /// Between two looks. A guest that writes 1 GB/s meanwhile fills a quarter of the default floor.
 const PERIOD: Duration = Duration::from_millis(250);
 
 /// Whether there is room to begin.
-pub fn check(context: &Context<'_>, plan: &Plan, run: &Run) -> Result<(), CaptureError> {
-    match shortage(context, plan, run) {
+pub fn check(context: &Context<'_>, plan: &Plan, run: &Run, limits: &Limits) -> Result<(), CaptureError> {
+    match shortage(context, plan, run, limits) {
         Some(reason) => Err(CaptureError::Scratch {
             vm: plan.vm.clone(),
             reason,
@@ -42,6 +42,7 @@ pub fn guarded<T, E: From<CaptureError>>(
     context: &Context<'_>,
     plan: &Plan,
     run: &Run,
+    limits: &Limits,
     repository: &Canceller,
     work: impl FnOnce(&Context<'_>) -> Result<T, E>,
 ) -> Result<T, E> {
@@ -52,7 +53,7 @@ pub fn guarded<T, E: From<CaptureError>>(
         repository.cancel();
     };
     thread::scope(|scope| {
-        let watch = scope.spawn(|| watch(context, plan, run, break_off, &done));
+        let watch = scope.spawn(|| watch(context, plan, run, limits, break_off, &done));
         let ended = Done(&done, watch.thread());
         let result = work(&Context {
             cancel: &part.cancel,
@@ -85,12 +86,13 @@ fn watch(
     context: &Context<'_>,
     plan: &Plan,
     run: &Run,
+    limits: &Limits,
     break_off: impl Fn(),
     done: &AtomicBool,
 ) -> Option<String> {
     let mut reason = None;
     while !done.load(Ordering::SeqCst) {
-        reason = reason.or_else(|| shortage(context, plan, run));
+        reason = reason.or_else(|| shortage(context, plan, run, limits));
         if let Some(reason) = &reason {
             if plan.method == Method::Snapshot {
                 // What reads the images has to end before the overlays can be merged: that follows.
@@ -116,7 +118,7 @@ fn watch(
 }
 
 /// What there is too little of, if anything.
-fn shortage(context: &Context<'_>, plan: &Plan, run: &Run) -> Option<String> {
+fn shortage(context: &Context<'_>, plan: &Plan, run: &Run, limits: &Limits) -> Option<String> {
     if plan.method == Method::Offline {
         return None;
     }
@@ -127,7 +129,7 @@ fn shortage(context: &Context<'_>, plan: &Plan, run: &Run) -> Option<String> {
     run.scratch
         .iter()
         .chain(overlays)
-        .find_map(|file| shortage_at(file, &context.config.limits))
+        .find_map(|file| shortage_at(file, limits))
 }
 
 /// Of another machine's storage there is no news before it is full: then QEMU has stopped the guest, and it runs on as soon
@@ -146,19 +148,19 @@ fn shortage_at(scratch: &Path, limits: &Limits) -> Option<String> {
     const MIB: u64 = 1 << 20;
     // st_blocks counts units of 512 bytes, whatever the file system's block size (stat(2)).
     let used = std::fs::metadata(scratch).map_or(0, |file| file.blocks() * 512);
-    if limits.scratch_mib > 0 && used > limits.scratch_mib.saturating_mul(MIB) {
+    if let Some(most) = limits.scratch.filter(|most| used > *most) {
         return Some(format!(
             "{} has grown beyond {} MiB",
             scratch.display(),
-            limits.scratch_mib
+            most / MIB
         ));
     }
     let directory = scratch.parent()?;
     // Storage that cannot be asked is no reason to give up.
     let storage = rustix::fs::statvfs(directory).ok()?;
     let free = storage.f_bavail.saturating_mul(storage.f_frsize);
-    if free < limits.free_mib.saturating_mul(MIB) {
-        let (directory, left, floor) = (directory.display(), free / MIB, limits.free_mib);
+    if free < limits.free {
+        let (directory, left, floor) = (directory.display(), free / MIB, limits.free / MIB);
         return Some(format!(
             "{directory} has {left} MiB left, and at least {floor} MiB are to stay free"
         ));
@@ -169,15 +171,19 @@ fn shortage_at(scratch: &Path, limits: &Limits) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config;
 
     #[test]
     fn limits_are_on_the_file_and_on_its_storage() {
         let directory = tempfile::tempdir().unwrap();
         let scratch = directory.path().join("scratch");
-        let limits = |scratch_mib, free_mib| Limits {
-            scratch_mib,
-            free_mib,
-            ..Limits::default()
+        let limits = |scratch_mib, free_mib| {
+            let file = config::Limits {
+                scratch_mib,
+                free_mib,
+                ..config::Limits::default()
+            };
+            Limits::from(&file)
         };
         assert_eq!(shortage_at(&scratch, &limits(1, 0)), None, "not there yet");
         std::fs::write(&scratch, vec![1; 2 << 20]).unwrap();

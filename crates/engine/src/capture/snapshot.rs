@@ -55,7 +55,7 @@ pub fn overlays(context: &Context<'_>, plan: &Plan) -> Result<Vec<Overlay>, Capt
         format_of(disk)?;
         let directory = defined
             .and_then(|defined| beside(&defined.source))
-            .unwrap_or(&context.config.images);
+            .unwrap_or(&context.settings.images);
         let entry = Overlay {
             overlay: directory.join(format!("{PREFIX}{}-{target}{SUFFIX}", plan.run)),
             target: target.clone(),

@@ -4,16 +4,16 @@
 //! it has stopped the VM. And a bitmap outlives the checkpoint that libvirt knows: a domain that is undefined, or transient and
 //! off, takes its checkpoints with it.
 
+use crate::run::settings::VmJob;
 use strongroom_hypervisor::names::is_ours;
 use strongroom_hypervisor::{Domain, HypervisorError, StoredBitmap};
 
-use crate::config::Vm;
 use crate::run::context::Context;
 use crate::run::state::VmState;
 
 /// Why no checkpoint is made of this VM, if that is so: a snapshot can only be reverted to without one.
-pub fn forbidden(domain: &Domain, settings: &Vm) -> Option<String> {
-    if domain.internal_snapshots.is_empty() || settings.track_beside_snapshots {
+pub fn forbidden(domain: &Domain, job: &VmJob) -> Option<String> {
+    if domain.internal_snapshots.is_empty() || job.track_beside_snapshots {
         return None;
     }
     Some(format!(

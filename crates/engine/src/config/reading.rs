@@ -1,7 +1,6 @@
 //! How disks are read: how hard, within which limits, and how the map of changes is checked.
 
 use std::fmt;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -44,23 +43,6 @@ pub struct Limits {
     pub repository_s: u64,
     /// How long the hypervisor may take to answer one call, in seconds; then the VM is given up; 0 for no limit.
     pub answer_s: u64,
-}
-
-impl Limits {
-    /// How long the backup of a VM may take.
-    pub fn run(&self) -> Option<Duration> {
-        (self.run_s > 0).then(|| Duration::from_secs(self.run_s))
-    }
-
-    /// How long the repository's server may be silent.
-    pub fn repository(&self) -> Option<Duration> {
-        (self.repository_s > 0).then(|| Duration::from_secs(self.repository_s))
-    }
-
-    /// How long the hypervisor may take to answer.
-    pub fn answer(&self) -> Option<Duration> {
-        (self.answer_s > 0).then(|| Duration::from_secs(self.answer_s))
-    }
 }
 
 impl Default for Limits {

@@ -10,7 +10,7 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
 fn a_minimal_file_gets_the_defaults() {
     let config = parse("repository = '/srv/{vm}'\n[vm.web01]\n").unwrap();
     assert_eq!(config.hypervisor, "qemu:///system");
-    assert_eq!(config.vm("web01").unwrap().1, "/srv/web01");
+    assert_eq!(config.repository_of("web01"), "/srv/web01");
     assert_eq!(
         config.reader,
         Reader {
@@ -170,61 +170,4 @@ fn tables_can_be_appended() {
     let mut expected = parse(text).unwrap().vm;
     expected.extend(new);
     assert_eq!(parse(&both).unwrap().vm, expected, "{both}");
-}
-
-#[test]
-fn a_vm_that_is_not_configured_is_refused_with_advice() {
-    let config = parse("repository = '/srv/{vm}'\n[vm.web01]\n").unwrap();
-    let error = config.vm("web02").unwrap_err().to_string();
-    assert!(error.contains("strongroom init web02"), "{error}");
-}
-
-const UUID: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
-
-/// K7: settings are found by the domain, whatever the configuration and the command line call it.
-#[test]
-fn settings_are_those_of_the_domain() {
-    let uuid: Uuid = UUID.parse().unwrap();
-    let text =
-        format!("repository = '/srv/{{vm}}'\n[vm.web01]\n[vm.{UUID}]\nplaintext = true\nswap = ['vdb']\n");
-    let config = parse(&text).unwrap();
-    for config in [
-        config.clone(),
-        config.clone().by_names(|_, _| Some("db01".into())),
-    ] {
-        for asked in [UUID, "db01", "renamed"] {
-            let settings = config.settings(asked, asked, uuid).unwrap();
-            assert!(settings.vm.plaintext);
-            assert_eq!(settings.vm.swap, ["vdb"]);
-            assert_eq!(
-                settings.repository,
-                format!("/srv/{UUID}"),
-                "a new name is no new place"
-            );
-        }
-        let other = config.settings("web01", "web01", Uuid::nil()).unwrap();
-        assert_eq!(
-            (other.vm.plaintext, other.repository.as_str()),
-            (false, "/srv/web01")
-        );
-        assert!(matches!(
-            config.settings("web01", "web01", uuid),
-            Err(ConfigError::Ambiguous(..))
-        ));
-        assert!(matches!(
-            config.settings("web02", "web02", Uuid::nil()),
-            Err(ConfigError::UnknownVm(_))
-        ));
-        assert_eq!(config.domain_of("web01"), "web01");
-    }
-    let named = config.by_names(|_, _| Some("db01".into()));
-    assert_eq!(
-        named.domain_of("db01"),
-        UUID,
-        "the name may be another VM's by now"
-    );
-    assert_eq!(named.vm.keys().collect::<Vec<_>>(), ["db01", "web01"]);
-    // A name that is taken stays with the one that has it.
-    let taken = parse(&text).unwrap().by_names(|_, _| Some("web01".into()));
-    assert!(taken.vm.contains_key(UUID) && !taken.vm["web01"].plaintext);
 }

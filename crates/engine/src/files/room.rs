@@ -48,7 +48,7 @@ pub fn with_tables(data: u64, size: u64) -> u64 {
 }
 
 /// Whether all of it fits, storage by storage.
-pub fn check(needs: &[Need], free_mib: u64) -> Result<(), Shortage> {
+pub fn check(needs: &[Need], floor: u64) -> Result<(), Shortage> {
     let mut storages: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
     for need in needs {
         let Some((directory, device)) = storage(&need.path) else {
@@ -58,7 +58,7 @@ pub fn check(needs: &[Need], free_mib: u64) -> Result<(), Shortage> {
         *bytes = bytes.saturating_add(need.bytes);
     }
     for (directory, needed) in storages.into_values() {
-        if let Some(shortage) = shortage(&directory, needed, free_mib) {
+        if let Some(shortage) = shortage(&directory, needed, floor) {
             return Err(shortage);
         }
     }
@@ -74,10 +74,9 @@ fn storage(path: &Path) -> Option<(PathBuf, u64)> {
 }
 
 /// Storage that cannot be asked is no reason to give up.
-fn shortage(directory: &Path, needed: u64, free_mib: u64) -> Option<Shortage> {
+fn shortage(directory: &Path, needed: u64, floor: u64) -> Option<Shortage> {
     let found = rustix::fs::statvfs(directory).ok()?;
     let free = found.f_bavail.saturating_mul(found.f_frsize);
-    let floor = free_mib.saturating_mul(MIB);
     (free < needed.saturating_add(floor)).then(|| Shortage {
         directory: directory.to_owned(),
         needed,
@@ -91,10 +90,10 @@ fn shortage(directory: &Path, needed: u64, free_mib: u64) -> Option<Shortage> {
 pub fn guarded<T>(
     context: &Context<'_>,
     files: &[Need],
+    floor: u64,
     let_go: impl Fn() + Send + Sync,
     work: impl FnOnce(&Context<'_>) -> T,
 ) -> (T, Option<Shortage>) {
-    let free_mib = context.config.limits.free_mib;
     let directories: BTreeMap<u64, PathBuf> = files
         .iter()
         .filter_map(|need| storage(&need.path))
@@ -108,7 +107,7 @@ pub fn guarded<T>(
             while is_done.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
                 let found = directories
                     .values()
-                    .find_map(|directory| shortage(directory, 0, free_mib));
+                    .find_map(|directory| shortage(directory, 0, floor));
                 if found.is_some() {
                     cancel.cancel();
                     let_go();
@@ -142,7 +141,7 @@ mod tests {
         let free = found.f_bavail * found.f_frsize;
         let half = |name: &str| need(place.path().join("not/yet").join(name), free / 2 - 64 * MIB);
         check(&[half("a"), half("b")], 0).unwrap();
-        let short = check(&[half("a"), half("b")], 1024).unwrap_err();
+        let short = check(&[half("a"), half("b")], 1024 * MIB).unwrap_err();
         assert_eq!(short.needed, free / 2 * 2 - 128 * MIB);
         assert!(
             short.to_string().contains("1024 MiB have to stay free"),

@@ -146,7 +146,7 @@ pub fn run(context: &Context<'_>, vms: &[String], max_age: SignedDuration) -> Re
     let mut report = Report::default();
     let mut seen = Vec::new();
     for name in vms {
-        match context.hypervisor.domain(&context.config.domain_of(name)) {
+        match context.hypervisor.domain(&context.settings.job(name).domain()) {
             Ok(domain) => seen.push(see(context, name, domain)?),
             Err(error) => report.vms.push(VmReport {
                 vm: name.clone(),
@@ -222,8 +222,8 @@ pub fn swap_disks(domain: &Domain) -> Vec<String> {
 fn see(context: &Context<'_>, name: &str, domain: Domain) -> Result<Seen, AuditError> {
     context.cancel.check()?;
     context.note(format!("{name}: looking at its disks"));
-    let settings = context.config.settings(name, &domain.name, domain.uuid).ok();
-    let swap = settings.as_ref().map_or(&[][..], |settings| &settings.vm.swap);
+    let job = context.settings.job_of(name, &domain.name, domain.uuid).ok();
+    let swap = job.as_ref().map_or(&[][..], |job| &job.swap);
     let disks = if context.hypervisor.is_local() {
         look::disks(&domain, swap)
     } else {
@@ -233,7 +233,7 @@ fn see(context: &Context<'_>, name: &str, domain: Domain) -> Result<Seen, AuditE
         name: name.to_owned(),
         domain,
         disks,
-        configured: settings.is_some(),
+        configured: job.is_some(),
     })
 }
 
@@ -264,7 +264,7 @@ fn about(context: &Context<'_>, vm: &Seen, max_age: SignedDuration) -> Vec<Findi
     findings.extend(vm.disks.iter().filter_map(|disk| judge::leftovers(disk, &known)));
     let protection = judge::Protection {
         configured: vm.configured,
-        signed: context.config.signing.is_some(),
+        signed: context.settings.signing.is_some(),
         interrupted: records(context, vm),
         last: last_backup(context, &vm.domain.name),
     };

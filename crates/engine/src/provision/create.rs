@@ -240,7 +240,8 @@ pub fn run(
         path: places.system.clone(),
         bytes: room::with_tables(template.description.root_size + BEFORE_ROOT, request.size),
     }];
-    room::check(&needs, context.config.limits.free_mib)?;
+    let floor = context.settings.job(name).limits.free;
+    room::check(&needs, floor)?;
     let journal = Journal::begin(context.state, name)?;
     let (system, system_file) = blank(&journal, &places.system, request.size)?;
     let swap = match (&places.swap, request.swap) {
@@ -260,6 +261,7 @@ pub fn run(
     let (report, shortage) = room::guarded(
         context,
         &needs,
+        floor,
         || (),
         |context| machine::run(&machine, &order(request), typed, context.observer, context.cancel),
     );
@@ -343,7 +345,7 @@ impl Places {
         Self {
             system: disk(SYSTEM_DISK),
             swap: request.swap.map(|_| disk(SWAP_DISK)),
-            recovery: context.config.state_directory().join("recovery"),
+            recovery: context.settings.state_directory.join("recovery"),
         }
     }
 

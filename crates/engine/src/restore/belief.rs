@@ -52,7 +52,7 @@ pub fn trust(
     point: &Point,
     order: &Order,
 ) -> Result<bool, RestoreError> {
-    let signing = context.config.signing.as_ref();
+    let signing = context.settings.signing.as_ref();
     let Some(signing) = signing.filter(|signing| signing.allowed_signers.is_some()) else {
         return Ok(false);
     };

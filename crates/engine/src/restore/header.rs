@@ -269,7 +269,7 @@ impl<'a> Search<'a> {
         let checked = if other {
             Err("it is not the archive of headers that was made with its restore point".to_owned())
         } else {
-            let signing = self.context.config.signing.as_ref();
+            let signing = self.context.settings.signing.as_ref();
             let signing = signing.filter(|_| !self.request.unsigned);
             let (home, vm) = (repository.id().to_string(), &self.point.manifest.vm.name);
             headers.trusted(signing, self.chain.order, &home, vm, self.context.cancel)

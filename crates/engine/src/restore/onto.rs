@@ -205,6 +205,7 @@ pub fn disk(
     disk: &DiskTarget,
     headers: &[Found],
     owner: Option<&Owner>,
+    floor: u64,
 ) -> Result<RestoredDisk, RestoreError> {
     // No backup of the same VM may begin meanwhile.
     let mut state = match owner {
@@ -256,11 +257,12 @@ pub fn disk(
             path: disk.path.clone(),
             bytes: room::with_tables(bytes_written.saturating_mul(2), disk.size),
         }];
-        room::check(&needs, context.config.limits.free_mib)?;
+        room::check(&needs, floor)?;
         let connection = repository.canceller();
         let (collected, shortage) = room::guarded(
             context,
             &needs,
+            floor,
             || connection.cancel(),
             |context| collect(context, repository, disk, &place, format, &differing, &image),
         );

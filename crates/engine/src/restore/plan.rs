@@ -292,7 +292,7 @@ fn directory(context: &Context<'_>, request: &Request) -> PathBuf {
     request
         .to
         .clone()
-        .unwrap_or_else(|| context.config.images.clone())
+        .unwrap_or_else(|| context.settings.images.clone())
 }
 
 fn disks(

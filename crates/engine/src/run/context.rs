@@ -1,17 +1,16 @@
 //! What every command works with: the hypervisor, the settings, the records, the way to a repository.
 
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use strongroom_base::cancel::Cancel;
-use strongroom_borg::{
-    Access, Canceller, Encryption, Location, PassphraseSource, Repository, Settings, Transport,
-};
+use strongroom_borg::{Access, Canceller, Encryption, Location, PassphraseSource, Repository, Transport};
 use strongroom_hypervisor::Hypervisor;
 use uuid::Uuid;
 
-use crate::config::Config;
 use crate::run::event::{Event, Observer};
+use crate::run::settings::Settings;
 use crate::run::state::StateDirectory;
 
 /// Between two looks at whether the work is cancelled.
@@ -22,8 +21,10 @@ const LOOK: Duration = Duration::from_millis(100);
 pub struct Context<'a> {
     /// The host that runs the VMs.
     pub hypervisor: &'a dyn Hypervisor,
-    /// The configuration.
-    pub config: &'a Config,
+    /// The domain on that host in which this program runs, if it does.
+    pub own_domain: Option<&'a str>,
+    /// The settings.
+    pub settings: Arc<Settings>,
     /// Our own records.
     pub state: &'a StateDirectory,
     /// How repositories are reached.
@@ -37,10 +38,10 @@ pub struct Context<'a> {
 }
 
 /// What a command works with that looks at repositories alone, and needs no hypervisor.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Surroundings<'a> {
-    /// The configuration.
-    pub config: &'a Config,
+    /// The settings.
+    pub settings: Arc<Settings>,
     /// Our own records.
     pub state: &'a StateDirectory,
     /// How repositories are reached.
@@ -65,7 +66,7 @@ impl<'a> Context<'a> {
     /// All but the hypervisor.
     pub fn here(&self) -> Surroundings<'a> {
         Surroundings {
-            config: self.config,
+            settings: Arc::clone(&self.settings),
             state: self.state,
             repositories: self.repositories,
             observer: self.observer,
@@ -123,7 +124,7 @@ impl Context<'_> {
 #[derive(Clone)]
 pub struct Repositories {
     /// Programs, directories and time limits of the Borg client.
-    pub settings: Settings,
+    pub settings: strongroom_borg::Settings,
     /// Where the passphrase comes from.
     pub passphrase: PassphraseSource,
     /// Ends connections once it is set: a call that waits for a lock or for a dead network would not notice otherwise.

@@ -62,7 +62,7 @@ pub fn signers(
     chain: &[&Entry],
     order: &Order,
 ) -> HashMap<String, Result<Signer, String>> {
-    let signing = here.config.signing.clone().unwrap_or_default();
+    let signing = here.settings.signing.clone().unwrap_or_default();
     let mut until = Timestamp::now();
     let mut signers = HashMap::new();
     for entry in chain.iter().rev() {

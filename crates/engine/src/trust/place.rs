@@ -152,7 +152,7 @@ pub fn remember(
             "the restore point is not on record here: failed to {error}"
         ));
     }
-    if let Some(asked) = &context.config.witness
+    if let Some(asked) = &context.settings.witness
         && let Err(error) = witness::tell(asked, &head, context.cancel)
     {
         context.warn(format!(

@@ -18,7 +18,7 @@ use crate::run::context::Surroundings;
 
 /// What the witness says, asked once for all VMs; nothing where there is none. That it cannot be asked is a warning.
 pub fn witnessed(here: &Surroundings<'_>) -> Vec<Head> {
-    let Some(asked) = &here.config.witness else {
+    let Some(asked) = &here.settings.witness else {
         return Vec::new();
     };
     witness::ask(asked, here.cancel).unwrap_or_else(|error| {
@@ -144,8 +144,8 @@ impl<'a> Standing<'a> {
 }
 
 /// Who is trusted, if that is said.
-pub(super) fn signing<'a>(here: &Surroundings<'a>) -> Option<&'a Signing> {
-    let signing = here.config.signing.as_ref();
+pub(super) fn signing<'a>(here: &'a Surroundings<'_>) -> Option<&'a Signing> {
+    let signing = here.settings.signing.as_ref();
     signing.filter(|signing| signing.allowed_signers.is_some())
 }
 

@@ -94,7 +94,7 @@ impl Work<'_> {
         let archive = headers.name();
         let mut problems = Vec::new();
         let mut problem = |kind, text: String| problems.push(Problem::of(kind, &archive, text));
-        let signing = self.here.config.signing.clone().unwrap_or_default();
+        let signing = self.here.settings.signing.clone().unwrap_or_default();
         if let Err(error) = headers.signer(&signing, &self.order, self.here.cancel) {
             problem("signature", error.to_string());
         }

@@ -169,7 +169,7 @@ impl Work<'_> {
 
     /// Whether somebody can say that the VM was given up: not of one that this configuration has backed up.
     pub(super) fn may_be_given_up(&self) -> bool {
-        !self.here.config.vm.contains_key(&self.report.vm)
+        !self.here.settings.is_configured(&self.report.vm)
     }
 
     /// What is to be said of a VM that is not there.

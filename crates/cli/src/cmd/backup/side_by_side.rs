@@ -15,14 +15,15 @@ use std::time::{Duration, Instant};
 
 use strongroom_base::cancel::Cancel;
 use strongroom_engine::backup::{self, BackupError, Outcome};
-use strongroom_engine::config::Config;
 use strongroom_engine::run::context::{Context, Repositories};
+use strongroom_engine::run::settings::{Settings, VmJob};
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_hypervisor::{Hypervisor as _, Timed};
 use strongroom_libvirt::Libvirt;
 
 use crate::cmd::thaw_watchdog;
 use crate::failure::Failure;
+use crate::settings::connect;
 use crate::ui::Ui;
 use crate::ui::of_vm::OfVm;
 
@@ -32,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// What all of them share.
 #[derive(Clone)]
 pub struct Work {
-    pub config: Arc<Config>,
+    pub settings: Arc<Settings>,
     pub repositories: Repositories,
     pub ui: Arc<Ui>,
     pub cancel: Cancel,
@@ -50,7 +51,7 @@ pub struct Done {
 /// A VM that is being backed up.
 struct Running {
     place: usize,
-    vm: String,
+    job: Arc<VmJob>,
     observer: Arc<OfVm>,
     hypervisor: Arc<OnceLock<Timed<Libvirt>>>,
 }
@@ -91,7 +92,7 @@ impl Records {
 /// the work is interrupted are told of as well. Gives what came of them in the order in which they were named.
 pub fn run(work: &Work, vms: &[String], jobs: usize, mut tell: impl FnMut(&Done)) -> Vec<Done> {
     let (results, ended) = channel();
-    let records = Records::of(work.config.state_directory());
+    let records = Records::of(work.settings.state_directory.clone());
     let mut waiting: VecDeque<(usize, &String)> = vms.iter().enumerate().collect();
     let mut running: Vec<Running> = Vec::new();
     let mut done: Vec<(usize, Done)> = Vec::new();
@@ -122,18 +123,17 @@ pub fn run(work: &Work, vms: &[String], jobs: usize, mut tell: impl FnMut(&Done)
                 // One that was given up may come back after all.
                 if let Some(at) = running.iter().position(|one| one.place == place) {
                     let one = running.swap_remove(at);
-                    let (vm, warnings) = (one.vm, one.observer.said());
+                    let (vm, warnings) = (one.job.name.clone(), one.observer.said());
                     finish(&mut done, place, Done { vm, result, warnings });
                 }
             }
             Err(RecvTimeoutError::Timeout) => {
-                let limit = work.config.limits.answer();
                 for one in std::mem::take(&mut running) {
-                    let Some(why) = given_up(&one, &records, limit) else {
+                    let Some(why) = given_up(&one, &records) else {
                         running.push(one);
                         continue;
                     };
-                    let (place, vm, warnings) = (one.place, one.vm, one.observer.said());
+                    let (place, vm, warnings) = (one.place, one.job.name.clone(), one.observer.said());
                     let result = Err(why);
                     finish(&mut done, place, Done { vm, result, warnings });
                 }
@@ -147,7 +147,8 @@ pub fn run(work: &Work, vms: &[String], jobs: usize, mut tell: impl FnMut(&Done)
 }
 
 /// Why a VM is not waited for any longer, if so.
-fn given_up(one: &Running, records: &Records, limit: Option<Duration>) -> Option<Failure> {
+fn given_up(one: &Running, records: &Records) -> Option<Failure> {
+    let limit = one.job.limits.answer;
     if let Some(time) = records
         .time()
         .filter(|time| limit.is_some_and(|limit| *time > limit))
@@ -180,15 +181,16 @@ fn start(
 ) -> Running {
     let observer = Arc::new(OfVm::new(Arc::clone(&work.ui), vm, others));
     let hypervisor = Arc::new(OnceLock::new());
+    let job = work.settings.job(vm);
     let running = Running {
         place,
-        vm: vm.to_owned(),
+        job: Arc::clone(&job),
         observer: Arc::clone(&observer),
         hypervisor: Arc::clone(&hypervisor),
     };
-    let (work, vm) = (work.clone(), vm.to_owned());
+    let work = work.clone();
     thread::spawn(move || {
-        let result = catch_unwind(AssertUnwindSafe(|| one(&work, &vm, &observer, &hypervisor)));
+        let result = catch_unwind(AssertUnwindSafe(|| one(&work, &job, &observer, &hypervisor)));
         let result = result.unwrap_or_else(|_| {
             Err(Failure::failed(
                 "go on: this is a defect of strongroom, whose words are above",
@@ -203,29 +205,27 @@ fn start(
 /// Backs up one VM.
 fn one(
     work: &Work,
-    vm: &str,
+    job: &VmJob,
     observer: &Arc<OfVm>,
     connection: &OnceLock<Timed<Libvirt>>,
 ) -> Result<Outcome, Failure> {
-    let config = work.config.on(work.config.hypervisor_of(vm));
-    let opened = Libvirt::connect(&config.hypervisor)
-        .map_err(Failure::failed)?
-        .with_nbd_tls(config.nbd_tls.clone());
+    let opened = connect(&job.hypervisor)?;
     let hypervisor = connection.get_or_init(|| Timed::new(opened));
-    let state = StateDirectory::open(config.state_directory()).map_err(Failure::failed)?;
+    let state = StateDirectory::open(&work.settings.state_directory).map_err(Failure::failed)?;
     let watchdog = thaw_watchdog::launch(hypervisor.uri());
     let mut repositories = work.repositories.clone();
-    repositories.settings.patience = config.limits.repository();
+    repositories.settings.patience = job.limits.repository;
     let heard = Arc::clone(observer);
     repositories.settings.events = Some(Arc::new(move |event| heard.repository(&event)));
     let context = Context {
         hypervisor,
-        config: &config,
+        own_domain: job.hypervisor.own_domain.as_deref(),
+        settings: Arc::clone(&work.settings),
         state: &state,
         repositories: &repositories,
         observer: &**observer,
         cancel: &work.cancel,
         watchdog: &*watchdog,
     };
-    backup::run(&context, vm, work.request).map_err(|error: BackupError| error.into())
+    backup::run(&context, &job.name, work.request).map_err(|error: BackupError| error.into())
 }

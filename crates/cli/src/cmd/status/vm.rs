@@ -1,14 +1,17 @@
 //! What is known of one VM: from the hypervisor, from our own records, and from its repository, which is read without a lock, so
 //! that a backup that runs meanwhile is no reason to wait.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use strongroom_borg::{Access, ArchiveInfo};
 use strongroom_engine::archive::HistoryError;
 use strongroom_engine::capture::tracking;
 use strongroom_engine::catalog::{Catalog, Entry};
-use strongroom_engine::config::{Config, uuid_in};
+use strongroom_engine::config::uuid_in;
 use strongroom_engine::names::archive_prefix;
+use strongroom_engine::run::settings::{self as resolved, VmJob};
 use strongroom_engine::run::state::{Records, StateDirectory};
 use strongroom_engine::trust::memory::Memory;
 use strongroom_engine::trust::{self, Standing};
@@ -70,27 +73,33 @@ impl Vm {
 
 /// Looks at a VM whose hypervisor answers.
 pub fn look(settings: &Settings, parts: &Parts, name: &str) -> Vm {
+    let job = parts.settings.job(name);
     let mut vm = Vm::unknown(name, None);
     let mut names = vec![name.to_owned()];
-    match parts.hypervisor.domain(&parts.config.domain_of(name)) {
+    match parts.hypervisor.domain(&job.domain()) {
         Ok(domain) => {
             vm.state = Some(domain.state);
-            recorded(&mut vm, parts, &domain);
+            recorded(&mut vm, parts, &job, &domain);
             names.push(domain.name);
         }
         Err(HypervisorError::NoSuchDomain(..)) => vm.problem = Some("the hypervisor does not know it".into()),
         Err(error) => vm.problem = Some(format!("failed to {error}")),
     }
-    with_archives(settings, &parts.config, vm, &names)
+    with_archives(settings, &parts.settings, &job, vm, &names)
 }
 
 /// Looks at a VM whose hypervisor does not answer.
-pub fn look_without(settings: &Settings, config: &Config, name: &str, problem: String) -> Vm {
+pub fn look_without(
+    settings: &Settings,
+    resolved: &Arc<resolved::Settings>,
+    name: &str,
+    problem: String,
+) -> Vm {
     let vm = Vm::unknown(name, Some(problem));
-    with_archives(settings, config, vm, &[name.to_owned()])
+    with_archives(settings, resolved, &resolved.job(name), vm, &[name.to_owned()])
 }
 
-fn recorded(vm: &mut Vm, parts: &Parts, domain: &Domain) {
+fn recorded(vm: &mut Vm, parts: &Parts, job: &VmJob, domain: &Domain) {
     let records = parts.state.peek(domain.uuid);
     // After the records: a run that has ended meanwhile has left nothing open in what is read next.
     let under_way = parts.state.is_worked_on(domain.uuid);
@@ -108,8 +117,7 @@ fn recorded(vm: &mut Vm, parts: &Parts, domain: &Domain) {
     vm.tracking = records
         .and_then(|records| records.committed)
         .is_some_and(|committed| checkpoints.contains(&committed.checkpoint));
-    let settings = parts.config.vm.get(&vm.name);
-    if !settings.is_some_and(|vm| vm.track_beside_snapshots) {
+    if !job.track_beside_snapshots {
         vm.problem = tracking::conflict(domain, &checkpoints);
     }
 }
@@ -124,8 +132,14 @@ fn run(records: Option<&Records>, under_way: bool) -> Run {
 }
 
 /// Adds what the repository has of the VM, which may have gone by each of these names.
-fn with_archives(settings: &Settings, config: &Config, mut vm: Vm, names: &[String]) -> Vm {
-    match archives(settings, config, &config.repository_of(&vm.name), names) {
+fn with_archives(
+    settings: &Settings,
+    resolved: &Arc<resolved::Settings>,
+    job: &VmJob,
+    mut vm: Vm,
+    names: &[String],
+) -> Vm {
+    match archives(settings, resolved, &job.repository, names) {
         Ok(Found {
             points,
             newest,
@@ -140,7 +154,7 @@ fn with_archives(settings: &Settings, config: &Config, mut vm: Vm, names: &[Stri
         }
         Err(error) => {
             vm.problem = Some(format!("failed to {error}"));
-            vm.newest = on_record(config, names)
+            vm.newest = on_record(resolved, names)
                 .map_or(Newest::Unknown, |(time, archive)| Newest::Recorded(time, archive));
         }
     }
@@ -160,12 +174,12 @@ struct Found {
 /// Looks into the repository. Archives of others do not count, nor those of other VMs.
 fn archives(
     settings: &Settings,
-    config: &Config,
+    resolved: &Arc<resolved::Settings>,
     location: &str,
     names: &[String],
 ) -> Result<Found, HistoryError> {
-    let state = StateDirectory::at(config.state_directory());
-    let here = settings.here(config, &state);
+    let state = StateDirectory::at(&resolved.state_directory);
+    let here = settings.here(resolved, &state);
     let mut repository = settings
         .repositories
         .open_as_it_is(location, Access::ReadWithoutLock)?;
@@ -220,8 +234,8 @@ fn is_of(info: &ArchiveInfo, names: &[String]) -> bool {
 }
 
 /// The newest restore point that was ever seen here.
-fn on_record(config: &Config, names: &[String]) -> Option<(Timestamp, String)> {
-    let state = StateDirectory::at(config.state_directory());
+fn on_record(resolved: &resolved::Settings, names: &[String]) -> Option<(Timestamp, String)> {
+    let state = StateDirectory::at(&resolved.state_directory);
     let mut heads = names.iter().rev().filter_map(|name| {
         let memory = state.path().exists().then(|| Memory::open(&state, name).ok())??;
         let head = memory.head()?;

@@ -5,6 +5,7 @@ mod parents;
 use strongroom_hypervisor::{Identity, RunState};
 
 use super::*;
+use crate::testing::job;
 
 fn disk(target: &str) -> Disk {
     Disk {
@@ -46,18 +47,17 @@ fn domain(state: RunState, disks: Vec<Disk>) -> Domain {
     }
 }
 
-fn planned(domain: &Domain, settings: &Vm, parent: &Parent<'_>) -> Result<Plan, String> {
-    let config = Config::new("/r/{vm}");
-    make(domain, settings, &config, None, parent, &RunId::new()).map_err(|error| error.to_string())
+fn planned(domain: &Domain, job: &VmJob, parent: &Parent<'_>) -> Result<Plan, String> {
+    make(domain, job, None, parent, &RunId::new()).map_err(|error| error.to_string())
 }
 
-fn settings(swap: &[&str], exclude: &[&str], method: CaptureMethod) -> Vm {
+fn settings(swap: &[&str], exclude: &[&str], method: CaptureMethod) -> VmJob {
     let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-    Vm {
+    VmJob {
         swap: names(swap),
         exclude: names(exclude),
         method,
-        ..Vm::default()
+        ..job()
     }
 }
 

@@ -2,6 +2,7 @@ use serde_json::json;
 use strongroom_hypervisor::{Bitmaps, DiskSource, FileIdentity, Identity, RunState};
 
 use super::*;
+use crate::testing::job;
 
 fn identity(inode: u64) -> Identity {
     Identity {
@@ -71,22 +72,22 @@ fn newest(known: bool) -> Manifest {
     serde_json::from_value(json).unwrap()
 }
 
-fn settings(swap: &[&str], exclude: &[&str]) -> Vm {
+fn settings(swap: &[&str], exclude: &[&str]) -> VmJob {
     let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-    Vm {
+    VmJob {
         swap: names(swap),
         exclude: names(exclude),
-        ..Vm::default()
+        ..job()
     }
 }
 
 /// What is said of a machine with these disks.
-fn asked(disks: &[(&str, Identity)], settings: &Vm) -> Option<String> {
+fn asked(disks: &[(&str, Identity)], job: &VmJob) -> Option<String> {
     let disks = disks
         .iter()
         .map(|(target, identity)| disk(target, identity.clone()));
     let domain = domain(disks.collect());
-    check(&domain, settings, Some(&newest(true)))
+    check(&domain, job, Some(&newest(true)))
         .err()
         .map(|moved| moved.to_string())
 }

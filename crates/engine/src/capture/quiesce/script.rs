@@ -16,7 +16,7 @@ use strongroom_base::exec::{Needs, shell_word, ssh_program};
 use strongroom_hypervisor::Agent;
 use uuid::Uuid;
 
-use crate::config::Quiesce;
+use crate::run::settings::Quiesce;
 
 /// What is kept of a script's output, in bytes: its end.
 const KEPT: usize = 4096;
@@ -96,7 +96,7 @@ impl Script<'_> {
         };
         let Some(script) = script else { return Ok(()) };
         let command = self.command(script);
-        let limit = Duration::from_secs(self.settings.timeout_s);
+        let limit = self.settings.timeout;
         let fail = |why: String, output: &str| Failure {
             phase: self.phase,
             why: format!("the {} script {why}", self.phase.name()),
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_script_knows_what_it_is_for_whatever_the_vm_is_called() {
-        let settings = Quiesce::default();
+        let settings = Quiesce::from(&crate::config::Quiesce::default());
         let script = Script {
             domain: Uuid::nil(),
             vm: "it's $(reboot)\n",
