@@ -13,6 +13,7 @@ pub mod areas;
 pub mod audit;
 pub mod cells;
 pub mod disk;
+mod firmware;
 pub mod guard;
 pub mod pace;
 pub mod plan;

@@ -8,10 +8,10 @@ use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve};
 
 use super::BackupError;
 use super::disk::DiskResult;
+use super::firmware::{self, FirmwareFile};
 use crate::archive::archive_name;
 use crate::capture::quiesce::Reached;
 use crate::digest;
-use crate::firmware::{self, FirmwareFile};
 use crate::headers::{self, Area, Statement};
 use crate::manifest::{
     DOMAIN_PATH, DiskRecord, ExcludedDisk, Exclusion, FORMAT, FileRecord, HeadersRecord, MANIFEST_PATH,
