@@ -7,6 +7,7 @@ mod cmd;
 mod exit;
 mod failure;
 mod prompt;
+mod replace;
 mod settings;
 mod signals;
 mod ui;

@@ -197,6 +197,14 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// A text that a guest wrote, fit for a terminal.
+fn cut(text: &str) -> String {
+    text.chars()
+        .filter(char::is_ascii_graphic)
+        .take(LONGEST)
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,7 @@
 //! A connection to one export, and what is done with it one step at a time.
 
+pub mod pipeline;
+
 use std::{
     ffi::CString,
     fmt,
@@ -9,9 +11,9 @@ use std::{
 
 use strongroom_disk::{BlockSource, Extent, ReadError};
 
+use self::pipeline::WriteOptions;
 use crate::{
     error::{Error, Subject},
-    pipeline::WriteOptions,
     sys::{Buffer, Cookie, Failure, Handle},
     target::{Options, Parts, Target, c_string},
     tunnel::Tunnel,

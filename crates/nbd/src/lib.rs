@@ -18,7 +18,6 @@ mod error;
 mod header;
 mod image;
 mod overlay;
-mod pipeline;
 mod rate;
 mod serve;
 mod status;
@@ -26,6 +25,7 @@ mod sys;
 mod target;
 mod tunnel;
 
+pub use client::pipeline::{DEFAULT_REQUEST_SIZE, ReadOptions, Sparse, WriteOptions};
 pub use client::{BlockSizes, Client, Zeroing};
 pub use error::Error;
 pub use header::Header;
@@ -33,6 +33,5 @@ pub use image::{
     BitmapInfo, Format, ImageError, ImageInfo, SnapshotInfo, create_qcow2, format_qcow2, image_info, through,
 };
 pub use overlay::{apply_overlay, commit_overlay, holds_data, reads_the_same, remove_bitmap};
-pub use pipeline::{DEFAULT_REQUEST_SIZE, ReadOptions, Sparse, WriteOptions};
 pub use serve::{Backing, Cache, QemuNbd, Serve, ServeError};
 pub use target::{Options, Target, TlsSettings};

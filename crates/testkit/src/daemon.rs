@@ -12,10 +12,11 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::lab::PREFIX;
 use crate::patience::patience;
 use crate::run::{output_of, run, virsh};
 
+/// How everything begins that tests make.
+pub const PREFIX: &str = "sr-test-";
 /// Set inside, to the id that the test's process has outside.
 const INSIDE: &str = "STRONGROOM_OWN_LIBVIRTD";
 /// Where the private directories are: each replaces the one that it is named after.

@@ -1,5 +1,7 @@
 //! The owner of everything that a test makes.
 
+pub mod guest;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -9,12 +11,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::TempDir;
 
-use crate::daemon::{inside, owner};
-use crate::guest::{GuestBuilder, TestGuest};
+use self::guest::{GuestBuilder, TestGuest};
+use crate::daemon::{PREFIX, inside, owner};
 use crate::run::{output_of, run, virsh};
-
-/// How everything begins that tests make.
-pub const PREFIX: &str = "sr-test-";
 
 /// A directory and a name space for libvirt domains, both emptied on drop.
 ///

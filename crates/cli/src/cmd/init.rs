@@ -1,8 +1,6 @@
 //! `strongroom init`.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 use serde_json::json;
@@ -15,6 +13,7 @@ use super::signing_key;
 use crate::args::Init;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::replace::replace;
 use crate::settings::{Parts, Settings};
 use crate::ui::Ui;
 use crate::ui::human::bytes;
@@ -59,7 +58,7 @@ pub(super) fn add(settings: &Settings, args: &Init) -> Result<(), Failure> {
         repository(settings, &resolved.job(name), encryption)?;
     }
     if let Some(text) = text {
-        write(&settings.path, &text)
+        replace(&settings.path, &text)
             .map_err(|error| Failure::failed(format!("write {}: {error}", settings.path.display())))?;
     }
     settings
@@ -258,22 +257,5 @@ pub(super) fn add_vm(path: &Path, name: &str, vm: Vm) -> Result<(), Failure> {
     let table = Config::vm_tables(&BTreeMap::from([(name.to_owned(), vm)]));
     let text = format!("{}\n\n{table}", old.trim_end());
     Config::parse(&text, path).map_err(|error| failed(&error))?;
-    write(path, &text).map_err(|error| failed(&error))
-}
-
-/// Replaces the file in one step; only its owner may read it.
-pub(super) fn write(path: &Path, text: &str) -> std::io::Result<()> {
-    let directory = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(directory)?;
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    file.write_all(text.as_bytes())?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
+    replace(path, &text).map_err(|error| failed(&error))
 }

@@ -8,8 +8,8 @@ use strongroom_child::Needs;
 
 use strongroom_engine::config::{Config, Signing};
 
-use super::init;
 use crate::failure::Failure;
+use crate::replace::replace;
 use crate::settings::Settings;
 
 /// What our signatures are made for, as a pattern in `allowed_signers`.
@@ -82,7 +82,7 @@ pub fn make(settings: &Settings, signing: &Signing, unprotected: bool) -> Result
     } else {
         "\n"
     };
-    init::write(signers, &format!("{old}{gap}{line}\n"))
+    replace(signers, &format!("{old}{gap}{line}\n"))
         .map_err(|error| Failure::failed(format!("write {}: {error}", signers.display())))?;
     settings.ui.info(format!(
         "{}: trusts {identity}; keep a copy of it where restore points are to be verified",

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 
-use super::json::cut;
+use super::cut;
 
 /// Longest protected header that is looked at, in bytes. Clevis' own has some hundred a share.
 const MAX_HEADER: usize = 256 * 1024;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Kdf, KeySlot, LONGEST, Luks, MOST, Pin, Segment, Token};
+use super::{Kdf, KeySlot, Luks, MOST, Pin, Segment, Token, cut};
 
 /// The part that is looked at. Numbers are the names of slots, tokens and segments.
 #[derive(Deserialize)]
@@ -126,12 +126,4 @@ fn words(value: &Value, pointer: &str) -> Vec<String> {
 
 fn word(value: &Value, name: &str) -> String {
     cut(value.get(name).and_then(Value::as_str).unwrap_or_default())
-}
-
-/// A text that a guest wrote, fit for a terminal.
-pub(super) fn cut(text: &str) -> String {
-    text.chars()
-        .filter(char::is_ascii_graphic)
-        .take(LONGEST)
-        .collect()
 }
