@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use crate::{Error, Result};
-
 /// Largest object a repository takes: 20 MiB less the segment entry's 41 bytes.
 pub(crate) const MAX_OBJECT_SIZE: usize = 20 * 1024 * 1024 - 41;
 
@@ -35,26 +33,6 @@ impl fmt::Display for ChunkId {
 impl fmt::Debug for ChunkId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
-    }
-}
-
-impl std::str::FromStr for ChunkId {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let digit = |c: u8| char::from(c).to_digit(16).map(|d| d as u8);
-        let mut id = [0; 32];
-        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-        if pairs.len() != id.len() || !rest.is_empty() {
-            return Err(Error::damaged(text, "an object id has 64 hexadecimal digits"));
-        }
-        for (byte, [high, low]) in id.iter_mut().zip(pairs) {
-            *byte = match (digit(*high), digit(*low)) {
-                (Some(high), Some(low)) => high << 4 | low,
-                _ => return Err(Error::damaged(text, "an object id has 64 hexadecimal digits")),
-            };
-        }
-        Ok(Self(id))
     }
 }
 

@@ -1,40 +1,27 @@
 //! An open repository.
 
+pub mod fetch;
+pub mod writer;
+
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
+use self::fetch::{Fetch, Ids, Items};
 use crate::archive::{Archive, ArchiveInfo};
 use crate::crypto::{Encryption, Keys, NONCE_OFFSET, parse_blob};
-use crate::fetch::{Fetch, Ids, Items};
 use crate::manifest::Manifest;
 use crate::msgpack::Value;
 use crate::nonce::Reserver;
 use crate::opener::Opener;
 use crate::passphrase::MAX_ATTEMPTS;
-use crate::rpc::{Rpc, ServerProcess, Transport};
+use crate::rpc::{Rpc, Transport};
 use crate::security::{Replayed, SecurityDir};
 use crate::settings::EventCallback;
 use crate::{
-    ArchiveOptions, ArchiveWriter, ChunkId, ChunkRef, Error, Location, Name, PassphraseRequest,
-    PassphraseSource, Result, Settings, Spare, keyfile,
+    ArchiveOptions, ArchiveWriter, Canceller, ChunkId, ChunkRef, Error, Location, Name, PassphraseRequest,
+    PassphraseSource, RepositoryId, Result, Settings, Spare, keyfile,
 };
-
-/// A repository's id, which never changes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct RepositoryId(pub [u8; 32]);
-
-impl fmt::Display for RepositoryId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        ChunkId(self.0).fmt(f)
-    }
-}
-
-impl fmt::Debug for RepositoryId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
 
 /// What a repository is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -346,34 +333,6 @@ impl fmt::Debug for Repository {
             .field("id", &self.id)
             .field("access", &self.access)
             .finish_non_exhaustive()
-    }
-}
-
-/// Ends a connection from any thread: the server is terminated, calls that wait for it fail with [`Error::Cancelled`].
-#[derive(Clone)]
-pub struct Canceller(Weak<ServerProcess>);
-
-impl Canceller {
-    pub(crate) fn new(process: &Arc<ServerProcess>) -> Self {
-        Self(Arc::downgrade(process))
-    }
-
-    /// Ends the connection, if it is still there.
-    pub fn cancel(&self) {
-        if let Some(process) = self.0.upgrade() {
-            process.cancel();
-        }
-    }
-
-    /// Whether the connection has been closed, so that there is nothing left to cancel.
-    pub fn is_over(&self) -> bool {
-        self.0.strong_count() == 0
-    }
-}
-
-impl fmt::Debug for Canceller {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Canceller")
     }
 }
 

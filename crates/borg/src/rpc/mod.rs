@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use transport::LOOK;
-pub use transport::Transport;
+pub use transport::{Canceller, Transport};
 pub(crate) use transport::{ServerProcess, borg_command};
 use wire::Exception;
 pub use wire::Object;

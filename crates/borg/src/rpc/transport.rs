@@ -1,17 +1,18 @@
 //! The server's process, or any other pair of streams to a server.
 
+use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use strongroom_child::{Needs, command};
 
-use crate::{Canceller, Error, Location, Result, Settings, words};
+use crate::{Error, Location, Result, Settings, words};
 
 /// How long a server may take to end after its input was closed.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(30);
@@ -208,6 +209,34 @@ impl<R: Read> Read for Heard<R> {
         let read = self.stream.read(buffer);
         self.process.is_alive();
         read
+    }
+}
+
+/// Ends a connection from any thread: the server is terminated, calls that wait for it fail with [`Error::Cancelled`].
+#[derive(Clone)]
+pub struct Canceller(Weak<ServerProcess>);
+
+impl Canceller {
+    pub(crate) fn new(process: &Arc<ServerProcess>) -> Self {
+        Self(Arc::downgrade(process))
+    }
+
+    /// Ends the connection, if it is still there.
+    pub fn cancel(&self) {
+        if let Some(process) = self.0.upgrade() {
+            process.cancel();
+        }
+    }
+
+    /// Whether the connection has been closed, so that there is nothing left to cancel.
+    pub fn is_over(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+}
+
+impl fmt::Debug for Canceller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Canceller")
     }
 }
 
