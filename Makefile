@@ -18,8 +18,9 @@ build: ## Builds the release binary
 	$(CARGO) build --release --locked
 	scripts/guest-program $(or $(CARGO_TARGET_DIR),target)/release/strongroom-guest >/dev/null
 
-lint: ## Formatting and clippy, warnings are errors
+lint: ## Formatting, layers and clippy, warnings are errors
 	$(CARGO) fmt --all --check
+	$(CARGO) test --package strongroom-tidy --locked --quiet
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 test: lint test-fast test-borg test-vm ## Runs every check and test, the quick ones first
