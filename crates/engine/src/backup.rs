@@ -306,7 +306,7 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
     let (newest, recorded, order) =
         adopted::newest(context, &mut repository, &domain, &run, request.made_anew)?;
     let older = parent_point(&mut repository, &state, newest.as_ref())?;
-    let damaged = match Memory::open(context.state, &domain.name) {
+    let damaged = match Memory::open(context.state.path(), &domain.name) {
         Ok(memory) => memory.damaged(),
         Err(error) => {
             context.warn(format!("damaged chunks are not stored anew: failed to {error}"));
@@ -373,7 +373,13 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
     options.started = run.started;
     options.compression = job.compression;
     let repository_id = repository.id().to_string();
-    let next = trust::successor(context, &domain.name, &repository, newest.as_ref(), &recorded);
+    let next = trust::successor(
+        &context.here().grounds(),
+        &domain.name,
+        &repository,
+        newest.as_ref(),
+        &recorded,
+    );
     let number = newest.as_ref().map_or(0, |newest| newest.manifest.sequence);
     repository.start_above(recorded.counter_floor(number));
     let mut writer = repository.begin(options)?;
@@ -441,7 +447,13 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
         nbd,
         repository: repository.requests(),
     };
-    trust::remember(context, &repository, &manifest, &damaged, &healed);
+    trust::remember(
+        &context.here().grounds(),
+        &repository,
+        &manifest,
+        &damaged,
+        &healed,
+    );
     adopted::leave(context, &mut repository, &domain.name);
     let committed = manifest.checkpoint.clone().map(|checkpoint| Committed {
         run: plan.run.clone(),

@@ -3,13 +3,14 @@
 
 mod cache;
 
+use std::path::Path;
+
 use strongroom_borg::{Archive, ArchiveInfo, Item, Repository};
 use uuid::Uuid;
 
 use self::cache::Cache;
 use crate::archive::{self, HistoryError, Listed};
 use crate::manifest::{MANIFEST_PATH, MAX_BYTES, Manifest, SIGNATURE_PATH};
-use crate::run::state::StateDirectory;
 use crate::trust::signature;
 use crate::when::{PointName, When};
 
@@ -108,8 +109,8 @@ impl Catalog {
         Self::read_with(repository, None)
     }
 
-    /// The same, reading only what was not read before.
-    pub fn look(repository: &mut Repository, state: &StateDirectory) -> Result<Self, HistoryError> {
+    /// The same, reading only what was not read before: that is kept in the state directory.
+    pub fn look(repository: &mut Repository, state: &Path) -> Result<Self, HistoryError> {
         let mut cache = Cache::open(state, repository);
         let catalog = Self::read_with(repository, Some(&mut cache))?;
         cache.keep();

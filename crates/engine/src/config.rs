@@ -14,12 +14,11 @@ use strongroom_hypervisor::names::{is_plain, is_target};
 mod naming;
 mod quiesce;
 mod reading;
-mod trust;
 
 pub use self::naming::{name_problem, uuid_in};
 pub use self::quiesce::{IfMissed, Level, Quiesce};
 pub use self::reading::{Audit, Limits, Reader};
-pub use self::trust::{Signing, Witness};
+pub use crate::trust::settings::{Signing, Witness};
 
 /// What is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]

@@ -19,10 +19,10 @@ use strongroom_disk::luks::LARGEST_AREA;
 use strongroom_hypervisor::names::is_target;
 
 use crate::archive::{self, HistoryError, Listed, archive_name, is_headers};
-use crate::config::Signing;
 use crate::digest;
 use crate::manifest::{LuksRecord, VmIdentity};
 use crate::trust::order::Order;
+use crate::trust::settings::Signing;
 use crate::trust::signature::{self, Signer, Untrusted};
 
 /// Path of the statement in the archive.

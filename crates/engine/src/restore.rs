@@ -259,7 +259,7 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
     let mut repository = context
         .repositories
         .open_as_it_is(&job.repository, Access::Read)?;
-    let catalog = Catalog::look(&mut repository, context.state)?;
+    let catalog = Catalog::look(&mut repository, context.state.path())?;
     let entry = catalog.find(&request.point)?;
     let (newest, order) = belief::compare(context, request, &repository, &catalog.of(&request.point.vm))?;
     let point = Point::read(&mut repository, &entry.info)?;

@@ -5,15 +5,18 @@
 //! Whatever is missing, unknown, expired or revoked is a failure here, never a warning.
 
 pub mod chain;
+pub mod grounds;
 pub mod memory;
 pub mod order;
 pub mod part;
 mod place;
 pub mod record;
+pub mod settings;
 pub mod signature;
 pub mod standing;
 pub mod witness;
 
+pub use grounds::{Grounds, Log};
 pub use place::{Successor, remember, successor};
 pub use signature::{NAMESPACE, Signer, SigningError, Untrusted};
 pub use standing::{Standing, recall, witnessed};

@@ -405,7 +405,7 @@ impl Work<'_> {
         self.order = Order::new(&chain, &self.known.of(&repository.id().to_string()));
         let wanted = |entry: &&&Entry| scope.when.is_none() || chosen.contains(&entry.info);
         let wanted: Vec<&Entry> = chain.iter().filter(wanted).copied().collect();
-        self.signers = order::signers(&self.here, &wanted, &self.order);
+        self.signers = order::signers(&self.here.grounds(), &wanted, &self.order);
         self.is_empty = all.is_empty();
         let is_given_up = request.acknowledge && self.is_empty && self.may_be_given_up();
         if chosen.is_empty() && !is_given_up {
@@ -527,7 +527,7 @@ impl Work<'_> {
         match share {
             Share::Part(part) => part,
             Share::Next(of) => {
-                let last = Memory::open(self.here.state, vm)
+                let last = Memory::open(self.here.state.path(), vm)
                     .ok()
                     .and_then(|memory| memory.cycle());
                 last.map_or(Part::first(of), |last| last.next(of))

@@ -30,7 +30,7 @@ pub fn run(settings: &Settings, args: &List) -> Result<Exit, Failure> {
     let resolved = settings.resolve()?;
     let state = StateDirectory::at(&resolved.state_directory);
     let here = settings.here(&resolved, &state);
-    let witnessed = trust::witnessed(&here);
+    let witnessed = trust::witnessed(&here.grounds());
     let (mut found, mut problems) = (Found::default(), Vec::new());
     let mut exit = Exit::Done;
     let vms = Settings::chosen(&resolved, &args.vms)?;
@@ -100,8 +100,8 @@ fn list(
             .documents
             .push(json!({ "vm": vm, "archive": entry.name(), "manifest": entry.manifest }));
     }
-    let records = trust::recall(here, vm, &repository.id().to_string(), witnessed);
-    let standing = Standing::of(here, &repository, &catalog.of(vm), &records);
+    let records = trust::recall(&here.grounds(), vm, &repository.id().to_string(), witnessed);
+    let standing = Standing::of(&here.grounds(), &repository, &catalog.of(vm), &records);
     if let Some(line) = standing.line(vm) {
         ui.warn(&line);
     }

@@ -23,11 +23,11 @@ pub fn run(settings: &Settings, args: &Show) -> Result<Exit, Failure> {
     let mut repository = settings
         .repositories
         .open_as_it_is(&resolved.job(vm).repository, Access::Read)?;
-    let catalog = Catalog::look(&mut repository, &state)?;
+    let catalog = Catalog::look(&mut repository, state.path())?;
     let Entry { info, manifest, .. } = catalog.find(&point)?;
-    let witnessed = trust::witnessed(&here);
-    let records = trust::recall(&here, vm, &repository.id().to_string(), &witnessed);
-    let standing = Standing::of(&here, &repository, &catalog.of(vm), &records);
+    let witnessed = trust::witnessed(&here.grounds());
+    let records = trust::recall(&here.grounds(), vm, &repository.id().to_string(), &witnessed);
+    let standing = Standing::of(&here.grounds(), &repository, &catalog.of(vm), &records);
     if let Some(line) = standing.line(vm) {
         settings.ui.warn(&line);
     }

@@ -596,7 +596,11 @@ fn a_cycle_goes_on_where_it_was_left() {
         1,
         "{found:?}"
     );
-    let damaged = || Memory::open(&world.bench.state, world.vm()).unwrap().damaged();
+    let damaged = || {
+        Memory::open(world.bench.state.path(), world.vm())
+            .unwrap()
+            .damaged()
+    };
     assert_eq!(damaged().len(), 1);
 
     // A night that is interrupted has read nothing: neither is the cycle further, nor the damage forgotten.

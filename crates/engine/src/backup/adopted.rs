@@ -30,15 +30,15 @@ pub fn newest(
     made_anew: bool,
 ) -> Result<(Option<Point>, Records, Order), BackupError> {
     let (here, vm) = (context.here(), &domain.name);
-    let catalog = Catalog::look(repository, context.state)?;
+    let catalog = Catalog::look(repository, context.state.path())?;
     for (_, why) in &catalog.unreadable {
         context.warn(format!("passed over: failed to {why}"));
     }
     let chain = catalog.chain(vm, domain.uuid);
     let id = repository.id().to_string();
-    let known = trust::recall(&here, vm, &id, &trust::witnessed(&here));
+    let known = trust::recall(&here.grounds(), vm, &id, &trust::witnessed(&here.grounds()));
     let records = known.of(&id);
-    let standing = Standing::of(&here, repository, &chain, &known);
+    let standing = Standing::of(&here.grounds(), repository, &chain, &known);
     // Of the chain the newest that is believed, or else whatever there is.
     let before = if chain.is_empty() {
         catalog.entries.last()
@@ -151,7 +151,7 @@ pub fn gone(
     if metadata.is_empty() {
         return Ok(Gone::default());
     }
-    let left = Memory::open(context.state, vm)
+    let left = Memory::open(context.state.path(), vm)
         .ok()
         .and_then(|memory| memory.left().cloned());
     if left.is_some() && left == Some(now(repository)?) {
@@ -187,8 +187,8 @@ fn now(repository: &mut Repository) -> Result<Left, BackupError> {
 
 /// Remembers how this backup leaves the repository. Without that, the next one asks for everything.
 pub fn leave(context: &Context<'_>, repository: &mut Repository, vm: &str) {
-    let kept =
-        now(repository).map(|left| Memory::open(context.state, vm).and_then(|mut memory| memory.leave(left)));
+    let kept = now(repository)
+        .map(|left| Memory::open(context.state.path(), vm).and_then(|mut memory| memory.leave(left)));
     if !matches!(kept, Ok(Ok(()))) {
         context.note("the next backup asks the repository for everything that it takes over");
     }

@@ -3,16 +3,16 @@
 //! state directory; without it everything is read.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use strongroom_base::record;
 use strongroom_borg::{ArchiveInfo, Repository};
 
 use super::Entry;
 use crate::archive::Listed;
 use crate::manifest::Manifest;
-use crate::run::state::{self, StateDirectory};
 
 /// The version of the file.
 const VERSION: u32 = 1;
@@ -42,12 +42,9 @@ pub struct Cache {
 
 impl Cache {
     /// Reads what is there. A file that cannot be read, or is too large, is none.
-    pub fn open(state: &StateDirectory, repository: &Repository) -> Self {
-        let path = state
-            .path()
-            .join("catalog")
-            .join(format!("{}.json", repository.id()));
-        let content: Option<Content> = state::read_json(&path).ok().flatten();
+    pub fn open(state: &Path, repository: &Repository) -> Self {
+        let path = state.join("catalog").join(format!("{}.json", repository.id()));
+        let content: Option<Content> = record::read_json(&path).ok().flatten();
         Self {
             path,
             known: content
@@ -108,6 +105,6 @@ impl Cache {
         if let Some(directory) = self.path.parent() {
             let _ = std::fs::create_dir(directory);
         }
-        let _ = state::replace_json(&self.path, &content);
+        let _ = record::replace_json(&self.path, &content);
     }
 }

@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use strongroom_base::record::{RecordError, read_json, replace_json};
 use uuid::Uuid;
 
 use super::directory::Identity;
 use super::staged::{Draft, names_beside, token};
-use crate::run::state::{StateDirectory, StateError, read_json, replace_json};
+use crate::run::state::{StateDirectory, StateError};
 
 /// The version of the file.
 const VERSION: u32 = 1;
@@ -118,9 +119,9 @@ pub fn close(journal: &Path, lock: &Lock) -> io::Result<()> {
 }
 
 fn at(path: &Path) -> impl Fn(io::Error) -> StateError + '_ {
-    |source| StateError::Io {
-        path: path.to_owned(),
-        source,
+    |source| {
+        let path = path.to_owned();
+        RecordError::Io { path, source }.into()
     }
 }
 
@@ -271,10 +272,11 @@ pub fn abandoned(state: &StateDirectory) -> Result<Vec<(PathBuf, Entry, Lock)>, 
             continue;
         };
         if entry.version != VERSION {
-            return Err(StateError::Damaged {
+            return Err(RecordError::Damaged {
                 path,
                 message: format!("its version is {}, this program knows {VERSION}", entry.version),
-            });
+            }
+            .into());
         }
         found.push((path, entry, lock));
     }

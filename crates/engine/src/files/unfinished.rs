@@ -13,6 +13,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 
+use strongroom_base::record::RecordError;
 use strongroom_hypervisor::HypervisorError;
 
 use super::directory::{Directory, Identity};
@@ -196,7 +197,7 @@ pub fn recover(
             continue;
         }
         put_right(context, &path, &entry)?;
-        close(&path, &lock).map_err(|source| StateError::Io { path, source })?;
+        close(&path, &lock).map_err(|source| StateError::from(RecordError::Io { path, source }))?;
     }
     Ok(found)
 }

@@ -280,7 +280,7 @@ fn records(context: &Context<'_>, vm: &Seen) -> bool {
 
 /// When the newest restore point that was ever seen here was committed. The repository is not asked: it takes a key.
 fn last_backup(context: &Context<'_>, vm: &str) -> Result<Option<Timestamp>, StateError> {
-    let memory = Memory::open(context.state, vm)?;
+    let memory = Memory::open(context.state.path(), vm)?;
     Ok(memory.head().map(|head| head.committed))
 }
 

@@ -24,8 +24,8 @@ pub fn compare(
 ) -> Result<(Option<HeadersRecord>, Order), RestoreError> {
     let (here, vm) = (context.here(), &request.point.vm);
     let id = repository.id().to_string();
-    let records = trust::recall(&here, vm, &id, &trust::witnessed(&here));
-    let standing = Standing::of(&here, repository, chain, &records);
+    let records = trust::recall(&here.grounds(), vm, &id, &trust::witnessed(&here.grounds()));
+    let standing = Standing::of(&here.grounds(), repository, chain, &records);
     let may_stop = request.point.when == When::Latest && !request.allow_rollback;
     if let Some(problem) = standing.hidden().filter(|_| may_stop) {
         return Err(RestoreError::NotTheNewest {
@@ -71,7 +71,7 @@ pub fn trust(
         let chain: Vec<&Entry> = chain
             .filter(|entry| entry.number() >= manifest.sequence)
             .collect();
-        let signers = order::signers(&context.here(), &chain, order);
+        let signers = order::signers(&context.here().grounds(), &chain, order);
         if let Some(Ok(found)) = signers.get(&point.link) {
             signer = Ok(found.clone());
         }

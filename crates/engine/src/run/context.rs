@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::run::event::{Event, Observer};
 use crate::run::settings::Settings;
 use crate::run::state::StateDirectory;
+use crate::trust::{Grounds, Log};
 
 /// Between two looks at whether the work is cancelled.
 const LOOK: Duration = Duration::from_millis(100);
@@ -53,9 +54,30 @@ pub struct Surroundings<'a> {
 }
 
 impl Surroundings<'_> {
+    /// What trust rests on.
+    pub fn grounds(&self) -> Grounds<'_> {
+        Grounds {
+            signing: self.settings.signing.as_ref(),
+            witness: self.settings.witness.as_ref(),
+            records: self.state.path(),
+            log: self,
+            cancel: self.cancel,
+        }
+    }
+
     /// Reports that something is not as it should be.
     pub fn warn(&self, text: impl Into<String>) {
         self.observer.event(&Event::Warning(text.into()));
+    }
+}
+
+impl Log for Surroundings<'_> {
+    fn warn(&self, text: String) {
+        self.observer.event(&Event::Warning(text));
+    }
+
+    fn note(&self, text: String) {
+        self.observer.event(&Event::Note(text));
     }
 }
 

@@ -12,22 +12,18 @@
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use strongroom_base::record::{RecordError, read_json, replace_json};
 use strongroom_hypervisor::{Listener, Overlay};
 use uuid::Uuid;
 
 /// The version of the state file.
 const VERSION: u32 = 1;
-
-/// The largest file of records that is read, in bytes: three million damaged chunks of a VM.
-const MAX_BYTES: u64 = 256 << 20;
 
 /// Why the records cannot be read or kept.
 #[derive(Debug, thiserror::Error)]
@@ -35,22 +31,9 @@ pub enum StateError {
     /// Another run works on this VM.
     #[error("lock VM {0}: another run of strongroom works on it")]
     Busy(String),
-    /// The operating system's reason.
-    #[error("keep records in {path}: {source}")]
-    Io {
-        /// File or directory.
-        path: PathBuf,
-        /// The reason.
-        source: io::Error,
-    },
-    /// The file is not what was written.
-    #[error("read the records in {path}: {message}; move it away to go on without what it says")]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        message: String,
-    },
+    /// They cannot be kept, or are not what was written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
 }
 
 /// What one run is about to make, or has made and not yet taken down.
@@ -180,7 +163,7 @@ impl StateDirectory {
             .recursive(true)
             .mode(0o700)
             .create(&path)
-            .map_err(|source| StateError::Io {
+            .map_err(|source| RecordError::Io {
                 path: path.clone(),
                 source,
             })?;
@@ -227,7 +210,7 @@ impl StateDirectory {
             .write(true)
             .mode(0o600)
             .open(&lock_path)
-            .map_err(|source| StateError::Io {
+            .map_err(|source| RecordError::Io {
                 path: lock_path.clone(),
                 source,
             })?;
@@ -235,10 +218,11 @@ impl StateDirectory {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StateError::Busy(vm.to_owned())),
             Err(TryLockError::Error(source)) => {
-                return Err(StateError::Io {
+                return Err(RecordError::Io {
                     path: lock_path,
                     source,
-                });
+                }
+                .into());
             }
         }
         let path = self.path.join(format!("{uuid}.json"));
@@ -286,10 +270,11 @@ impl StateDirectory {
             return Ok(None);
         };
         if records.version != VERSION {
-            return Err(StateError::Damaged {
+            return Err(RecordError::Damaged {
                 path: path.to_owned(),
                 message: format!("its version is {}, this program knows {VERSION}", records.version),
-            });
+            }
+            .into());
         }
         Ok(Some(records))
     }
@@ -392,7 +377,7 @@ impl VmState {
         let mut next = self.records.clone();
         change(&mut next);
         self.watcher.tell(Write::Due);
-        replace_json(&self.path, &next).map_err(|source| StateError::Io {
+        replace_json(&self.path, &next).map_err(|source| RecordError::Io {
             path: self.path.clone(),
             source,
         })?;
@@ -400,50 +385,6 @@ impl VmState {
         self.watcher.tell(Write::Durable);
         Ok(())
     }
-}
-
-/// Replaces a file in one step: whatever happens, it is the old one or the new one. Only its owner may read it.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    File::open(directory)?.sync_all()
-}
-
-/// Reads what [`replace_json`] has written; nothing if there is no such file.
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
-    let failed = |source| StateError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let damaged = |message| StateError::Damaged {
-        path: path.to_owned(),
-        message,
-    };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(failed(source)),
-    };
-    let length = file.metadata().map_err(failed)?.len();
-    if length > MAX_BYTES {
-        return Err(damaged(format!(
-            "it has {length} bytes, at most {MAX_BYTES} are expected"
-        )));
-    }
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(failed)?;
-    let content = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
-    Ok(Some(content))
-}
-
-/// The same with JSON that a person can read.
-pub(crate) fn replace_json(path: &Path, content: &impl Serialize) -> io::Result<()> {
-    let mut bytes = serde_json::to_vec_pretty(content)?;
-    bytes.push(b'\n');
-    replace(path, &bytes)
 }
 
 #[cfg(test)]

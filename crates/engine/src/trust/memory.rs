@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use strongroom_base::record::{self, RecordError};
 use strongroom_borg::ChunkId;
 
 use super::chain::{Head, Records};
 use super::part::Part;
 use crate::manifest::LostPoint;
-use crate::run::state::{self, StateDirectory, StateError};
 
 /// The version of the file.
 const VERSION: u32 = 1;
@@ -91,11 +91,11 @@ pub struct Memory {
 
 impl Memory {
     /// Waits for the lock, which is held for moments only, and reads.
-    pub fn open(state: &StateDirectory, vm: &str) -> Result<Self, StateError> {
+    pub fn open(state: &Path, vm: &str) -> Result<Self, RecordError> {
         let directory = directory(state);
         let failed = |path: &Path| {
             let path = path.to_owned();
-            move |source| StateError::Io { path, source }
+            move |source| RecordError::Io { path, source }
         };
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -125,9 +125,9 @@ impl Memory {
     }
 
     /// The newest restore point of each VM that has ever been seen.
-    pub fn vms(state: &StateDirectory) -> Result<Vec<Head>, StateError> {
+    pub fn vms(state: &Path) -> Result<Vec<Head>, RecordError> {
         let directory = directory(state);
-        let failed = |source| StateError::Io {
+        let failed = |source| RecordError::Io {
             path: directory.clone(),
             source,
         };
@@ -168,7 +168,7 @@ impl Memory {
     }
 
     /// Remembers that restore points which were the newest are gone.
-    pub fn lose(&mut self, repository: &str, points: &[LostPoint]) -> Result<(), StateError> {
+    pub fn lose(&mut self, repository: &str, points: &[LostPoint]) -> Result<(), RecordError> {
         if add(&mut self.content.lost, repository, points) {
             self.write()?;
         }
@@ -176,7 +176,7 @@ impl Memory {
     }
 
     /// Remembers that restore points may be gone.
-    pub fn acknowledge(&mut self, repository: &str, points: &[LostPoint]) -> Result<(), StateError> {
+    pub fn acknowledge(&mut self, repository: &str, points: &[LostPoint]) -> Result<(), RecordError> {
         let before = self.content.lost.len();
         let meant: HashSet<&str> = points.iter().map(|point| point.sha256.as_str()).collect();
         self.content
@@ -194,7 +194,7 @@ impl Memory {
     }
 
     /// Remembers how a backup leaves its repository.
-    pub fn leave(&mut self, left: Left) -> Result<(), StateError> {
+    pub fn leave(&mut self, left: Left) -> Result<(), RecordError> {
         self.content.left = Some(left);
         self.write()
     }
@@ -205,7 +205,7 @@ impl Memory {
     }
 
     /// Remembers that a disk need not be backed up any more, since the restore point of this instant.
-    pub fn leave_out(&mut self, disk: &str, since: Timestamp) -> Result<(), StateError> {
+    pub fn leave_out(&mut self, disk: &str, since: Timestamp) -> Result<(), RecordError> {
         self.content.left_out.insert(disk.to_owned(), since);
         self.write()
     }
@@ -216,7 +216,7 @@ impl Memory {
     }
 
     /// Remembers that the VM is given up: nothing of it up to this instant has to be there.
-    pub fn give_up(&mut self, at: Timestamp) -> Result<(), StateError> {
+    pub fn give_up(&mut self, at: Timestamp) -> Result<(), RecordError> {
         self.content.given_up = Some(at);
         self.write()
     }
@@ -233,13 +233,13 @@ impl Memory {
     }
 
     /// Remembers that this part of the data has been read, all of it.
-    pub fn read(&mut self, part: Part) -> Result<(), StateError> {
+    pub fn read(&mut self, part: Part) -> Result<(), RecordError> {
         self.content.cycle = Some(part);
         self.write()
     }
 
     /// Remembers a head unless a newer one is known.
-    pub fn advance(&mut self, head: Head) -> Result<(), StateError> {
+    pub fn advance(&mut self, head: Head) -> Result<(), RecordError> {
         let newer = self
             .head()
             .is_none_or(|known| (known.committed, known.sequence) < (head.committed, head.sequence));
@@ -258,7 +258,7 @@ impl Memory {
         &mut self,
         damaged: &BTreeSet<ChunkId>,
         looked_at: impl Fn(&ChunkId) -> bool,
-    ) -> Result<(), StateError> {
+    ) -> Result<(), RecordError> {
         let mut next = self.damaged();
         next.retain(|id| !looked_at(id));
         next.extend(damaged);
@@ -270,8 +270,8 @@ impl Memory {
         self.write()
     }
 
-    fn write(&self) -> Result<(), StateError> {
-        state::replace_json(&self.path, &self.content).map_err(|source| StateError::Io {
+    fn write(&self) -> Result<(), RecordError> {
+        record::replace_json(&self.path, &self.content).map_err(|source| RecordError::Io {
             path: self.path.clone(),
             source,
         })
@@ -279,15 +279,15 @@ impl Memory {
 }
 
 /// Where the files are.
-fn directory(state: &StateDirectory) -> PathBuf {
-    state.path().join("trust")
+fn directory(state: &Path) -> PathBuf {
+    state.join("trust")
 }
 
 /// A VM's file, if there is one.
-fn read(path: &Path) -> Result<Option<Content>, StateError> {
-    let content: Option<Content> = state::read_json(path)?;
+fn read(path: &Path) -> Result<Option<Content>, RecordError> {
+    let content: Option<Content> = record::read_json(path)?;
     match content {
-        Some(Content { version, .. }) if version != VERSION => Err(StateError::Damaged {
+        Some(Content { version, .. }) if version != VERSION => Err(RecordError::Damaged {
             path: path.to_owned(),
             message: format!("its version is {version}, this program knows {VERSION}"),
         }),
@@ -316,20 +316,20 @@ mod tests {
     #[test]
     fn the_newest_head_stays() {
         let directory = tempfile::tempdir().unwrap();
-        let state = StateDirectory::open(directory.path()).unwrap();
-        let open = || Memory::open(&state, "web").unwrap();
+        let state = directory.path();
+        let open = || Memory::open(state, "web").unwrap();
         assert!(open().head().is_none());
         open().advance(head(2)).unwrap();
         open().advance(head(1)).unwrap();
         assert_eq!(open().head(), Some(&head(2)));
-        assert!(Memory::open(&state, "db").unwrap().head().is_none());
+        assert!(Memory::open(state, "db").unwrap().head().is_none());
     }
 
     #[test]
     fn what_is_lost_is_remembered_until_it_is_acknowledged() {
         let directory = tempfile::tempdir().unwrap();
-        let state = StateDirectory::open(directory.path()).unwrap();
-        let open = || Memory::open(&state, "web").unwrap();
+        let state = directory.path();
+        let open = || Memory::open(state, "web").unwrap();
         let (two, three) = (head(2).lost(), head(3).lost());
         open().lose("00", &[two.clone(), three.clone()]).unwrap();
         open().lose("00", std::slice::from_ref(&two)).unwrap();
@@ -348,21 +348,21 @@ mod tests {
     #[test]
     fn all_vms_ever_seen_are_known() {
         let directory = tempfile::tempdir().unwrap();
-        let state = StateDirectory::open(directory.path()).unwrap();
-        assert_eq!(Memory::vms(&state).unwrap(), []);
-        Memory::open(&state, "web").unwrap().advance(head(2)).unwrap();
+        let state = directory.path();
+        assert_eq!(Memory::vms(state).unwrap(), []);
+        Memory::open(state, "web").unwrap().advance(head(2)).unwrap();
         // Nothing was ever seen of this one.
-        let mut other = Memory::open(&state, "db").unwrap();
+        let mut other = Memory::open(state, "db").unwrap();
         other.looked_at(&[ChunkId([1; 32])].into(), |_| true).unwrap();
         drop(other);
-        assert_eq!(Memory::vms(&state).unwrap(), [head(2)]);
+        assert_eq!(Memory::vms(state).unwrap(), [head(2)]);
         let bad = directory.path().join("trust/bad.json");
         std::fs::write(&bad, "{").unwrap();
-        Memory::vms(&state).unwrap_err();
+        Memory::vms(state).unwrap_err();
         // Neither read nor taken for one that says nothing.
         File::create(&bad).unwrap().set_len(1 << 40).unwrap();
         assert!(
-            Memory::vms(&state)
+            Memory::vms(state)
                 .unwrap_err()
                 .to_string()
                 .contains("are expected")
@@ -372,8 +372,8 @@ mod tests {
     #[test]
     fn a_cycle_is_kept_beside_the_rest() {
         let directory = tempfile::tempdir().unwrap();
-        let state = StateDirectory::open(directory.path()).unwrap();
-        let open = || Memory::open(&state, "web").unwrap();
+        let state = directory.path();
+        let open = || Memory::open(state, "web").unwrap();
         open().advance(head(1)).unwrap();
         assert_eq!(open().cycle(), None);
         open().read("7/30".parse().unwrap()).unwrap();
@@ -384,9 +384,9 @@ mod tests {
     #[test]
     fn damage_is_forgotten_only_by_looking_again() {
         let directory = tempfile::tempdir().unwrap();
-        let state = StateDirectory::open(directory.path()).unwrap();
+        let state = directory.path();
         let id = |byte| ChunkId([byte; 32]);
-        let open = || Memory::open(&state, "web").unwrap();
+        let open = || Memory::open(state, "web").unwrap();
         open().looked_at(&[id(1), id(0xfe)].into(), |_| true).unwrap();
         assert_eq!(open().damaged(), [id(1), id(0xfe)].into());
         open()

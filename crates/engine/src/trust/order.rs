@@ -10,9 +10,9 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 
 use super::chain::Records;
+use super::grounds::Grounds;
 use super::signature::{self, NAMESPACE, Signer};
 use crate::catalog::Entry;
-use crate::run::context::Surroundings;
 
 /// The times of a chain, by number.
 #[derive(Debug, Default)]
@@ -58,18 +58,18 @@ impl Order {
 /// Who vouches for each of these, by digest; or why nobody does. The newest come first: the times of those that are believed
 /// bound those of the ones before.
 pub fn signers(
-    here: &Surroundings<'_>,
+    grounds: &Grounds<'_>,
     chain: &[&Entry],
     order: &Order,
 ) -> HashMap<String, Result<Signer, String>> {
-    let signing = here.settings.signing.clone().unwrap_or_default();
+    let signing = grounds.signing.cloned().unwrap_or_default();
     let mut until = Timestamp::now();
     let mut signers = HashMap::new();
     for entry in chain.iter().rev() {
         let own = entry.manifest.captured;
         let at = order.of(entry.number(), &entry.link, own, until);
         let signature = entry.signature.as_deref();
-        let signer = signature::check(&signing, NAMESPACE, signature, &entry.bytes, at, here.cancel);
+        let signer = signature::check(&signing, NAMESPACE, signature, &entry.bytes, at, grounds.cancel);
         if signer.is_ok() {
             until = until.min(own.max(at));
         }

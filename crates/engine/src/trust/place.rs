@@ -5,11 +5,11 @@ use std::collections::{BTreeSet, HashSet};
 use strongroom_borg::{ChunkId, Repository};
 
 use super::chain::{Head, Link, Records};
+use super::grounds::Grounds;
 use super::memory::Memory;
 use super::{standing, witness};
 use crate::history::Point;
 use crate::manifest::{LostPoint, Manifest};
-use crate::run::context::Context;
 
 /// How many lost restore points are stated: the newest of them. One is enough for an alarm.
 const MOST_LOST: usize = 1000;
@@ -29,7 +29,7 @@ pub struct Successor {
 /// A repository that has lost its newest ones gets a new one all the same, and a warning; what was lost stays on record,
 /// and is stated by the restore points to come, until it is acknowledged.
 pub fn successor(
-    context: &Context<'_>,
+    grounds: &Grounds<'_>,
     vm: &str,
     repository: &Repository,
     newest: Option<&Point>,
@@ -39,29 +39,29 @@ pub fn successor(
     let newest = newest.map(|point| Link::of(point, true));
     let gone = gone(newest.as_ref(), records);
     if let Some(last) = gone.iter().max_by_key(|lost| lost.sequence) {
-        context.warn(format!(
+        grounds.log.warn(format!(
             "restore point {} (number {}) is missing or unreadable. The repository may have been rolled back, or the archive \
              deleted. `strongroom verify {vm}` has details and fails until you acknowledge it",
             last.archive, last.sequence
         ));
         let home = repository.id().to_string();
-        let kept = Memory::open(context.state, vm).and_then(|mut memory| memory.lose(&home, &gone));
+        let kept = Memory::open(grounds.records, vm).and_then(|mut memory| memory.lose(&home, &gone));
         if let Err(error) = kept {
-            context.warn(format!(
+            grounds.log.warn(format!(
                 "what is missing is not on record here: failed to {error}"
             ));
         }
     } else if let Some(head) = newest.as_ref().and_then(|newest| forked(newest, records)) {
-        context.warn(format!(
+        grounds.log.warn(format!(
             "archive {} is on record as number {}, and what the repository has does not fit: there are two histories; \
              `strongroom verify {vm}` says more",
             head.archive, head.sequence
         ));
-    } else if standing::signing(&context.here()).is_none()
+    } else if grounds.believed().is_none()
         && let Some(head) = records.heads.iter().max_by_key(|head| head.sequence)
         && !repository.archives().any(|info| info.name == *head.archive)
     {
-        context.warn(format!(
+        grounds.log.warn(format!(
             "restore point {} (number {}), the newest on record, is gone, though there are newer ones: pruning leaves it, \
              so another writer may have made those; without [signing] that cannot be determined",
             head.archive, head.sequence
@@ -122,7 +122,7 @@ fn follow(newest: Option<&Link>, before: &[LostPoint], gone: Vec<LostPoint>, rec
 /// Remembers a restore point that has just been committed, here and at the witness, and says what has become of chunks
 /// that were damaged. Nothing of this undoes the restore point: what fails is a warning.
 pub fn remember(
-    context: &Context<'_>,
+    grounds: &Grounds<'_>,
     repository: &Repository,
     manifest: &Manifest,
     damaged: &BTreeSet<ChunkId>,
@@ -143,28 +143,30 @@ pub fn remember(
             repository.timestamp(),
         )
     };
-    let kept = Memory::open(context.state, vm).and_then(|mut memory| {
+    let kept = Memory::open(grounds.records, vm).and_then(|mut memory| {
         memory.looked_at(&BTreeSet::new(), |id| healed.contains(id))?;
         memory.advance(head.clone())
     });
     if let Err(error) = kept {
-        context.warn(format!(
+        grounds.log.warn(format!(
             "the restore point is not on record here: failed to {error}"
         ));
     }
-    if let Some(asked) = &context.settings.witness
-        && let Err(error) = witness::tell(asked, &head, context.cancel)
+    if let Some(asked) = grounds.witness
+        && let Err(error) = witness::tell(asked, &head, grounds.cancel)
     {
-        context.warn(format!(
+        grounds.log.warn(format!(
             "the restore point is not on record at the witness: failed to {error}"
         ));
     }
     if !healed.is_empty() {
-        context.note(format!("{} damaged chunks have been stored anew", healed.len()));
+        grounds
+            .log
+            .note(format!("{} damaged chunks have been stored anew", healed.len()));
     }
     let lost = damaged.len() - healed.len();
     if lost > 0 {
-        context.warn(format!(
+        grounds.log.warn(format!(
             "{lost} damaged chunks cannot be stored anew, because {vm} no longer has their content: the older restore points \
              that need them stay damaged; `strongroom verify {vm} --data` names them"
         ));

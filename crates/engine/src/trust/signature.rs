@@ -11,7 +11,7 @@ use serde::Serialize;
 use strongroom_base::cancel::Cancel;
 use strongroom_base::exec::{self, Call, ExecError, Needs, Output};
 
-use crate::config::Signing;
+use super::settings::Signing;
 
 /// What a manifest's signature is made for: it stands for nothing else, and no other signature stands for it.
 pub const NAMESPACE: &str = "strongroom-manifest@v1";

@@ -7,32 +7,31 @@ use jiff::Timestamp;
 use strongroom_borg::Repository;
 
 use super::chain::{self, ChainProblem, Head, Link, Records};
+use super::grounds::Grounds;
 use super::memory::Memory;
 use super::order::Order;
 use super::signature::{self, NAMESPACE};
 use super::witness;
 use crate::catalog::Entry;
-use crate::config::Signing;
 use crate::manifest::LostPoint;
-use crate::run::context::Surroundings;
 
 /// What the witness says, asked once for all VMs; nothing where there is none. That it cannot be asked is a warning.
-pub fn witnessed(here: &Surroundings<'_>) -> Vec<Head> {
-    let Some(asked) = &here.settings.witness else {
+pub fn witnessed(grounds: &Grounds<'_>) -> Vec<Head> {
+    let Some(asked) = grounds.witness else {
         return Vec::new();
     };
-    witness::ask(asked, here.cancel).unwrap_or_else(|error| {
-        here.warn(format!("failed to {error}"));
+    witness::ask(asked, grounds.cancel).unwrap_or_else(|error| {
+        grounds.log.warn(format!("failed to {error}"));
         Vec::new()
     })
 }
 
 /// All that is on record about a VM's restore points: here, about this repository and others, and at the witness.
-pub fn recall(here: &Surroundings<'_>, vm: &str, repository: &str, witnessed: &[Head]) -> Records {
-    let mut records = match Memory::open(here.state, vm) {
+pub fn recall(grounds: &Grounds<'_>, vm: &str, repository: &str, witnessed: &[Head]) -> Records {
+    let mut records = match Memory::open(grounds.records, vm) {
         Ok(memory) => memory.records(repository),
         Err(error) => {
-            here.warn(format!("failed to {error}"));
+            grounds.log.warn(format!("failed to {error}"));
             Records::default()
         }
     };
@@ -55,7 +54,7 @@ pub struct Standing<'a> {
 impl<'a> Standing<'a> {
     /// Compares a VM's restore points, by number, with what is on record.
     pub fn of(
-        here: &Surroundings<'_>,
+        grounds: &Grounds<'_>,
         repository: &Repository,
         chain: &[&'a Entry],
         records: &Records,
@@ -66,7 +65,7 @@ impl<'a> Standing<'a> {
         let mut newest = None;
         let order = Order::new(chain, &records.of(&id));
         for entry in chain.iter().rev() {
-            match vouched_for(here, entry, &id, records, &order) {
+            match vouched_for(grounds, entry, &id, records, &order) {
                 Ok(()) => {
                     newest = Some(*entry);
                     break;
@@ -75,7 +74,7 @@ impl<'a> Standing<'a> {
             }
         }
         // By its number an old one, by its time a new one: a copy under another name, in the place of one of ours.
-        if let Some(newest) = newest.filter(|_| signing(here).is_some()) {
+        if let Some(newest) = newest.filter(|_| grounds.believed().is_some()) {
             let older = chain
                 .iter()
                 .rev()
@@ -143,25 +142,19 @@ impl<'a> Standing<'a> {
     }
 }
 
-/// Who is trusted, if that is said.
-pub(super) fn signing<'a>(here: &'a Surroundings<'_>) -> Option<&'a Signing> {
-    let signing = here.settings.signing.as_ref();
-    signing.filter(|signing| signing.allowed_signers.is_some())
-}
-
 /// Whether it is in its place; nothing for what early versions wrote, which does not say where it belongs.
 fn place(entry: &Entry, repository: &str) -> Option<Result<(), String>> {
     entry.manifest.archive.as_ref().map(|_| entry.place(repository))
 }
 
 fn vouched_for(
-    here: &Surroundings<'_>,
+    grounds: &Grounds<'_>,
     entry: &Entry,
     repository: &str,
     records: &Records,
     order: &Order,
 ) -> Result<(), String> {
-    let Some(signing) = signing(here) else {
+    let Some(signing) = grounds.believed() else {
         return Ok(());
     };
     let at = order.of(
@@ -172,7 +165,7 @@ fn vouched_for(
     );
     let signature = entry.signature.as_deref();
     believed(records.vouches(&entry.link), place(entry, repository), || {
-        let signer = signature::check(signing, NAMESPACE, signature, &entry.bytes, at, here.cancel);
+        let signer = signature::check(signing, NAMESPACE, signature, &entry.bytes, at, grounds.cancel);
         signer.map(drop).map_err(|error| error.to_string())
     })
 }

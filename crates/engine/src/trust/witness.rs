@@ -14,7 +14,7 @@ use strongroom_base::cancel::Cancel;
 use strongroom_base::exec::{self, Call, ExecError, Needs, Output};
 
 use super::chain::Head;
-use crate::config::Witness;
+use super::settings::Witness;
 
 /// The longest list that is read, in bytes: some 200,000 restore points.
 const MAX_BYTES: u64 = 64 << 20;

@@ -14,7 +14,7 @@ impl Work<'_> {
     /// Takes in what is on record, here and at the witness.
     pub(super) fn known(&mut self, repository: &Repository, scope: &Scope, witness: Option<&[Head]>) {
         let id = repository.id().to_string();
-        self.known = match Memory::open(self.here.state, &scope.vm) {
+        self.known = match Memory::open(self.here.state.path(), &scope.vm) {
             Ok(memory) => memory.records(&id),
             Err(error) => {
                 self.problem(Problem::new("records", format!("failed to {error}")));
@@ -128,7 +128,7 @@ impl Work<'_> {
             return dropped;
         }
         // Records that cannot be read have been told of, and excuse nothing.
-        if let Ok(memory) = Memory::open(self.here.state, &scope.vm) {
+        if let Ok(memory) = Memory::open(self.here.state.path(), &scope.vm) {
             dropped.retain(|dropped| {
                 let (before, after) = dropped.between;
                 let since = memory.left_out(&dropped.disk);
@@ -141,7 +141,7 @@ impl Work<'_> {
     /// Remembers that what is missing is meant to be. If that is everything, or nothing and all is well, it is the VM that was
     /// given up.
     fn acknowledge(&mut self, id: &str, walk: &Walk, dropped: &[Dropped]) -> Result<(), StateError> {
-        let mut memory = Memory::open(self.here.state, &self.report.vm)?;
+        let mut memory = Memory::open(self.here.state.path(), &self.report.vm)?;
         memory.acknowledge(id, &walk.missing)?;
         if let Some(head) = &walk.elsewhere {
             memory.acknowledge(&head.repository, &[head.lost()])?;
@@ -184,7 +184,7 @@ impl Work<'_> {
 
     /// Remembers that the VM need not be there any more.
     pub(super) fn give_up(&mut self) -> Result<(), StateError> {
-        Memory::open(self.here.state, &self.report.vm)?.give_up(Timestamp::now())?;
+        Memory::open(self.here.state.path(), &self.report.vm)?.give_up(Timestamp::now())?;
         self.report.acknowledged.push(
             "it is not configured here, and need not be there any more, until it is heard of again".into(),
         );
@@ -211,7 +211,7 @@ impl Work<'_> {
             counter: None,
         });
         let head = head.filter(|_| self.report.problems.is_empty() && scope.when.is_none());
-        let kept = Memory::open(self.here.state, &scope.vm).and_then(|mut memory| {
+        let kept = Memory::open(self.here.state.path(), &scope.vm).and_then(|mut memory| {
             memory.looked_at(&self.damaged, looked_at)?;
             if let (Some(Share::Next(_)), Some(part), None) = (request.part, part, &scope.when) {
                 memory.read(part)?;

@@ -105,7 +105,9 @@ impl Roll {
 
     /// Whether a VM was given up after everything that is known of it. Records that cannot be read do not say so.
     fn is_given_up(&self, state: &StateDirectory, vm: &str) -> bool {
-        let given_up = Memory::open(state, vm).ok().and_then(|memory| memory.given_up());
+        let given_up = Memory::open(state.path(), vm)
+            .ok()
+            .and_then(|memory| memory.given_up());
         let listed = self.inventories.0.get(vm).map(|(at, _)| at);
         let newest = listed.into_iter().chain(self.recorded.get(vm)).max();
         given_up.as_ref() >= newest
@@ -132,7 +134,7 @@ impl Roll {
 
 /// The newest record of each VM in our own records.
 pub fn remembered(here: &Surroundings<'_>) -> Result<Vec<Head>, StateError> {
-    let vms = Memory::vms(here.state)?;
+    let vms = Memory::vms(here.state.path())?;
     Ok(vms.into_iter().filter(|head| is_vm_name(&head.vm)).collect())
 }
 
@@ -163,7 +165,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDirectory::open(directory.path()).unwrap();
         let at = |second| Timestamp::from_second(second).unwrap();
-        let give_up = |vm, second| Memory::open(&state, vm).unwrap().give_up(at(second)).unwrap();
+        let give_up = |vm, second| {
+            Memory::open(state.path(), vm)
+                .unwrap()
+                .give_up(at(second))
+                .unwrap();
+        };
         let roll = |configured: &[&str], listed: &[(&str, i64)], recorded: &[(&str, i64)]| {
             let mut inventories = Inventories::default();
             for (vm, second) in listed {

@@ -183,7 +183,7 @@ fn archives(
     let mut repository = settings
         .repositories
         .open_as_it_is(location, Access::ReadWithoutLock)?;
-    let catalog = Catalog::look(&mut repository, &state)?;
+    let catalog = Catalog::look(&mut repository, state.path())?;
     let ours = |entry: &&Entry| {
         let vm = &entry.manifest.vm;
         is_named(&vm.name, &vm.uuid.to_string(), names)
@@ -196,8 +196,13 @@ fn archives(
         points += 1;
     }
     let vm = names.last().map_or("", String::as_str);
-    let records = trust::recall(&here, vm, &repository.id().to_string(), &trust::witnessed(&here));
-    let standing = Standing::of(&here, &repository, &chain, &records);
+    let records = trust::recall(
+        &here.grounds(),
+        vm,
+        &repository.id().to_string(),
+        &trust::witnessed(&here.grounds()),
+    );
+    let standing = Standing::of(&here.grounds(), &repository, &chain, &records);
     let future = || {
         let text = "the newest restore point is of the future: a clock is wrong, or was";
         standing
@@ -237,7 +242,10 @@ fn is_of(info: &ArchiveInfo, names: &[String]) -> bool {
 fn on_record(resolved: &resolved::Settings, names: &[String]) -> Option<(Timestamp, String)> {
     let state = StateDirectory::at(&resolved.state_directory);
     let mut heads = names.iter().rev().filter_map(|name| {
-        let memory = state.path().exists().then(|| Memory::open(&state, name).ok())??;
+        let memory = state
+            .path()
+            .exists()
+            .then(|| Memory::open(state.path(), name).ok())??;
         let head = memory.head()?;
         Some((head.committed, head.archive.clone()))
     });

@@ -5,8 +5,10 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use strongroom_base::record;
+
 use super::{MAX_BYTES, SealError, Signed};
-use crate::run::state::{self, StateDirectory};
+use crate::run::state::StateDirectory;
 use crate::trust::signature;
 
 /// The place of one seal.
@@ -53,7 +55,7 @@ impl Place {
             (self.signature(), &signed.signature),
             (self.statement(), &signed.bytes),
         ] {
-            state::replace(&path, bytes).map_err(failed)?;
+            record::replace(&path, bytes).map_err(failed)?;
         }
         Ok(())
     }

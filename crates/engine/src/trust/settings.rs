@@ -23,7 +23,8 @@ pub struct Signing {
 }
 
 impl Signing {
-    pub(super) fn check(&self) -> Result<(), String> {
+    /// Whether it makes sense; if not, why not.
+    pub fn check(&self) -> Result<(), String> {
         let files = [
             ("key", &self.key),
             ("allowed_signers", &self.allowed_signers),
@@ -63,7 +64,8 @@ pub struct Witness {
 }
 
 impl Witness {
-    pub(super) fn check(&self) -> Result<(), String> {
+    /// Whether it makes sense; if not, why not.
+    pub fn check(&self) -> Result<(), String> {
         if self.file.as_ref().is_some_and(|path| !path.is_absolute()) {
             return Err("witness.file: a path from the root on is needed".into());
         }
