@@ -96,7 +96,7 @@ class Strongroom:
         """No repository, no records, no checkpoints: as before the first backup."""
         self.vm.forget()
         fresh(self.home).mkdir()
-        # The guest is paused, so there is nobody to be gentle with.
+        # The guest is paused, so no guest needs a gentle reader.
         (self.home / "strongroom.toml").write_text(
             f'repository = "{self.home}/repo"\nstate = "{self.home}/state"\nimages = "{self.home}"\n'
             f'compression = "none"\n[reader]\ndepth = 16\nlimit_mib = 0\n[signing]\nkey = "{self.home}/key"\n'

@@ -97,7 +97,7 @@ class Vm:
         return int(Path(f"/run/libvirt/qemu/{self.name}.pid").read_text())
 
     def forget(self):
-        """Drops all checkpoints: the next backup of anybody is a full one."""
+        """Drops all checkpoints: the next backup of any program is a full one."""
         for name in reversed(virsh("checkpoint-list", "--name", "--topological", self.name).split()):
             virsh("checkpoint-delete", self.name, name)
 
