@@ -46,10 +46,10 @@ pub struct Global {
     /// One JSON document on standard output instead of text.
     #[arg(long, global = true)]
     pub json: bool,
-    /// Say more; twice: also what the repository's server says.
+    /// Report more; twice: also what the repository's server says.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Say nothing but errors and warnings.
+    /// Report errors and warnings only.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
     /// How long to wait for a locked repository, in seconds.
@@ -62,7 +62,7 @@ pub struct Global {
 pub enum Command {
     /// Write the configuration, add VMs to it, make their repositories.
     Init(Init),
-    /// Put an existing VM under protection, and say what is unsafe about it.
+    /// Add an existing VM to the configuration, and report what is unsafe about it.
     Adopt(Adopt),
     /// Back up VMs while they run (or are shut off).
     Backup(Backup),
@@ -78,11 +78,11 @@ pub enum Command {
     Show(Show),
     /// Bring back a VM, or single disks of it.
     Restore(Restore),
-    /// Say for each VM whether it is protected, and since when.
+    /// Report for each VM whether it is protected, and since when.
     Status(Status),
-    /// Prove that a guest with encrypted memory (AMD SEV-SNP) is the one that was meant.
+    /// Prove that a guest with encrypted memory (AMD SEV-SNP) is the one that you mean.
     Attest(Attest),
-    /// Say what is unsafe about VMs, told from outside and without a key.
+    /// Report what is unsafe about VMs, seen from outside and without a key.
     Audit(Audit),
     /// Prove that restore points are whole, unaltered, in their place, and that none is missing.
     Verify(Verify),
@@ -94,9 +94,9 @@ pub enum Command {
     Repo(Repo),
     /// Undo what an interrupted backup left, without making a new one.
     Recover(Recover),
-    /// Let go of VMs: remove strongroom's checkpoints and dirty bitmaps, before a snapshot revert or `virsh undefine`.
+    /// Release VMs: remove strongroom's checkpoints and dirty bitmaps, before a snapshot revert or `virsh undefine`.
     Release(LetGo),
-    /// Print what an account on a hypervisor has to be allowed for backups from another machine, and no more.
+    /// Print the rights that an account on a hypervisor needs for backups from another machine, and no more.
     HypervisorRights(HypervisorRights),
     /// Watch over a guest that is about to be frozen (started by `backup`).
     #[command(hide = true)]
@@ -177,7 +177,7 @@ pub struct Adopt {
 #[command(after_long_help = "\
 Examples, with the files that the guest is started from:
   strongroom attest --firmware OVMF.amdsev.fd --kernel vmlinuz --initrd initrd --cmdline 'quiet' --vcpus 2
-      says which measurement the guest has to have
+      prints which measurement the guest must have
   strongroom attest … --report report.bin --vcek vcek.der --report-data 00…
       verifies a report that the guest fetched from its processor (/dev/sev-guest, configfs-tsm)
 
@@ -225,10 +225,10 @@ pub struct Attest {
 /// `strongroom audit`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Headers and samples of the disks are read, without a lock and without a key; nothing is written, and running VMs run
-on. Volumes are compared with those of all VMs of the hypervisor. docs/guide/audit.md explains each finding.
+Headers and samples of the disks are read, without a lock and without a key; nothing is written, and running VMs keep
+running. Volumes are compared with those of all VMs of the hypervisor. docs/guide/audit.md explains each finding.
 
-Exit codes: 0 nothing unsafe; 3 something is, or works against you; 1 something could not be looked at.")]
+Exit codes: 0 nothing unsafe; 3 something is, or works against you; 1 something could not be read.")]
 pub struct Audit {
     /// VMs to look at; all VMs of the configuration if none is named.
     #[arg(value_name = "VM")]
@@ -244,8 +244,8 @@ pub struct Audit {
 /// `strongroom backup`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-The first backup reads what is allocated, the next ones only what changed. A disk for which that cannot be
-told is read in full, and the reason is shown and kept in the restore point.")]
+The first backup reads what is allocated, the next ones only what changed. If what changed is not
+certain, a disk is read in full; the reason is shown and kept in the restore point.")]
 #[allow(clippy::struct_excessive_bools, reason = "they are switches of a command")]
 pub struct Backup {
     /// VMs to back up.
@@ -268,7 +268,7 @@ pub struct Backup {
     /// backup.
     #[arg(long, requires = "vms")]
     pub confirm_disks: bool,
-    /// Only say what would be read, and why.
+    /// Only report what would be read, and why.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 }
@@ -602,12 +602,12 @@ removed, and all dirty bitmaps named strongroom-* in the images, also where libv
 Restore points stay. The next backup reads everything once, and tracks changes again: leave the VM out until the
 snapshot is reverted to. Images of a VM that is shut off are opened for writing for a moment, under QEMU's lock.
 
-Exit codes: 0 nothing of strongroom's is left; 1 something remains, and why has been said.")]
+Exit codes: 0 nothing of strongroom's is left; 1 something remains; the output says why.")]
 pub struct LetGo {
-    /// VMs to let go of. They need not be in the configuration.
+    /// VMs to release. They need not be in the configuration.
     #[arg(value_name = "VM", required = true)]
     pub vms: Vec<String>,
-    /// Only say what would be removed.
+    /// Only report what would be removed.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 }
@@ -738,7 +738,7 @@ pub struct Restore {
     #[arg(long)]
     pub unsigned: bool,
     /// Restore the newest restore point that is there, though what is on record is newer: the repository was rolled back, or
-    /// lacks what was the newest, and that was meant.
+    /// lacks what was the newest, and you accept that.
     #[arg(long)]
     pub allow_rollback: bool,
     /// Take the LUKS headers of the same instant, so that the passphrases of that time open the disks; without it the
@@ -756,7 +756,7 @@ pub struct Restore {
     /// Begin although all of it may not fit. The restore still gives way before the storage is full (`free_mib`).
     #[arg(long)]
     pub tight: bool,
-    /// Only say what would be written.
+    /// Only report what would be written.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 }
@@ -776,17 +776,17 @@ pub enum Format {
 Each backup begins with the same. Disks that are on an overlay are brought back to their own images, jobs are
 ended, scratch files and useless checkpoints removed, guests thawed. Only what the records name is touched.
 
-Exit codes: 0 nothing to do; 3 something was found (and, without --dry-run, put right); 1 something remains,
-and what to do about it has been said.")]
+Exit codes: 0 nothing to do; 3 something was found (and, without --dry-run, put right); 1 something remains;
+the output says what to do.")]
 pub struct Recover {
     /// VMs to look at; all VMs of the configuration if none is named.
     #[arg(value_name = "VM")]
     pub vms: Vec<String>,
-    /// Where libvirt was killed while it ended a block job, and shows it still: stop libvirtd, correct its memory of the
-    /// VM, start it again. The guest runs on. Only on the VM's host, as root.
+    /// Where libvirt was killed while it ended a block job, and shows it still: stop libvirtd, correct its record of the
+    /// VM, start it again. The guest keeps running. Only on the VM's host, as root.
     #[arg(long, requires = "vms")]
     pub repair_libvirt_status: bool,
-    /// Only say what was found, and what would be done first.
+    /// Only report what was found, and what would be done first.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 }
@@ -839,7 +839,7 @@ them, its UEFI variables, a kernel it boots from directly. It is kept in the sta
 images, and holds until the next start. With dist/hooks/qemu as libvirt's hook a VM whose images were altered
 does not start; with `require_seal` in its configuration it does not start without a seal either.")]
 pub struct Seal {
-    /// VMs whose images to seal. They have to be shut off.
+    /// VMs whose images to seal. They must be shut off.
     #[arg(value_name = "VM", required = true)]
     pub vms: Vec<String>,
     /// Swap disks as well.
@@ -855,7 +855,7 @@ pub struct Seal {
 #[command(after_long_help = "\
 Exit code 1 if there is no seal, no trusted key has signed it, or anything is not as it was sealed.")]
 pub struct VerifyImage {
-    /// VMs whose images to compare with their seals. They have to be shut off.
+    /// VMs whose images to compare with their seals. They must be shut off.
     #[arg(value_name = "VM", required = true)]
     pub vms: Vec<String>,
     /// The VM's definition, `-` for standard input; libvirt is not asked then.

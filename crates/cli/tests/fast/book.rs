@@ -12,18 +12,7 @@ pub fn root() -> PathBuf {
 
 /// All Markdown pages at the root of the repository and below `docs`.
 pub fn pages() -> Vec<PathBuf> {
-    let mut pages = Vec::new();
-    let mut directories = vec![root().join("docs")];
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                directories.push(path);
-            } else {
-                pages.push(path);
-            }
-        }
-    }
+    let mut pages = files(&root().join("docs"));
     pages.extend(fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path()));
     pages.retain(|page| page.extension().is_some_and(|end| end == "md"));
     pages.sort();
@@ -128,26 +117,52 @@ fn no_line_of_prose_is_longer_than_130_columns() {
 #[test]
 fn paths_of_pages_named_in_the_program_exist() {
     let mut missing = Vec::new();
-    let mut directories = vec![root().join("crates"), root().join("scripts"), root().join("dist")];
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                directories.push(path);
-                continue;
+    let directories = ["crates", "scripts", "dist"].map(|directory| root().join(directory));
+    for path in directories.iter().flat_map(|directory| files(directory)) {
+        let Ok(text) = fs::read_to_string(&path) else {
+            continue;
+        };
+        for (at, _) in text.match_indices("docs/") {
+            let ends = |c: char| !(c.is_ascii_alphanumeric() || "/-_.".contains(c));
+            let name = text[at..].split(ends).next().unwrap().trim_end_matches('.');
+            let is_page = Path::new(name).extension().is_some_and(|end| end == "md");
+            // Not of another project's, which a comment may name.
+            let other = text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '.');
+            if is_page && !other && !root().join(name).is_file() {
+                missing.push(format!("{}: {name}", path.display()));
             }
-            let Ok(text) = fs::read_to_string(&path) else {
-                continue;
-            };
-            for (at, _) in text.match_indices("docs/") {
-                let ends = |c: char| !(c.is_ascii_alphanumeric() || "/-_.".contains(c));
-                let name = text[at..].split(ends).next().unwrap().trim_end_matches('.');
-                let is_page = Path::new(name).extension().is_some_and(|end| end == "md");
-                // Not of another project's, which a comment may name.
-                let other = text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '.');
-                if is_page && !other && !root().join(name).is_file() {
-                    missing.push(format!("{}: {name}", path.display()));
-                }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+/// All files below a directory.
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn source_files_named_in_the_book_exist() {
+    let mut sources = files(&root().join("crates"));
+    sources.extend(files(&root().join("fuzz/src")));
+    let mut missing = Vec::new();
+    for page in pages() {
+        let text = prose(&fs::read_to_string(&page).unwrap());
+        for name in text.split('`').skip(1).step_by(2) {
+            let is_source = Path::new(name).extension().is_some_and(|end| end == "rs");
+            // A pattern, or a line of a command.
+            let other = name.contains(['*', ' ']);
+            if is_source && !other && !sources.iter().any(|source| source.ends_with(name)) {
+                missing.push(format!("{}: {name}", page.display()));
             }
         }
     }
