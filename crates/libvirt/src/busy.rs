@@ -277,7 +277,7 @@ mod tests {
         for (operation, word) in [
             (VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT, "migration"),
             (VIR_DOMAIN_JOB_OPERATION_DUMP, "dumped"),
-            (VIR_DOMAIN_JOB_OPERATION_BACKUP, "somebody else"),
+            (VIR_DOMAIN_JOB_OPERATION_BACKUP, "another program"),
             (99, "operation 99"),
         ] {
             assert!(job_words(operation, None).contains(word), "{operation}");
