@@ -3,14 +3,14 @@ use super::disk::written;
 use jiff::Timestamp;
 use strongroom_borg::{ArchiveInfo, ChunkId};
 use strongroom_disk::luks::LARGEST_AREA;
-use strongroom_engine::headers::{self, Statement};
 use strongroom_engine::inspect::image_seal::Seal;
-use strongroom_engine::manifest::{self, Manifest};
 use strongroom_engine::provision::create::tang;
-use strongroom_engine::trust::chain::{Head, Link, Records, walk};
-use strongroom_engine::trust::witness;
-use strongroom_engine::when::{PointName, When};
 use strongroom_guest::protocol::{Listener, MAX_CIPHERTEXT, MAX_TEXT, Word};
+use strongroom_points::headers::{self, Statement};
+use strongroom_points::manifest::{self, Manifest};
+use strongroom_points::trust::chain::{Head, Link, Records, walk};
+use strongroom_points::trust::witness;
+use strongroom_points::when::{PointName, When};
 
 /// A manifest: it is written as it was read, what it names cannot leave its directory, and the swap disks in it can be
 /// made or are refused.

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use strongroom_engine::archive::HistoryError;
 use strongroom_engine::backup::BackupError;
 use strongroom_engine::backup::plan::PlanError as Unplanned;
 use strongroom_engine::config::ConfigError;
@@ -12,6 +11,7 @@ use strongroom_engine::restore::RestoreError;
 use strongroom_engine::restore::plan::PlanError;
 use strongroom_engine::restore::write::WriteError;
 use strongroom_hypervisor::HypervisorError;
+use strongroom_points::archive::HistoryError;
 
 use crate::exit::Exit;
 

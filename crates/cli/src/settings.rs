@@ -11,9 +11,9 @@ use strongroom_engine::run::context::{Context, Launch, Repositories, Surrounding
 use strongroom_engine::run::event::{Event, Observer};
 use strongroom_engine::run::settings::{self as resolved, Arguments, HypervisorSettings};
 use strongroom_engine::run::state::StateDirectory;
-use strongroom_engine::when::{PointName, When};
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
+use strongroom_points::when::{PointName, When};
 use uuid::Uuid;
 
 use crate::args::Global;

@@ -10,7 +10,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use strongroom_borg::{Event as BorgEvent, Level};
-use strongroom_engine::manifest::Mode;
 use strongroom_engine::run::event::{Event, Step};
 use strongroom_engine::run::plan::Plan;
 
@@ -18,6 +17,7 @@ use crate::args::Global;
 use crate::failure::Failure;
 use human::{bytes, printable};
 use progress::Progress;
+use strongroom_points::manifest::Mode;
 
 /// What the user hears.
 pub struct Ui {

@@ -29,31 +29,31 @@ use serde::Serialize;
 use strongroom_base::cancel::Cancelled;
 use strongroom_borg::{Access, ArchiveOptions, ArchiveWriter, ChunkId, Repository};
 use strongroom_hypervisor::{Domain, HypervisorError};
+use strongroom_points::archive::HistoryError;
+use strongroom_points::headers::{self, Headers};
+use strongroom_points::history::Point;
+use strongroom_points::manifest::{Exclusion, Manifest, ManifestError, Method};
+use strongroom_points::trust::chain::ChainProblem;
+use strongroom_points::trust::memory::Memory;
+use strongroom_points::trust::order::Order;
+use strongroom_points::trust::signature::{self, NAMESPACE};
+use strongroom_points::trust::{self, SigningError, Successor};
 use uuid::Uuid;
 
 use self::pace::Pace;
 use self::plan::Parent;
 use self::seal::Instant;
-use crate::archive::HistoryError;
 use crate::capture::overlay::{HomeError, Homecoming, bring_home};
 use crate::capture::quiesce::{QuiesceError, Rest};
 use crate::capture::reconcile::{ReconcileError, drop_stale, reconcile};
 use crate::capture::tracking;
 use crate::capture::{self, Capture, CaptureError, end_job, scratch};
 use crate::config::{CaptureMethod, ConfigError};
-use crate::headers::{self, Headers};
-use crate::history::Point;
-use crate::manifest::{Exclusion, Manifest, ManifestError, Method};
 use crate::run::context::Context;
 use crate::run::event::{Event, Step};
 use crate::run::plan::{Plan, RunId};
 use crate::run::settings::VmJob;
 use crate::run::state::{Committed, Run, StateError, VmState};
-use crate::trust::chain::ChainProblem;
-use crate::trust::memory::Memory;
-use crate::trust::order::Order;
-use crate::trust::signature::{self, NAMESPACE};
-use crate::trust::{self, SigningError, Successor};
 
 /// Why there is no new restore point. Each of these leaves the VM as it was.
 #[derive(Debug, thiserror::Error)]

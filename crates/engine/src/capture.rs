@@ -24,13 +24,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use strongroom_hypervisor::{BackupJob, Domain, HypervisorError, RunState};
 use strongroom_nbd::{QemuNbd, Target};
+use strongroom_points::manifest::{Method, Mode};
 
 pub use self::job::end_job;
 use self::lent::Lent;
 pub use self::lent::take_back;
 use crate::capture::quiesce::{QuiesceError, Rest};
 use crate::files::stamp::Stamps;
-use crate::manifest::{Method, Mode};
 use crate::run::context::Context;
 use crate::run::event::{Event, OpenExport};
 use crate::run::plan::{DiskPlan, Plan};

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use strongroom_borg::{Compression, Location};
 use strongroom_hypervisor::NbdTls;
 use strongroom_hypervisor::names::{is_plain, is_target};
+pub use strongroom_points::trust::settings::{Signing, Witness};
 
 mod naming;
 mod quiesce;
@@ -18,7 +19,6 @@ mod reading;
 pub use self::naming::{name_problem, uuid_in};
 pub use self::quiesce::{IfMissed, Level, Quiesce};
 pub use self::reading::{Audit, Limits, Reader};
-pub use crate::trust::settings::{Signing, Witness};
 
 /// What is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]

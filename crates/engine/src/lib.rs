@@ -1,29 +1,19 @@
 //! Strongroom's decisions: what is backed up, how, and how it comes back. No terminal, no libvirt headers.
 //!
 //! The story of a backup is [`backup::run`], that of a restore [`restore::run`]. Everything outside is reached
-//! through the port [`strongroom_hypervisor::Hypervisor`], the Borg client and NBD; everything that happens is reported to an
-//! [`run::event::Observer`].
+//! through the port [`strongroom_hypervisor::Hypervisor`], the Borg client and NBD; what an archive holds is in
+//! [`strongroom_points`]; everything that happens is reported to an [`run::event::Observer`].
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
-pub mod archive;
 pub mod backup;
 pub mod capture;
-pub mod catalog;
 pub mod config;
-pub mod digest;
 pub mod files;
-pub mod firmware;
-pub mod headers;
-pub mod history;
 pub mod inspect;
-pub mod manifest;
-pub mod names;
 pub mod provision;
 pub mod restore;
 pub mod run;
 #[cfg(test)]
 mod testing;
-pub mod trust;
 pub mod verify;
-pub mod when;

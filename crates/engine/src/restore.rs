@@ -21,28 +21,28 @@ use serde::Serialize;
 use strongroom_base::cancel::Cancelled;
 use strongroom_borg::{Access, Repository};
 use strongroom_hypervisor::HypervisorError;
+use strongroom_points::archive::HistoryError;
+use strongroom_points::catalog::Catalog;
+use strongroom_points::digest;
+use strongroom_points::firmware;
+use strongroom_points::history::Point;
+use strongroom_points::manifest::DOMAIN_PATH;
+use strongroom_points::trust::Untrusted;
+use strongroom_points::trust::chain::ChainProblem;
+use strongroom_points::when::PointName;
 use uuid::Uuid;
 
 pub use self::plan::{DiskContent, DiskTarget, LeftOut, RestorePlan};
 use self::stage::Stage;
 use self::write::WriteError;
-use crate::archive::HistoryError;
-use crate::catalog::Catalog;
-use crate::digest;
 use crate::files::define::define;
 use crate::files::room::{Need, Shortage, check, guarded};
 pub use crate::files::staged::RestoredDisk;
 use crate::files::staged::{Draft, Published};
 use crate::files::unfinished;
-use crate::firmware;
-use crate::history::Point;
-use crate::manifest::DOMAIN_PATH;
 use crate::run::context::Context;
 use crate::run::event::{Event, Step};
 use crate::run::state::StateError;
-use crate::trust::Untrusted;
-use crate::trust::chain::ChainProblem;
-use crate::when::PointName;
 
 /// The largest domain definition that is read, in bytes.
 const MAX_DOMAIN_XML: u64 = 16 << 20;

@@ -2,7 +2,7 @@
 //! everything there that should be, whole, unaltered, in its place, and not rolled back?
 //!
 //! [`run`] goes from VM to VM: the restore points one by one ([`point`]), the LUKS headers apart from them ([`headers`]),
-//! their chain ([`crate::trust::chain`]) and what is on record of it ([`records`]), disks that have dropped out
+//! their chain ([`strongroom_points::trust::chain`]) and what is on record of it ([`records`]), disks that have dropped out
 //! ([`dropped`]), whether the repository has every chunk, and, if asked for, what is in each chunk ([`data`]). With all VMs,
 //! each that anybody knows has to be there ([`roll`]).
 //!
@@ -24,25 +24,25 @@ use jiff::Timestamp;
 use serde::Serialize;
 use strongroom_base::cancel::Cancelled;
 use strongroom_borg::{Access, ArchiveInfo, ChunkId, ChunkRef, Repository};
+use strongroom_points::archive::HistoryError;
+use strongroom_points::catalog::{Catalog, Entry};
+use strongroom_points::headers::Headers;
+use strongroom_points::history::Point;
+use strongroom_points::manifest::LostPoint;
+use strongroom_points::names::is_vm_name;
+use strongroom_points::trust::Signer;
+use strongroom_points::trust::chain::{Head, Link, Records};
+use strongroom_points::trust::memory::Memory;
+use strongroom_points::trust::order::{self, Order};
+pub use strongroom_points::trust::part::{Part, Share};
+use strongroom_points::trust::witness;
+use strongroom_points::when::{PointName, When};
 
 use self::dropped::Disks;
 pub use self::dropped::Dropped;
 use self::headers::Ledger;
 use self::roll::{Inventories, Roll};
-use crate::archive::HistoryError;
-use crate::catalog::{Catalog, Entry};
-use crate::headers::Headers;
-use crate::history::Point;
-use crate::manifest::LostPoint;
-use crate::names::is_vm_name;
 pub use crate::run::context::Surroundings;
-use crate::trust::Signer;
-use crate::trust::chain::{Head, Link, Records};
-use crate::trust::memory::Memory;
-use crate::trust::order::{self, Order};
-pub use crate::trust::part::{Part, Share};
-use crate::trust::witness;
-use crate::when::{PointName, When};
 
 /// How many problems of one VM are listed one by one; the rest is counted.
 const MOST_PROBLEMS: usize = 1000;
@@ -72,7 +72,7 @@ pub struct Scope {
 }
 
 impl FromStr for Scope {
-    type Err = crate::when::WhenError;
+    type Err = strongroom_points::when::WhenError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let PointName { vm, when } = text.parse()?;
@@ -341,7 +341,7 @@ fn verify_vm(
 fn in_order(repository: &Repository, catalog: &Catalog) -> Vec<ArchiveInfo> {
     let archives = repository
         .archives()
-        .filter(|info| !crate::archive::is_headers(info));
+        .filter(|info| !strongroom_points::archive::is_headers(info));
     let numberless = archives.filter(|info| !catalog.entries.iter().any(|entry| entry.info == **info));
     let mut all: Vec<ArchiveInfo> = catalog.entries.iter().map(|entry| entry.info.clone()).collect();
     for info in numberless {
@@ -506,7 +506,7 @@ impl Work<'_> {
 
     /// The archives of headers: all of them, or what one restore point needs of them.
     fn all_headers(&mut self, repository: &mut Repository, all: bool) -> Result<(), HistoryError> {
-        for info in crate::headers::archives(repository) {
+        for info in strongroom_points::headers::archives(repository) {
             if self.here.cancel.is_cancelled() {
                 return Ok(());
             }

@@ -36,11 +36,11 @@ impl Tree {
                 .into_owned();
             let mut module = at.clone();
             if path.is_dir() {
-                if stem != "tests" {
+                if !is_for_tests(&stem) {
                     module.push(stem);
                     self.add(&path, &module)?;
                 }
-            } else if path.extension().is_some_and(|extension| extension == "rs") && stem != "tests" {
+            } else if path.extension().is_some_and(|extension| extension == "rs") && !is_for_tests(&stem) {
                 if !matches!(stem.as_str(), "lib" | "main" | "mod") {
                     module.push(stem);
                 }
@@ -127,6 +127,11 @@ impl Tree {
             None => Some(module),
         }
     }
+}
+
+/// Whether a module is compiled for tests alone, by its name.
+fn is_for_tests(module: &str) -> bool {
+    matches!(module, "tests" | "testing")
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Dependencies point one way: between crates, and between files.
+//! Dependencies point one way: between crates, between the folders of the engine, and between files.
 
 use std::path::{Path, PathBuf};
 
@@ -54,6 +54,27 @@ fn no_crate_names_one_of_its_own_layer_or_above() {
             );
         }
     }
+}
+
+#[test]
+fn no_folder_of_the_engine_names_one_of_its_own_layer_or_above() {
+    let layers = layers("engine");
+    let tree = Tree::read(&root().join("crates/engine/src")).expect("the engine's sources");
+    assert_complete(&layers, tree.top().into_iter());
+    let mut against = Vec::new();
+    for (from, to) in tree.arrows() {
+        let (Some(upper), Some(lower)) = (from.first(), to.first()) else {
+            continue;
+        };
+        if upper != lower && !layers.allows(upper, lower) {
+            against.push(format!("{} -> {}", from.join("::"), to.join("::")));
+        }
+    }
+    assert!(
+        against.is_empty(),
+        "against the layers of ARCHITECTURE.md:\n{}",
+        against.join("\n")
+    );
 }
 
 #[test]

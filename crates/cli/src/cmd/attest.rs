@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use serde_json::json;
-use strongroom_engine::digest::hex;
 use strongroom_engine::provision::attest::{self, Expected, Kernel, Launch, MEASUREMENT};
+use strongroom_points::digest::hex;
 
 use crate::args::Attest;
 use crate::exit::Exit;

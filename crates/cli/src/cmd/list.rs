@@ -2,13 +2,13 @@
 
 use serde_json::{Value, json};
 use strongroom_borg::{Access, ArchiveInfo};
-use strongroom_engine::catalog::Catalog;
-use strongroom_engine::manifest::{Manifest, Mode};
 use strongroom_engine::run::context::Surroundings;
 use strongroom_engine::run::event::Event;
 use strongroom_engine::run::state::StateDirectory;
-use strongroom_engine::trust::chain::Head;
-use strongroom_engine::trust::{self, Standing};
+use strongroom_points::catalog::Catalog;
+use strongroom_points::manifest::{Manifest, Mode};
+use strongroom_points::trust::chain::Head;
+use strongroom_points::trust::{self, Standing};
 
 use crate::args::List;
 use crate::exit::Exit;
@@ -127,7 +127,7 @@ fn unreadable_row(vm: &str, info: &ArchiveInfo) -> Vec<String> {
 
 fn row(vm: &str, info: &ArchiveInfo, manifest: &Manifest) -> Vec<String> {
     let sum =
-        |part: fn(&strongroom_engine::manifest::DiskRecord) -> u64| manifest.disks.iter().map(part).sum();
+        |part: fn(&strongroom_points::manifest::DiskRecord) -> u64| manifest.disks.iter().map(part).sum();
     let incremental = manifest
         .disks
         .iter()

@@ -2,10 +2,10 @@
 
 use serde_json::json;
 use strongroom_borg::Access;
-use strongroom_engine::catalog::{Catalog, Entry};
-use strongroom_engine::manifest::{DiskRecord, Manifest};
 use strongroom_engine::run::state::StateDirectory;
-use strongroom_engine::trust::{self, Standing};
+use strongroom_points::catalog::{Catalog, Entry};
+use strongroom_points::manifest::{DiskRecord, Manifest};
+use strongroom_points::trust::{self, Standing};
 
 use crate::args::Show;
 use crate::exit::Exit;

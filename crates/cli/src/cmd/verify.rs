@@ -3,8 +3,7 @@
 use serde_json::json;
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_engine::verify::{self, Problem, Report, Request, Scope, Share, VmReport};
-
-use strongroom_engine::when::PointName;
+use strongroom_points::when::PointName;
 
 use crate::args::Verify;
 use crate::exit::Exit;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use jiff::Timestamp;
-use strongroom_engine::manifest::{Consistency, Exclusion, Method, Mode};
+use strongroom_points::manifest::{Consistency, Exclusion, Method, Mode};
 
 /// Bytes in the largest binary unit that leaves a digit before the point.
 pub fn bytes(count: u64) -> String {

@@ -5,11 +5,11 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use strongroom_engine::backup::{BackupError, Report};
-use strongroom_engine::manifest::Manifest;
 use strongroom_engine::restore::{self, ImageFormat, Outcome, Request};
 use strongroom_engine::run::event::Event;
 use strongroom_hypervisor::{BackupJob, Hypervisor as _, JobDisk, Listener};
 use strongroom_libvirt::Libvirt;
+use strongroom_points::manifest::Manifest;
 use strongroom_testkit::{Format, Lab, run, sha256_of_raw, virsh};
 use uuid::Uuid;
 

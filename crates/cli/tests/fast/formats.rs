@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use strongroom_engine::digest::sha256;
 use strongroom_engine::run::state::StateDirectory;
+use strongroom_points::digest::sha256;
 use strongroom_testkit::run;
 use tempfile::TempDir;
 

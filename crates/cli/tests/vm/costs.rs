@@ -5,7 +5,7 @@
 use crate::common::Bench;
 use crate::common::tiny::{MIB, Tiny, noise};
 use strongroom_engine::backup::{Report, Requests};
-use strongroom_engine::manifest::Mode;
+use strongroom_points::manifest::Mode;
 use strongroom_testkit::{Lab, run, virsh};
 
 /// A disk of 1 TiB.

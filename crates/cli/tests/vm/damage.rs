@@ -22,9 +22,9 @@ use crate::common::segments::{self, Entry, Role};
 use crate::common::tiny::{MIB, Tiny, noise, trust, with_signing};
 use crate::common::{Bench, Hook, luks};
 use strongroom_engine::config::Witness;
-use strongroom_engine::headers::PIECE;
 use strongroom_engine::restore;
 use strongroom_engine::verify::{self, Report, Request, Surroundings};
+use strongroom_points::headers::PIECE;
 use strongroom_testkit::{Lab, run, ssh_keygen};
 
 /// Restore points.

@@ -11,9 +11,9 @@ use strongroom_borg::Encryption;
 use strongroom_engine::backup::{BackupError, Report};
 use strongroom_engine::capture::CaptureError;
 use strongroom_engine::config::Vm;
-use strongroom_engine::manifest::{Consistency, DiskRecord, Method, Mode};
 use strongroom_engine::restore::{self, Request};
 use strongroom_engine::run::event::Event;
+use strongroom_points::manifest::{Consistency, DiskRecord, Method, Mode};
 use strongroom_testkit::{Format, Lab, TestGuest, create_disk, run, sha256_of_raw, virsh};
 
 /// A file as a block device.

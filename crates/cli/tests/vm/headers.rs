@@ -9,8 +9,8 @@ use crate::common::checks::request;
 use crate::common::tiny::{MIB, noise, with_signing};
 use crate::common::{Bench, Hook, luks};
 use strongroom_engine::config::{LuksHeaders, Vm};
-use strongroom_engine::manifest::{DiskRecord, Mode};
 use strongroom_engine::restore::{self, ImageFormat};
+use strongroom_points::manifest::{DiskRecord, Mode};
 use strongroom_testkit::{Lab, TestGuest, run};
 
 /// Where the volume begins on its disk, and its header area: neither ends on the grid of chunks.

@@ -9,8 +9,8 @@ use crate::common::tiny::{MIB, Tiny, noise};
 use crate::common::{Bench, Hook};
 use strongroom_engine::backup::{BackupError, Report};
 use strongroom_engine::capture::CaptureError;
-use strongroom_engine::manifest::{Exclusion, Mode};
 use strongroom_engine::run::event::Event;
+use strongroom_points::manifest::{Exclusion, Mode};
 use strongroom_testkit::{Format, Lab, run, sha256_of_raw, virsh};
 
 /// How a disk was read, and why.

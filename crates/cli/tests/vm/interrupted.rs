@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use strongroom_base::cancel::Cancel;
 use strongroom_engine::backup::BackupError;
-use strongroom_engine::manifest::{DiskRecord, Mode};
 use strongroom_engine::run::event::{Event, Step};
+use strongroom_points::manifest::{DiskRecord, Mode};
 use strongroom_testkit::{Lab, TestGuest, run, virsh};
 
 use crate::common::running::{Running, Said, child_of, signal};

@@ -9,7 +9,7 @@ use crate::common::running::Said;
 use crate::common::tiny::{MIB, Tiny, noise, with_signing};
 use crate::common::{Bench, Hook};
 use strongroom_engine::config::Witness;
-use strongroom_engine::manifest::Mode;
+use strongroom_points::manifest::Mode;
 use strongroom_testkit::{Lab, run, virsh};
 
 /// A shut-off VM with signed restore points and a witness.

@@ -10,8 +10,8 @@ use crate::common::tiny::{MIB, Tiny, noise};
 use crate::common::{Bench, Hook, sha256_of_export};
 use strongroom_engine::backup::Report;
 use strongroom_engine::config::CaptureMethod;
-use strongroom_engine::manifest::{Method, Mode};
 use strongroom_engine::run::event::Event;
+use strongroom_points::manifest::{Method, Mode};
 use strongroom_testkit::{Lab, TestGuest, run, virsh};
 
 /// How long a guest may take to boot.

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use strongroom_engine::backup::BackupError;
 use strongroom_engine::config::CaptureMethod;
-use strongroom_engine::manifest::{Method, Mode};
 use strongroom_engine::run::event::Event;
 use strongroom_libvirt::Libvirt;
+use strongroom_points::manifest::{Method, Mode};
 use strongroom_testkit::{Lab, OtherHost, OwnLibvirtd, output_of, run, virsh};
 
 use crate::common::tiny::{MIB, Tiny, noise};

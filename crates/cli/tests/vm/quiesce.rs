@@ -10,10 +10,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use strongroom_engine::config::{IfMissed, Level, Quiesce};
-use strongroom_engine::manifest::{Consistency, Manifest};
 use strongroom_engine::run::event::Event;
 use strongroom_engine::run::state::Debt;
 use strongroom_hypervisor::{Agent as _, FreezeStatus, Hypervisor as _};
+use strongroom_points::manifest::{Consistency, Manifest};
 use strongroom_testkit::{GuestBuilder, Lab, Sshd, TestGuest, output_of, patience, run, virsh};
 use uuid::Uuid;
 

@@ -7,9 +7,9 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use strongroom_engine::config::{Config, Vm};
-use strongroom_engine::manifest::Mode;
 use strongroom_engine::run::event::Event;
 use strongroom_hypervisor::Hypervisor as _;
+use strongroom_points::manifest::Mode;
 use strongroom_testkit::{Lab, TestGuest, patience, run, virsh};
 
 use crate::common::checks::{fingerprint, socket_of};

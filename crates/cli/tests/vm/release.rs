@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::common::tiny::{MIB, Tiny};
 use crate::common::{Bench, Hook};
 use serde_json::Value;
-use strongroom_engine::manifest::Mode;
+use strongroom_points::manifest::Mode;
 use strongroom_testkit::{Lab, output_of, run, virsh};
 
 /// The names of the bitmaps in a disk's image, of a VM that is off.

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use strongroom_engine::backup::Report;
-use strongroom_engine::manifest::Mode;
 use strongroom_engine::run::event::Event;
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 use strongroom_nbd::Target;
+use strongroom_points::manifest::Mode;
 use strongroom_testkit::{Format, Lab, Sshd, output_of, run, sha256_of_raw, virsh};
 
 use crate::common::pool::Pool;

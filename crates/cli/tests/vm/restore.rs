@@ -12,7 +12,7 @@ use crate::common::tmpfs::Tmpfs;
 use crate::common::{Bench, names};
 use strongroom_borg::Access;
 use strongroom_engine::backup::Report;
-use strongroom_engine::history::Point;
+use strongroom_points::history::Point;
 use strongroom_testkit::{Format, Lab, TestGuest, output_of, run, sha256_of_raw, virsh};
 
 /// A guest with a network card, with two disks besides its swap, and one backup of it.

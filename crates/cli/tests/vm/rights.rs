@@ -5,11 +5,11 @@
 use std::process::Command;
 use std::sync::Mutex;
 
-use strongroom_engine::manifest::Mode;
 use strongroom_engine::run::event::Event;
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 use strongroom_nbd::{Client, Options, Target};
+use strongroom_points::manifest::Mode;
 use strongroom_testkit::{Lab, OwnLibvirtd, Sshd, output_of, polkit, run, virsh};
 
 use crate::common::account::{ACCOUNT, Account, JOBS};

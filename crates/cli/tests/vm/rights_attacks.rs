@@ -8,11 +8,11 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use strongroom_engine::manifest::Mode;
 use strongroom_engine::run::event::Event;
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 use strongroom_libvirt::rights::words;
+use strongroom_points::manifest::Mode;
 use strongroom_testkit::{Lab, OwnLibvirtd, Sshd, output_of, polkit, run, virsh};
 
 use crate::common::account::{ACCOUNT, Account, JOBS};

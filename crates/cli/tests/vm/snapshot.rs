@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use crate::common::{Bench, Hook, names, sha256_of_export};
 use strongroom_engine::backup::Report;
 use strongroom_engine::config::CaptureMethod;
-use strongroom_engine::manifest::{Method, Mode};
 use strongroom_engine::run::event::Event;
+use strongroom_points::manifest::{Method, Mode};
 use strongroom_testkit::{Format, Lab, TestGuest, run, virsh};
 
 /// How many incremental backups follow the first.

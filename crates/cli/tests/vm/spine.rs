@@ -4,9 +4,9 @@
 use std::sync::Mutex;
 
 use crate::common::{Bench, Hook, names, sha256_of_export};
-use strongroom_engine::manifest::Mode;
 use strongroom_engine::restore::{self, ImageFormat, Request};
 use strongroom_engine::run::event::Event;
+use strongroom_points::manifest::Mode;
 use strongroom_testkit::{Format, Lab, run, sha256_of_raw, virsh};
 
 /// How many incremental backups follow the first.

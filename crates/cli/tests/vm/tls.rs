@@ -6,12 +6,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use strongroom_engine::manifest::Mode;
 use strongroom_engine::run::event::Event;
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_hypervisor::NbdTls;
 use strongroom_libvirt::Libvirt;
 use strongroom_nbd::{Client, Options, Target, TlsSettings};
+use strongroom_points::manifest::Mode;
 use strongroom_testkit::{Format, Lab, OwnLibvirtd, Sshd, certificates, run, sha256_of_raw, virsh};
 
 use crate::common::checks::sha256_at_rest;

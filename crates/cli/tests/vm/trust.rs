@@ -9,7 +9,7 @@ use crate::common::Bench;
 use crate::common::running::Said;
 use crate::common::tiny::{MIB, Tiny, noise, trust, with_signing};
 use jiff::{SignedDuration, Timestamp};
-use strongroom_engine::manifest::Mode;
+use strongroom_points::manifest::Mode;
 use strongroom_testkit::{Lab, run, ssh_keygen};
 
 /// A VM with one signed restore point.

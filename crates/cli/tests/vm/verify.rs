@@ -11,8 +11,8 @@ use strongroom_borg::Access;
 use strongroom_engine::config::{Vm, Witness};
 use strongroom_engine::restore;
 use strongroom_engine::run::event::Event;
-use strongroom_engine::trust::memory::Memory;
 use strongroom_engine::verify::{self, Surroundings};
+use strongroom_points::trust::memory::Memory;
 use strongroom_testkit::{Lab, run};
 
 use crate::common::checks::request;

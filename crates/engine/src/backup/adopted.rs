@@ -5,20 +5,20 @@ use std::collections::{BTreeSet, HashSet};
 
 use strongroom_borg::{ChunkId, Repository};
 use strongroom_hypervisor::Domain;
+use strongroom_points::archive::HistoryError;
+use strongroom_points::catalog::{Catalog, Entry};
+use strongroom_points::headers::Headers;
+use strongroom_points::history::Point;
+use strongroom_points::manifest::VmIdentity;
+use strongroom_points::trust::chain::{ChainProblem, Records};
+use strongroom_points::trust::memory::{Left, Memory};
+use strongroom_points::trust::order::Order;
+use strongroom_points::trust::{self, Standing};
 use uuid::Uuid;
 
 use super::BackupError;
-use crate::archive::HistoryError;
-use crate::catalog::{Catalog, Entry};
-use crate::headers::Headers;
-use crate::history::Point;
-use crate::manifest::VmIdentity;
 use crate::run::context::Context;
 use crate::run::plan::RunId;
-use crate::trust::chain::{ChainProblem, Records};
-use crate::trust::memory::{Left, Memory};
-use crate::trust::order::Order;
-use crate::trust::{self, Standing};
 
 /// The newest restore point of the VM that can be read and is vouched for, all that is on record of this repository, and the
 /// times of all. A repository with another VM's chain, or one that was rolled back, is an error: nothing was encrypted yet.

@@ -5,11 +5,11 @@ use sha2::{Digest as _, Sha256};
 use strongroom_borg::{ArchiveWriter, ChunkRef};
 use strongroom_disk::{BlockSource as _, HeaderArea, Luks, NoArea, RangeSet};
 use strongroom_nbd::Client;
+use strongroom_points::digest;
+use strongroom_points::headers::{Area, PIECE};
+use strongroom_points::manifest::{DiskRecord, HeaderRecord, LuksRecord};
 
 use super::BackupError;
-use crate::digest;
-use crate::headers::{Area, PIECE};
-use crate::manifest::{DiskRecord, HeaderRecord, LuksRecord};
 use crate::run::context::Context;
 use crate::run::plan::DiskPlan;
 

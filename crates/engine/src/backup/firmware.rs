@@ -7,9 +7,9 @@ use std::io;
 use std::path::Path;
 
 use strongroom_hypervisor::Domain;
+use strongroom_points::firmware::{MAX_NVRAM, MAX_TPM, TPM_PREFIX, tpm_place};
+use strongroom_points::manifest::NVRAM_PATH;
 
-use crate::firmware::{MAX_NVRAM, MAX_TPM, TPM_PREFIX, tpm_place};
-use crate::manifest::NVRAM_PATH;
 use crate::run::context::Context;
 
 /// The most files of a TPM's state.

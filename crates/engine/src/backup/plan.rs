@@ -5,14 +5,14 @@ use std::path::Path;
 use strongroom_borg::ChunkRef;
 use strongroom_hypervisor::names::PREFIX;
 use strongroom_hypervisor::{BadBitmap, Bitmaps, Disk, DiskSource, Domain, Identity, Snapshot};
+use strongroom_points::digest;
+use strongroom_points::history::Point;
+use strongroom_points::manifest::{DiskRecord, Exclusion, Manifest, Method, Mode};
+use strongroom_points::names::archive_prefix;
 use uuid::Uuid;
 
 use super::roles::{self, Moved};
 use crate::config::CaptureMethod;
-use crate::digest;
-use crate::history::Point;
-use crate::manifest::{DiskRecord, Exclusion, Manifest, Method, Mode};
-use crate::names::archive_prefix;
 use crate::run::plan::{DiskPlan, ExcludedPlan, Plan, RunId, beside};
 use crate::run::settings::VmJob;
 use crate::run::state::Committed;

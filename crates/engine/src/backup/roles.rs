@@ -3,9 +3,9 @@
 //! The configuration names disks by target, and targets change places: then a data disk would silently be left out, and swap
 //! read into a backup. Who a disk was is in the newest manifest. Where a name means another disk now, the run stops and asks.
 
-use crate::manifest::{DiskRecord, ExcludedDisk, Exclusion, Manifest};
 use crate::run::settings::VmJob;
 use strongroom_hypervisor::{Disk, Domain, Identity};
+use strongroom_points::manifest::{DiskRecord, ExcludedDisk, Exclusion, Manifest};
 
 /// A disk that is left out by name is another one than at the last backup.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -5,21 +5,21 @@ use strongroom_borg::{ArchiveOptions, ArchiveWriter, ChunkRef, Item, Repository,
 use strongroom_disk::SwapLayout;
 use strongroom_hypervisor::Domain;
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve};
+use strongroom_points::archive::archive_name;
+use strongroom_points::digest;
+use strongroom_points::headers::{self, Area, Statement};
+use strongroom_points::manifest::{
+    DOMAIN_PATH, DiskRecord, ExcludedDisk, Exclusion, FORMAT, FileRecord, HeadersRecord, MANIFEST_PATH,
+    Manifest, ManifestError, PLAIN_FORMAT, SIGNATURE_PATH, VmIdentity, disk_path,
+};
+use strongroom_points::trust::{NAMESPACE, Successor, signature};
 
 use super::BackupError;
 use super::disk::DiskResult;
 use super::firmware::{self, FirmwareFile};
-use crate::archive::archive_name;
 use crate::capture::quiesce::Reached;
-use crate::digest;
-use crate::headers::{self, Area, Statement};
-use crate::manifest::{
-    DOMAIN_PATH, DiskRecord, ExcludedDisk, Exclusion, FORMAT, FileRecord, HeadersRecord, MANIFEST_PATH,
-    Manifest, ManifestError, PLAIN_FORMAT, SIGNATURE_PATH, VmIdentity, disk_path,
-};
 use crate::run::context::Context;
 use crate::run::plan::Plan;
-use crate::trust::{NAMESPACE, Successor, signature};
 
 /// What the capture was like.
 #[derive(Debug, Clone)]

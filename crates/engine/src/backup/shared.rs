@@ -3,11 +3,11 @@
 //! Nothing of a backup holds another domain's writes still, and no dirty bitmap of this VM knows of them.
 
 use strongroom_hypervisor::Role;
+use strongroom_points::manifest::Method;
 use uuid::Uuid;
 
 use super::plan::PlanError;
 use crate::files::{Doubt, Held, Inventory};
-use crate::manifest::Method;
 use crate::run::context::Context;
 use crate::run::plan::Plan;
 

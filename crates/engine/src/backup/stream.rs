@@ -19,11 +19,11 @@ use strongroom_base::workers::{Batches, join, workers_wanted};
 use strongroom_borg::{ArchiveWriter, ChunkRef, Sealed, Sealer, Spare};
 use strongroom_disk::Extent;
 use strongroom_nbd::{Client, Sparse};
+use strongroom_points::digest;
 
 use super::BackupError;
 use super::cells::{self, Cell};
 use super::pace::Pace;
-use crate::digest;
 use crate::run::context::Context;
 use crate::run::event::Event;
 

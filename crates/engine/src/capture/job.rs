@@ -4,12 +4,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use strongroom_hypervisor::{BackupJob, BadBitmap, HypervisorError, JobDisk, Listener};
+use strongroom_points::manifest::Mode;
 use uuid::Uuid;
 
 use super::Begun;
 use super::CaptureError;
 use crate::capture::quiesce::Rest;
-use crate::manifest::Mode;
 use crate::run::context::Context;
 use crate::run::event::OpenExport;
 use crate::run::plan::{DiskPlan, Plan};

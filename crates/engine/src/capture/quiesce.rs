@@ -21,11 +21,11 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use strongroom_base::cancel::Cancelled;
 use strongroom_hypervisor::{Domain, HypervisorError, RunState};
+use strongroom_points::manifest::Consistency;
 
 use self::freeze::{Freeze, Freezer};
 use self::script::{Failure, Phase, Script};
 use crate::config::{IfMissed, Level};
-use crate::manifest::Consistency;
 use crate::run::context::Context;
 use crate::run::settings::Quiesce;
 use crate::run::state::{StateError, VmState};

@@ -13,10 +13,10 @@ use std::thread::{self, Thread};
 use std::time::Duration;
 
 use strongroom_borg::Canceller;
+use strongroom_points::manifest::Method;
 
 use super::CaptureError;
 use super::end_job;
-use crate::manifest::Method;
 use crate::run::context::Context;
 use crate::run::plan::Plan;
 use crate::run::settings::Limits;

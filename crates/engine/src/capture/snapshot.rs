@@ -14,6 +14,7 @@ use std::time::Duration;
 use strongroom_hypervisor::names::PREFIX;
 use strongroom_hypervisor::{HypervisorError, Overlay, SnapshotDisk};
 use strongroom_nbd::{Backing, Format, QemuNbd, Serve, image_info};
+use strongroom_points::manifest::Mode;
 
 use super::CaptureError;
 use super::offline::format_of;
@@ -21,7 +22,6 @@ use super::{Begun, Server};
 use crate::capture::overlay::{Job, SUFFIX, Top, Views};
 use crate::capture::quiesce::Rest;
 use crate::files::stamp::Stamps;
-use crate::manifest::Mode;
 use crate::run::context::Context;
 use crate::run::event::OpenExport;
 use crate::run::plan::{DiskPlan, Plan, beside};

@@ -1,8 +1,7 @@
 //! The names of VMs. A table `[vm.…]` is headed by a VM's name or by its UUID.
 
+use strongroom_points::names::is_vm_name;
 use uuid::Uuid;
-
-use crate::names::is_vm_name;
 
 /// The longest name, in bytes: libvirt and our own records add five to make a file's name of it.
 const MAX_NAME: usize = 250;

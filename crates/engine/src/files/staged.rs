@@ -14,8 +14,8 @@ use std::rc::Rc;
 use strongroom_hypervisor::{Hypervisor, HypervisorError};
 
 use super::directory::{Directory, Identity, Made};
-use crate::digest;
 use serde::Serialize;
+use strongroom_points::digest;
 
 /// The longest name of a file, in bytes (`NAME_MAX`).
 const LONGEST_NAME: usize = 255;

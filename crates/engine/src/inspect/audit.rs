@@ -18,13 +18,13 @@ use strongroom_base::cancel::Cancelled;
 use strongroom_disk::Luks;
 use strongroom_disk::survey::Content;
 use strongroom_hypervisor::{Domain, HypervisorError, RunState};
+use strongroom_points::trust::memory::Memory;
 
 pub use self::judge::clear_text;
 pub use self::look::DiskLook;
 use crate::files::Inventory;
 use crate::run::context::Context;
 use crate::run::state::StateError;
-use crate::trust::memory::Memory;
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

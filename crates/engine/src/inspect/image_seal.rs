@@ -17,12 +17,12 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use strongroom_base::cancel::{Cancel, Cancelled};
+use strongroom_points::trust::signature::{self, Signer, SigningError, Untrusted};
 use uuid::Uuid;
 
 pub use self::store::Place;
 use crate::config::Signing;
 use crate::run::event::Observer;
-use crate::trust::signature::{self, Signer, SigningError, Untrusted};
 
 /// What a seal's signature is made for.
 pub const NAMESPACE: &str = "strongroom-image@v1";

@@ -14,8 +14,7 @@ use sev::measurement::snp::{SnpMeasurementArgs, snp_calc_launch_digest};
 use sev::measurement::vcpu_types::CpuType;
 use sev::measurement::vmsa::{GuestFeatures, VMMType};
 use sev::parser::ByteParser as _;
-
-use crate::digest::hex;
+use strongroom_points::digest::hex;
 
 /// Bytes of a launch digest (SHA-384).
 pub const MEASUREMENT: usize = 48;

@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use strongroom_base::cancel::{Cancel, Cancelled};
 use strongroom_guest::protocol;
+use strongroom_points::digest::hex;
+use strongroom_points::trust::signature::{self, Signer, SigningError, Untrusted};
 
 use crate::config::Signing;
-use crate::digest::hex;
-use crate::trust::signature::{self, Signer, SigningError, Untrusted};
 
 /// The version of this format.
 pub const FORMAT: u32 = 1;

@@ -3,16 +3,16 @@
 
 use jiff::Timestamp;
 use strongroom_borg::Repository;
+use strongroom_points::catalog::{Catalog, Entry};
+use strongroom_points::history::Point;
+use strongroom_points::manifest::HeadersRecord;
+use strongroom_points::trust::order::{self, Order};
+use strongroom_points::trust::signature::{self, NAMESPACE, Signer, Untrusted};
+use strongroom_points::trust::{self, Standing};
+use strongroom_points::when::When;
 
 use super::{Request, RestoreError};
-use crate::catalog::{Catalog, Entry};
-use crate::history::Point;
-use crate::manifest::HeadersRecord;
 use crate::run::context::Context;
-use crate::trust::order::{self, Order};
-use crate::trust::signature::{self, NAMESPACE, Signer, Untrusted};
-use crate::trust::{self, Standing};
-use crate::when::When;
 
 /// Compares the repository with what is on record, before its newest restore point is believed. One that was named is
 /// restored all the same, with a word. Gives the newest headers that there have to be, and the times of all.

@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 
 use strongroom_borg::{ChunkRef, Repository};
+use strongroom_points::headers::{self, Headers};
+use strongroom_points::history::Point;
+use strongroom_points::manifest::{HeadersRecord, LuksRecord};
+use strongroom_points::trust::order::Order;
 
 use super::{Request, RestoreError};
-use crate::headers::{self, Headers};
-use crate::history::Point;
-use crate::manifest::{HeadersRecord, LuksRecord};
 use crate::run::context::Context;
-use crate::trust::order::Order;
 
 /// One chunk at its place.
 pub type Placed = (u64, ChunkRef);

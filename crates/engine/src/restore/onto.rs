@@ -26,6 +26,8 @@ use strongroom_base::workers::{Batches, join, workers_wanted};
 use strongroom_borg::{ChunkId, Opener, Repository, Spare};
 use strongroom_disk::{Extent, ExtentMap, Kind, RangeSet};
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Sparse, Zeroing, through};
+use strongroom_points::history::Point;
+use strongroom_points::manifest::DiskRecord;
 use uuid::Uuid;
 
 use super::error::WriteError;
@@ -37,8 +39,6 @@ use crate::files::directory::{Directory, Identity};
 use crate::files::room::{self, Need};
 use crate::files::stamp::stamp;
 use crate::files::{Inventory, Own};
-use crate::history::Point;
-use crate::manifest::DiskRecord;
 use crate::run::context::Context;
 use crate::run::event::Event;
 use crate::run::reading::unhindered;

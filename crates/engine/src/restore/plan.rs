@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use strongroom_disk::SwapLayout;
 use strongroom_hypervisor::{Disk, DiskSource, HypervisorError, Retarget};
+use strongroom_points::firmware;
+use strongroom_points::history::Point;
+use strongroom_points::manifest::{ExcludedDisk, Exclusion, NVRAM_PATH};
+use strongroom_points::names::archive_prefix;
 use uuid::Uuid;
 
 use super::{ImageFormat, Request};
 use crate::files::{InUse, Inventory, Own};
-use crate::firmware;
-use crate::history::Point;
-use crate::manifest::{ExcludedDisk, Exclusion, NVRAM_PATH};
-use crate::names::archive_prefix;
 use crate::run::context::Context;
 
 /// What a restore will do.

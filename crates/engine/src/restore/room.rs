@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use strongroom_borg::Opener;
+use strongroom_points::history::Point;
 
 use super::header::Found;
 use super::{DiskContent, DiskTarget};
 use crate::files::room::with_tables;
-use crate::history::Point;
 
 /// What a disk takes at most: all its chunks but those that hold nothing but zeroes, and its headers.
 pub fn of_disk(point: &Point, disk: &DiskTarget, headers: &[Found], opener: &Opener) -> u64 {

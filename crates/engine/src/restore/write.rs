@@ -8,15 +8,15 @@ use strongroom_base::workers::{Batches, join, workers_wanted};
 use strongroom_borg::{ChunkId, ChunkRef, Content, Object, Opener, Repository, Spare};
 use strongroom_disk::Extent;
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Sparse};
+use strongroom_points::digest;
+use strongroom_points::history::Point;
 
 pub use super::error::WriteError;
 use super::header::{Found, Placed};
 use super::sink::Sink;
 use super::stage::Stage;
 use super::{DiskContent, DiskTarget, ImageFormat, RestoredDisk};
-use crate::digest;
 use crate::files::staged::Draft;
-use crate::history::Point;
 use crate::run::context::Context;
 use crate::run::event::Event;
 

@@ -7,12 +7,12 @@ use std::time::Duration;
 use strongroom_base::cancel::Cancel;
 use strongroom_borg::{Access, Canceller, Encryption, Location, PassphraseSource, Repository, Transport};
 use strongroom_hypervisor::Hypervisor;
+use strongroom_points::trust::{Grounds, Log};
 use uuid::Uuid;
 
 use crate::run::event::{Event, Observer};
 use crate::run::settings::Settings;
 use crate::run::state::StateDirectory;
-use crate::trust::{Grounds, Log};
 
 /// Between two looks at whether the work is cancelled.
 const LOOK: Duration = Duration::from_millis(100);

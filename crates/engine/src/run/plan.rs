@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::Serialize;
 use strongroom_hypervisor::{DiskSource, Identity};
+use strongroom_points::manifest::{Exclusion, Method, Mode};
 use uuid::Uuid;
-
-use crate::manifest::{Exclusion, Method, Mode};
 
 /// What a backup will do.
 #[derive(Debug, Clone, Serialize)]

@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use strongroom_points::names::is_vm_name;
 use uuid::Uuid;
 
 pub use self::job::{HypervisorSettings, Limits, Quiesce, Throttle, VmJob};
 use crate::config::{Config, ConfigError, Signing, Witness, uuid_in};
-use crate::names::is_vm_name;
 
 /// What the command line says beside the configuration file.
 #[derive(Debug, Clone, Default)]

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use strongroom_borg::{ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
+use strongroom_points::headers::Headers;
+use strongroom_points::history::Point;
+use strongroom_points::manifest;
 
 use super::{Problem, Work};
-use crate::headers::Headers;
-use crate::history::Point;
-use crate::manifest;
 
 /// Where an item's bytes are on a disk.
 struct Place<'a> {
@@ -18,7 +18,7 @@ struct Place<'a> {
 impl<'a> Place<'a> {
     /// Of a disk, or of a header area of one; small files are on none.
     fn of(path: &'a str) -> Self {
-        let area = crate::headers::area_of(path).map(|(disk, start)| (Some(disk), start));
+        let area = strongroom_points::headers::area_of(path).map(|(disk, start)| (Some(disk), start));
         let (disk, start) = area.unwrap_or((manifest::disk_of(path), 0));
         Self { disk, start }
     }
@@ -75,7 +75,7 @@ impl Work<'_> {
             let read = Point::read(repository, info);
             archives.extend(read.map(|point| (point.name(), point.items)));
         }
-        for info in crate::headers::archives(repository) {
+        for info in strongroom_points::headers::archives(repository) {
             let read = Headers::read(repository, &info);
             archives.extend(read.map(|headers| (headers.name(), headers.items)));
         }

@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
-
-use crate::history::Point;
-use crate::manifest::{Exclusion, Manifest};
+use strongroom_points::history::Point;
+use strongroom_points::manifest::{Exclusion, Manifest};
 
 /// What the restore points of a VM say of its disks. Only those of somebody who is trusted count.
 #[derive(Debug, Default)]

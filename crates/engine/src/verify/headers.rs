@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use strongroom_borg::{ArchiveInfo, Repository};
+use strongroom_points::headers::{Area, Headers};
+use strongroom_points::history::Point;
+use strongroom_points::manifest::HeadersRecord;
 
 use super::{Problem, Work};
-use crate::headers::{Area, Headers};
-use crate::history::Point;
-use crate::manifest::HeadersRecord;
 
 /// What the archives of headers hold, and what the restore points need.
 #[derive(Debug, Default)]
@@ -146,7 +146,7 @@ impl Work<'_> {
 
 /// Items that the statement does not describe.
 fn undescribed(headers: &Headers) -> impl Iterator<Item = &String> {
-    use crate::headers::{SIGNATURE_PATH, STATEMENT_PATH};
+    use strongroom_points::headers::{SIGNATURE_PATH, STATEMENT_PATH};
     let described: BTreeSet<String> = headers.statement.areas.iter().map(Area::path).collect();
     headers
         .items

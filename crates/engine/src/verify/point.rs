@@ -1,14 +1,14 @@
 //! One restore point: is it signed, in its place, and does it hold exactly what its manifest describes?
 
 use strongroom_borg::Repository;
+use strongroom_points::archive::HistoryError;
+use strongroom_points::digest;
+use strongroom_points::firmware;
+use strongroom_points::history::Point;
+use strongroom_points::manifest::{DOMAIN_PATH, DiskRecord, MANIFEST_PATH, SIGNATURE_PATH, disk_path};
+use strongroom_points::trust::Signer;
 
 use super::Problem;
-use crate::archive::HistoryError;
-use crate::digest;
-use crate::firmware;
-use crate::history::Point;
-use crate::manifest::{DOMAIN_PATH, DiskRecord, MANIFEST_PATH, SIGNATURE_PATH, disk_path};
-use crate::trust::Signer;
 
 /// The largest definition that is read, in bytes.
 const MAX_DOMAIN_XML: u64 = 16 << 20;

@@ -2,13 +2,13 @@
 
 use jiff::Timestamp;
 use strongroom_borg::{ChunkId, Repository};
+use strongroom_points::trust::chain::{self, ChainProblem, Head, Link, Records, Walk};
+use strongroom_points::trust::memory::Memory;
 
 use super::dropped::Dropped;
 use super::{Problem, Request, Scope, Share, Work};
 use crate::run::event::Event;
 use crate::run::state::StateError;
-use crate::trust::chain::{self, ChainProblem, Head, Link, Records, Walk};
-use crate::trust::memory::Memory;
 
 impl Work<'_> {
     /// Takes in what is on record, here and at the witness.

@@ -5,13 +5,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use strongroom_points::history::Point;
+use strongroom_points::names::is_vm_name;
+use strongroom_points::trust::chain::Head;
+use strongroom_points::trust::memory::Memory;
 
 use super::Surroundings;
-use crate::history::Point;
-use crate::names::is_vm_name;
 use crate::run::state::{StateDirectory, StateError};
-use crate::trust::chain::Head;
-use crate::trust::memory::Memory;
 
 /// Which VMs inventories list: each with the newest one that does, by its instant and its archive.
 #[derive(Debug, Default)]

@@ -6,10 +6,10 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use strongroom_base::record;
+use strongroom_points::trust::signature;
 
 use super::{MAX_BYTES, SealError, Signed};
 use crate::run::state::StateDirectory;
-use crate::trust::signature;
 
 /// The place of one seal.
 #[derive(Debug, Clone, PartialEq, Eq)]

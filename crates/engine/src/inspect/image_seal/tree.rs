@@ -18,9 +18,9 @@ use sha2::{Digest as _, Sha256};
 use strongroom_base::cancel::Cancel;
 use strongroom_base::workers::join;
 use strongroom_disk::{Extent, RangeSet};
+use strongroom_points::digest;
 
 use super::{NamedFile, SealError, SealedFile};
-use crate::digest;
 use crate::run::event::{Event, Observer};
 
 /// Bytes under one leaf.

@@ -1,9 +1,9 @@
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 use strongroom_hypervisor::{Bitmaps, Disk, DiskSource, Identity, Retarget};
+use strongroom_points::manifest::{ExcludedDisk, Exclusion};
 
 use super::fit;
-use crate::manifest::{ExcludedDisk, Exclusion};
 
 fn disk(target: &str, device: &str) -> Disk {
     Disk {

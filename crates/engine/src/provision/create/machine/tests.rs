@@ -4,10 +4,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use strongroom_guest::protocol::{Kdf, Unlock, VERSION};
+use strongroom_points::trust::signature::Signer;
 
 use super::*;
 use crate::provision::template::Description;
-use crate::trust::signature::Signer;
 
 struct Lab {
     directory: tempfile::TempDir,

@@ -218,7 +218,6 @@ fn ssh_keygen(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::ssh_key;
 
     const CONTENT: &[u8] = b"{\"format\":1}\n";
 
@@ -232,7 +231,7 @@ mod tests {
         fn new() -> Self {
             let directory = tempfile::tempdir().unwrap();
             for name in ["one", "two"] {
-                ssh_key(&directory.path().join(name));
+                strongroom_testkit::ssh_keygen(&directory.path().join(name), name);
             }
             let mut keys = Self {
                 signing: Signing {

@@ -1,0 +1,18 @@
+//! Restore points: what an archive holds, and whether it is to be believed.
+//!
+//! A restore point is an archive with a [`manifest`], read as a [`history::Point`]; its LUKS headers may be in a second one
+//! ([`headers`]). [`catalog`] lists those of a repository in their order, [`when`] finds one by name, and [`trust`] tells
+//! whether they are what was made. Nothing here knows a hypervisor's calls, a journal or a configuration file.
+
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
+pub mod archive;
+pub mod catalog;
+pub mod digest;
+pub mod firmware;
+pub mod headers;
+pub mod history;
+pub mod manifest;
+pub mod names;
+pub mod trust;
+pub mod when;
