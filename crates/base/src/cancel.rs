@@ -20,7 +20,7 @@ pub struct Cancel {
 /// Why the work was asked to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Cancelled {
-    /// Somebody asked.
+    /// It was asked for.
     #[error("interrupted")]
     Interrupted,
     /// It took longer than it may.
@@ -53,7 +53,7 @@ impl Cancel {
         }
     }
 
-    /// Why the flag is set, for whoever has found it so.
+    /// Why the flag is set, for the code that has found it so.
     pub fn why(&self) -> Cancelled {
         match self.limit.get() {
             Some(limit) => Cancelled::TimeLimit(*limit),
@@ -96,7 +96,7 @@ impl Cancel {
     }
 }
 
-/// The flag of a part of the work; nobody sets it any more once this is dropped.
+/// The flag of a part of the work; it is not set any more once this is dropped.
 #[derive(Debug)]
 pub struct Part {
     /// The flag.

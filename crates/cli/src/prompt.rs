@@ -42,7 +42,7 @@ pub fn passphrase(question: &str, cancel: &Cancel) -> Option<Passphrase> {
 }
 
 /// Asks for a new passphrase, twice, until both are the same; `None` after three attempts, and as [`passphrase`]. A slip would make
-/// something that nobody can open, and an empty one something that anybody can.
+/// something that nothing can open, and an empty one something that everything can.
 pub fn new_passphrase(question: &str, cancel: &Cancel) -> Option<Passphrase> {
     for _ in 0..3 {
         let typed = Zeroizing::new(ask(question, true, cancel).ok().flatten()?);

@@ -128,7 +128,7 @@ pub trait Chains {
 
     /// Makes libvirt forget block jobs that do not exist any more, on disks whose guest is on the base: it is stopped, its
     /// memory of the domain changed, and started again. The guest runs on; every other user of libvirt is disturbed. Only for
-    /// whoever asks for it by name.
+    /// those who ask for it by name.
     fn repair_status(&self, domain: Uuid, disks: &[Overlay]) -> Result<(), HypervisorError>;
 
     /// Number of events of this domain so far: block jobs that became ready or ended, I/O errors, the

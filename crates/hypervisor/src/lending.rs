@@ -1,6 +1,6 @@
 //! The part of the port by which a VM that makes backups reads disks of its neighbours without a network between them.
 //!
-//! The export of a backup job is attached to the VM in which this program runs, as a disk that the hypervisor lets nobody write
+//! The export of a backup job is attached to the VM in which this program runs, as a disk that the hypervisor lets no guest write
 //! to. The guest there sees plain read-only disks; it has no way to the images, and none to what is not attached.
 
 use std::path::Path;

@@ -422,10 +422,10 @@ pub trait Hypervisor:
     /// Finds a domain by name or, failing that, by UUID.
     fn domain(&self, name_or_uuid: &str) -> Result<Domain, HypervisorError>;
 
-    /// Names of all snapshots of the domain that the hypervisor keeps on record, of any kind and whoever made them.
+    /// Names of all snapshots of the domain that the hypervisor keeps on record, of any kind and of any maker.
     fn snapshot_names(&self, domain: Uuid) -> Result<Vec<String>, HypervisorError>;
 
-    /// Names of all checkpoints of the domain, whoever made them, oldest first.
+    /// Names of all checkpoints of the domain, of any maker, oldest first.
     fn checkpoints(&self, domain: Uuid) -> Result<Vec<String>, HypervisorError>;
 
     /// Gives the disks whose bitmaps of a checkpoint cannot be believed; of the others the hypervisor has found an

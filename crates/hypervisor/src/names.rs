@@ -4,7 +4,7 @@
 /// What our checkpoints, sockets, scratch files and overlays are called, before the run's id.
 pub const PREFIX: &str = "strongroom-";
 
-/// Description of our checkpoints, for whoever lists them.
+/// Description of our checkpoints, for those who list them.
 pub const CHECKPOINT_DESCRIPTION: &str = "made by strongroom: the base of its next incremental backup";
 
 /// Whether a checkpoint or bitmap of this name is one of ours.

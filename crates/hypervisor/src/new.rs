@@ -301,7 +301,7 @@ pub struct Host {
 /// The part of the port that makes domains, and takes away what it made.
 ///
 /// Start, stop and removal want the mark of the one who made the domain ([`NewDomain::mark`]) and refuse any other
-/// domain: a mistaken UUID harms nobody.
+/// domain: a mistaken UUID harms no other.
 pub trait Creation {
     /// Writes the definition. Pure: nothing is defined yet.
     fn compose(&self, new: &NewDomain) -> Result<String, HypervisorError>;

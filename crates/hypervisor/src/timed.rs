@@ -1,7 +1,7 @@
 //! How long calls of the hypervisor have been under way.
 //!
 //! A call may never return: a QEMU that hangs does not answer libvirt, which waits for it as long as it takes. Nothing can end
-//! such a call from here. But whoever waits for the work can find out that it hangs in one ([`Timed::longest`]), give it up, and
+//! such a call from here. But the thread that waits for the work can find out that it hangs in one ([`Timed::longest`]), give it up, and
 //! see to the other VMs.
 
 use std::collections::HashMap;

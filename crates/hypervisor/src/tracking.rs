@@ -18,7 +18,7 @@ pub struct StoredBitmap {
 
 /// Bitmaps, and checkpoints without theirs. The images of a domain that is off are opened only on this machine.
 pub trait Tracking {
-    /// The persistent bitmaps of a domain's disks, whoever made them: as QEMU has them, or as they are in the images of a
+    /// The persistent bitmaps of a domain's disks, of any maker: as QEMU has them, or as they are in the images of a
     /// domain that is off.
     fn bitmaps(&self, domain: Uuid) -> Result<Vec<StoredBitmap>, HypervisorError>;
 

@@ -90,7 +90,7 @@ impl Libvirt {
         }
     }
 
-    /// The connection, opened again if it was lost; with a registration for events once anybody wants them.
+    /// The connection, opened again if it was lost; with a registration for events once they are wanted.
     pub(crate) fn connection(&self) -> Result<Connect, HypervisorError> {
         let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
         if !link.connection.is_alive().unwrap_or(false) {
@@ -102,7 +102,7 @@ impl Libvirt {
             // Without events there is only waiting, for which there is always a limit: no reason to fail.
             link.subscription = Subscription::new(&link.connection, &self.events).ok();
             if link.subscription.is_some() {
-                // What happened while nobody listened was not heard.
+                // What happened meanwhile was not heard.
                 self.events.count_all();
             }
         }
@@ -175,7 +175,7 @@ fn within_deadline(uri: &str) -> Result<Connect, HypervisorError> {
     let target = ssh::with_program(uri);
     let (sender, opened) = channel();
     std::thread::spawn(move || {
-        // Nobody may be waiting any longer: then the connection is closed at once.
+        // The caller may not be waiting any longer: then the connection is closed at once.
         let _ = sender.send(Connect::open(Some(&target)));
     });
     match opened.recv_timeout(CONNECT) {

@@ -1,4 +1,4 @@
-//! What libvirt tells by itself: a count of the events of each domain that somebody asked about.
+//! What libvirt tells by itself: a count of the events of each domain that was asked about.
 //!
 //! Only the number is kept. What has happened is read from the hypervisor afterwards: events can be lost, and a lost
 //! connection counts as an event for every domain.
@@ -17,7 +17,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// Whether anybody has asked about any domain.
+    /// Whether any domain has been asked about.
     pub fn wanted(&self) -> bool {
         !self.counts().is_empty()
     }
@@ -27,7 +27,7 @@ impl Events {
         *self.counts().entry(domain).or_default()
     }
 
-    /// Counts an event of a domain, if anybody has asked about it.
+    /// Counts an event of a domain, if it has been asked about.
     pub fn count(&self, domain: Uuid) {
         if let Some(count) = self.counts().get_mut(&domain) {
             *count = count.wrapping_add(1);
@@ -35,7 +35,7 @@ impl Events {
         self.changed.notify_all();
     }
 
-    /// Counts an event of every domain that anybody has asked about: there may have been some that nobody heard.
+    /// Counts an event of every domain that has been asked about: there may have been some that were not heard.
     pub fn count_all(&self) {
         for count in self.counts().values_mut() {
             *count = count.wrapping_add(1);
@@ -83,7 +83,7 @@ mod tests {
         let [one, two] = [Uuid::from_u128(1), Uuid::from_u128(2)];
         assert!(!events.wanted());
         events.count(one);
-        assert_eq!(events.of(one), 0, "nobody had asked");
+        assert_eq!(events.of(one), 0, "it had not been asked about");
         assert!(events.wanted());
         events.count(one);
         events.count(two);

@@ -4,7 +4,7 @@
 //! is on its base, libvirt believes it to be on the overlay, refuses to end the job, which does not exist, and refuses every
 //! new one because of it. A power cycle cures that. So does what is done here: the daemon is stopped, the disk's source in its
 //! status file is made what it is, and the daemon is started. The file's format is libvirt's own business; that is why this
-//! happens only when somebody asks for it by name.
+//! happens only when you ask for it by name.
 //!
 //! If the daemon does not know the guest any more afterwards, the old file is put back.
 
@@ -72,7 +72,7 @@ pub fn repair(libvirt: &Libvirt, domain: Uuid, disks: &[Wedged]) -> Result<(), H
         replace(&file, &changed)?;
         Ok(kept)
     });
-    // Whatever came of that: nobody is to be left without a daemon.
+    // Whatever came of that: the host is not to be left without a daemon.
     daemon.start().map_err(failed)?;
     let kept = kept.map_err(failed)?;
     if is_well(libvirt, domain, disks) {

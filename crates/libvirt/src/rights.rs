@@ -7,8 +7,8 @@
 //! | `NAME` | talk to libvirt, and read the exports of backups that are under way | look at listed VMs (`domain.getattr`, `domain.read`) | planning; each step is looked at after it is done |
 //! | `NAME-jobs` | say one of six sentences | begin and end backup jobs of listed VMs, and all else that these rights are good for | libvirt has no narrower ones |
 //!
-//! Whoever may begin a backup job (`domain.checkpoint`, `domain.block-write`) may name files that libvirt writes, and
-//! addresses that QEMU listens on. Whoever may end one (`domain.write`) may talk to QEMU's monitor. So the account that may do
+//! An account that may begin a backup job (`domain.checkpoint`, `domain.block-write`) may name files that libvirt writes, and
+//! addresses that QEMU listens on. One that may end one (`domain.write`) may talk to QEMU's monitor. So the account that may do
 //! this is one in which nothing runs but a script of the administrator's: it takes words, checks each, and composes what libvirt
 //! is given ([`words`]). polkit tells the accounts apart by their user, which no process can choose: a command line it could.
 //!

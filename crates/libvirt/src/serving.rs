@@ -120,7 +120,7 @@ fn has_certificates(directory: &Path) -> Result<(), String> {
     })
 }
 
-/// A port at which nobody answers yet, and that nobody else here has been given, as long as there is another.
+/// A port at which no program answers yet, and that no other job here has been given, as long as there is another.
 fn free_port(host: &str, tls: &NbdTls, others: &[u16]) -> Result<u16, String> {
     let ports = tls.ports().ok_or("nbd_tls.ports: no range")?;
     let (later, first): (Vec<u16>, Vec<u16>) = ports.partition(|port| others.contains(port));

@@ -1,7 +1,7 @@
 //! Files on another machine ([`Files`]): as volumes of a storage pool that holds their directory.
 //!
-//! libvirt gives and takes files only as volumes. The directory with the UEFI variables is in no pool unless somebody makes
-//! one; the error says how. A volume that takes a file is a raw one as long as the file: what the file is, nobody looks at. All
+//! libvirt gives and takes files only as volumes. The directory with the UEFI variables is in no pool unless you make
+//! one; the error says how. A volume that takes a file is a raw one as long as the file: what the file is, is not looked at. All
 //! its space is allocated when it is made: libvirtd (11.3) does not survive storage that is full in the middle of an upload.
 
 use std::fs::File;
@@ -46,7 +46,7 @@ impl Files for Libvirt {
         let stored = match make(&connection, file, to) {
             Err(message) => Err(message),
             Ok(mut new) => new.fill(&connection, moved).map_err(|message| {
-                // Its beginning is of no use to anybody. The connection may have been lost, and is opened again.
+                // Its beginning is of no use. The connection may have been lost, and is opened again.
                 match self.discard(to) {
                     Ok(()) => message,
                     Err(error) => format!("{message}; failed to {error}"),

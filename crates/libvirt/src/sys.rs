@@ -313,7 +313,7 @@ fn done(result: i32) -> Result<(), Error> {
 /// Copies and frees a string; null is an error.
 ///
 /// # Safety
-/// `string` is null or a NUL-terminated string allocated with malloc that nobody else owns.
+/// `string` is null or a NUL-terminated string allocated with malloc that has no other owner.
 unsafe fn owned_string(string: *mut c_char) -> Result<String, Error> {
     if string.is_null() {
         return Err(Error::last_error());

@@ -204,7 +204,7 @@ impl Headers {
         digest::sha256(&self.bytes)
     }
 
-    /// Who has signed the statement, if that is somebody who is trusted; as of the time that counts for its number.
+    /// Who has signed the statement, if that is a trusted key; as of the time that counts for its number.
     pub fn signer(&self, signing: &Signing, order: &Order, cancel: &Cancel) -> Result<Signer, Untrusted> {
         let signature = self.signature.as_deref();
         let Statement {

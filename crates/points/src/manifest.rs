@@ -69,7 +69,7 @@ pub struct Manifest {
     pub sequence: u64,
     /// SHA-256 of the previous archive's manifest, in hexadecimal; absent in the first.
     pub previous: Option<String>,
-    /// Restore points that were the newest and were gone when a next one was made, as long as nobody has acknowledged
+    /// Restore points that were the newest and were gone when a next one was made, as long as it has not been acknowledged
     /// that.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<LostPoint>,

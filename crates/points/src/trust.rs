@@ -1,4 +1,4 @@
-//! What makes a restore point believable to somebody who trusts neither the repository's host nor whoever holds the
+//! What makes a restore point believable to an auditor who trusts neither the repository's host nor the holder of the
 //! repository's key: a signature over its manifest ([`signature`]), its place in the chain ([`chain`]), and a memory of
 //! the newest one that the repository cannot reach ([`memory`], [`witness`]).
 //!

@@ -39,7 +39,7 @@ pub fn run(global: &Global, args: &ThawWatchdog) -> Exit {
         let _ = signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)));
     }
     let mut say = |said: &Said| {
-        // Nobody may be left to hear it.
+        // The run may not be there any more to hear it.
         let mut out = std::io::stdout().lock();
         let _ = writeln!(out, "{said}").and_then(|()| out.flush());
     };

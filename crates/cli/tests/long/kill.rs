@@ -3,7 +3,7 @@
 //! next run makes is good. `make test-long` runs it, for `STRONGROOM_LONG_MINUTES` (20), and prints what it counted;
 //! `STRONGROOM_LONG_SEED` repeats one run's choices, `STRONGROOM_LONG_ONLY` takes only the faults whose names hold a word.
 //!
-//! libvirtd is one of its own, so that nobody else's is killed.
+//! libvirtd is one of its own, so that no other's is killed.
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // A test fails by panicking; this one reports while it runs.
 
 use std::any::Any;

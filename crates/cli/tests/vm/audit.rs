@@ -468,7 +468,7 @@ fn clones_are_found_among_all_vms() {
     scene.expect(&vm, &["shared-uuid"]);
     run(&mut virsh(["undefine", &namesake]));
     for (name, image) in [("copy", copy), ("renewed", renewed)] {
-        // Nobody asked for the other one, and the configuration does not know it.
+        // The other one was not asked for, and the configuration does not know it.
         let clone = scene.define(name, &[(image.qcow2(), "")]);
         scene.expect(&vm, &["shared-key"]);
         let document = scene.audit(&[&vm]).json();

@@ -264,7 +264,7 @@ fn nothing_can_be_written(lab: &Lab, backup: &BackupVm<'_>, account: &Account, v
     assert_eq!(said.trim(), "", "the same way reads");
     assert_eq!(sha256_of_export(&export), hash);
 
-    // What somebody left attached is taken back, and goes although it is in use.
+    // What was left attached is taken back, and goes although it is in use.
     backup
         .guest
         .sh(&format!("sleep 1000 <{device} >/dev/null 2>&1 &"));

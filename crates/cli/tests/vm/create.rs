@@ -110,7 +110,7 @@ fn two_machines_of_one_template_share_no_block_and_a_clone_does() {
     let copied = cipher::blocks(&clone);
     assert_eq!(one.intersection(&copied).count(), one.len());
 
-    // Swap: no plain text of anybody's yet, and never backed up.
+    // Swap: no plain text yet, and never backed up.
     assert!(bench.xml("one").contains("<serial>swap</serial>"));
 
     // It exists: nothing of it is touched.
@@ -221,7 +221,7 @@ fn a_machine_opens_its_disk_by_tang_and_without_it_by_the_recovery_secret() {
         "{audit}"
     );
 
-    // It boots while both Tang servers answer, and nobody is there: by the signed boot loaders, under Secure Boot.
+    // It boots while both Tang servers answer, and no person is there: by the signed boot loaders, under Secure Boot.
     let name = bench.name("web");
     run(&mut virsh(["start", &name]));
     bench.wait_for_agent("web", PATIENCE);
@@ -244,7 +244,7 @@ fn a_machine_opens_its_disk_by_tang_and_without_it_by_the_recovery_secret() {
     discards_make_images_and_backups_smaller(&bench);
     run(&mut virsh(["destroy", &name]));
 
-    // With one of them it waits for somebody. By BIOS, for a change.
+    // With one of them it waits for a passphrase. By BIOS, for a change.
     two.stop();
     let xml = run(&mut virsh(["dumpxml", "--inactive", &name]));
     let (before, rest) = xml.split_once("<os ").unwrap();
@@ -345,7 +345,7 @@ fn what_others_have_put_together_becomes_a_template() {
     };
     assert!(has(0, "age ") && !has(0, "jq "), "the tar file lacked age");
     assert!(has(1, "age ") && has(1, "jq "), "jq was asked for");
-    // Somebody types the passphrase, and mistypes it once. The terminal does not show it.
+    // The passphrase is typed, with one mistake. The terminal does not show it.
     let options = ["--unlock", "passphrase", "--size", "2G", "--template", "vendor"];
     let mut program = bench.by_terminal("web", &options);
     let (mut terminal, mut running) = Console::of(program.env("STRONGROOM_CONFIG", &config));
@@ -433,7 +433,7 @@ fn what_fails_or_is_interrupted_leaves_nothing() {
             )
             .expect(2, &["only KVM can"]);
     }
-    // Tang that does not answer, that is another one, and that nobody has vouched for.
+    // Tang that does not answer, that is another one, and that was not vouched for.
     let tang = Tang::start(&bench.lab.path("tang"));
     let operator = strongroom_testkit::ssh_keygen(&bench.lab.path("operator"), "operator");
     let by_tang = |url: &str, more: &[&str]| {
@@ -472,7 +472,7 @@ fn what_fails_or_is_interrupted_leaves_nothing() {
         1,
         &[&tang.thumbprint(), "no terminal to confirm", "--tang-thumbprint"],
     );
-    // Somebody is there, and says no.
+    // The question is answered with no.
     let (unlock, recipient) = (format!("tang:{}", tang.url()), operator.to_str().unwrap());
     let options = [
         "--template",

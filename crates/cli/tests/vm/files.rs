@@ -91,7 +91,7 @@ fn a_clone_keeps_its_template() {
         .says(&lab, &["restore", vm, "--overwrite"])
         .expect(1, &["an image below its disk vda of domain"]);
     assert_eq!(hash(), before);
-    // Nobody rests on the clone's clone, and when it and the clone are gone, the template may be replaced.
+    // Nothing rests on the clone's clone, and when it and the clone are gone, the template may be replaced.
     for name in [&clone, &again] {
         run(&mut virsh(["undefine", name]));
     }
@@ -150,7 +150,7 @@ fn a_volume_is_a_file() {
         "{audit}"
     );
 
-    // Running: scratch files are where the volume is, and nobody takes it away.
+    // Running: scratch files are where the volume is, and no program takes it away.
     run(&mut virsh(["start", "--paused", vm]));
     let plan = bench.says(&lab, &["--json", "backup", "--dry-run", vm]).json();
     assert!(

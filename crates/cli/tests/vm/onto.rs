@@ -140,7 +140,7 @@ fn a_backup_costs_what_has_changed() {
     let bench = Bench::new(&lab, &[&tiny.name]);
     let (vm, image) = (tiny.name.as_str(), tiny.disk("vda"));
     tiny.set("vda", &noise(3, 12 * MIB));
-    // Paused, so that nobody but this test changes anything.
+    // Paused, so that only this test changes anything.
     let start = || run(&mut virsh(["start", "--paused", vm]));
     // What was read, the chunks there are, what was stored of the disk and beside it.
     let costs = || {

@@ -157,7 +157,7 @@ fn what_acts_on_the_host_needs_somebody_who_vouches() {
     restore(&bench, &["--trust-definition"]).expect(0, &[]);
     run(&mut virsh(["undefine", vm]));
     fs::remove_dir_all(&to).unwrap();
-    // What has no such things needs nobody, as ever.
+    // What has no such things needs no signature, as ever.
     bench
         .says(&lab, &["restore", &plain.name, "--to", text(&to)])
         .expect(0, &[]);

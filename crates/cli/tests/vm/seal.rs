@@ -147,7 +147,7 @@ fn a_tampered_vm_does_not_start() {
     sealed.is_refused("disks/vdc");
     define(&definition);
 
-    // Signed by somebody else.
+    // Signed by another key.
     let thief = ssh_keygen(&sealed.lab.path("thief"), "thief");
     let signers = sealed.lab.path("allowed_signers");
     let ours = fs::read(&signers).unwrap();

@@ -1,7 +1,7 @@
-//! Nothing that anybody could read is copied by accident: a disk that is not ciphertext is read only if the configuration
+//! No clear text is copied by accident: a disk that is not ciphertext is read only if the configuration
 //! says so for its VM, by name.
 //!
-//! On by itself for VMs of other machines, where whoever runs the backup is not meant to see what is on the disks;
+//! On by itself for VMs of other machines, where the backup machine is not meant to see what is on the disks;
 //! everywhere with `ciphertext_only`. It is the audit's look at a disk: headers, and samples of the data.
 
 use strongroom_disk::Survey;

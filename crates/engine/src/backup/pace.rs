@@ -6,7 +6,7 @@
 //! never less than one. This is how TCP shares a line that it knows nothing of (additive increase, multiplicative decrease).
 //!
 //! The goal is `reader.latency_ms`, or twice what the requests took before anything was read: storage that is slow by itself
-//! is no reason to crawl. A guest that asks for nothing is not hurt. What nobody tells is taken for bad: without an
+//! is no reason to crawl. A guest that asks for nothing is not hurt. What is unknown is taken for bad: without an
 //! answer of the hypervisor there is one request in flight.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -152,7 +152,7 @@ fn worst(before: &[Requests], now: &[Requests]) -> Option<Duration> {
     before.iter().zip(now).filter_map(average).max()
 }
 
-/// The next window: `late` says whether the guest's requests took too long, if anybody tells.
+/// The next window: `late` says whether the guest's requests took too long, if that is known.
 fn next(window: usize, late: Option<bool>, depth: usize) -> usize {
     let window = match late {
         Some(false) => window + 1,
@@ -191,7 +191,7 @@ mod tests {
             seen.push(window);
         }
         assert_eq!(seen, [3, 4, 4, 2, 1, 1, 2]);
-        assert_eq!(next(4, None, 4), 1, "nobody tells");
+        assert_eq!(next(4, None, 4), 1, "unknown");
         assert_eq!(next(2, Some(false), 0), 1, "a depth of 0 counts as 1");
     }
 

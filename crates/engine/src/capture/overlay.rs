@@ -21,11 +21,11 @@
 //!   not been switched, and the note is taken back: an old note must not excuse a later removal.
 //! * libvirt writes the base into the inactive definition only after the pivot. An inactive definition that names the
 //!   base of a disk with that note is proof enough. (The one fault that defeats it is threefold: our death inside the
-//!   pivot call, somebody's define of an old definition, and the VM's power cut, all before the next look.)
+//!   pivot call, another program's define of an old definition, and the VM's power cut, all before the next look.)
 //! * Of a VM that is off, the image written last has the last word. An overlay that is committed offline is emptied by
 //!   it, so that the same step can be done again after a death. Doing it twice changes nothing.
 //! * An overlay that differs from its base and whose turn is over without our doing is never removed, and never
-//!   merged: somebody started the VM from the base meanwhile, and only a person can tell which of the two is wanted.
+//!   merged: the VM was started from the base meanwhile, and only a person can decide which of the two is wanted.
 //! * What is not ours (another image on top, another kind of job) is not touched.
 
 mod files;
@@ -132,7 +132,7 @@ pub enum Step {
     CommitOffline,
     /// Find out whether base and overlay differ.
     Compare,
-    /// Remove the overlay's file: nobody needs it any more.
+    /// Remove the overlay's file: nothing needs it any more.
     Remove,
     /// Nothing: the disk is home.
     Home,

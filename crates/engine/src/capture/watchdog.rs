@@ -94,7 +94,7 @@ impl Watchdog {
         let mut process = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // It may live longer than we do: nobody's terminal or log may have to wait for it.
+            // It may live longer than we do: no terminal or log may have to wait for it.
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| format!("start it: {error}"))?;
@@ -201,7 +201,7 @@ impl Drop for Watchdog {
     }
 }
 
-/// The next line from the other end of the pipe, whoever that is.
+/// The next line from the other end of the pipe, whatever that is.
 pub fn read_line(pipe: &mut impl std::io::BufRead) -> Option<String> {
     let mut line = String::new();
     let read = pipe.by_ref().take(MAX_LINE).read_line(&mut line).ok()?;

@@ -1,7 +1,7 @@
 //! What an image rests on, by its own header and those of the images below it.
 //!
 //! The format of the top image is the one in its definition; that of one below is what the header above says. Nothing is
-//! probed: an image whose format nobody states is counted, but not looked into, as its first bytes may be a guest's.
+//! probed: an image whose format is not stated is counted, but not looked into, as its first bytes may be a guest's.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;

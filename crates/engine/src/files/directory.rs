@@ -112,7 +112,7 @@ impl Directory {
         };
         let (parent, mut made) = Self::make(above)?;
         match rustix::fs::mkdirat(&parent.handle, name, Mode::RWXU) {
-            // Somebody was faster.
+            // Another program was faster.
             Err(Errno::EXIST) => return Ok((Self::open(path)?, made)),
             result => result?,
         }

@@ -1,6 +1,6 @@
 //! Whether an image, or one below it, was written to while it was read.
 //!
-//! A file has times and a length, whoever writes to it. A block device has neither: QEMU writes through a device node of its own.
+//! A file has times and a length, whatever writes to it. A block device has neither: QEMU writes through a device node of its own.
 //! The kernel counts what is written to the device itself.
 
 use std::os::unix::fs::MetadataExt as _;

@@ -54,7 +54,7 @@ pub enum WriteError {
         /// The disk's.
         wanted: u64,
     },
-    /// The image was written to by somebody else.
+    /// The image was written to by another program.
     #[error("restore onto {0}: it was written to meanwhile; it is as it was then")]
     Changed(PathBuf),
     /// A merge that is not over.

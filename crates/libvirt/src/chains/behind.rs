@@ -80,7 +80,7 @@ fn job(monitor: Monitor<'_>, id: &str) -> Result<Option<Job>, MonitorError> {
     Ok(monitor.jobs()?.into_iter().find(|job| job.id == id))
 }
 
-/// Makes QEMU forget a job that has ended. It keeps them until told, so that nobody misses the end.
+/// Makes QEMU forget a job that has ended. It keeps them until told, so that no client misses the end.
 fn dismiss(monitor: Monitor<'_>, id: &str) -> Result<(), MonitorError> {
     if job(monitor, id)?.is_some_and(|job| job.status == "concluded") {
         monitor.ask("job-dismiss", &json!({ "id": id }))?;

@@ -119,7 +119,7 @@ pub fn nodes(answer: &Value) -> Result<Vec<Node>, String> {
 /// A job.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Job {
-    /// Its name, which whoever started it has chosen.
+    /// Its name, which its starter has chosen.
     pub id: String,
     /// `running`, `ready`, `concluded` and the like.
     pub status: String,

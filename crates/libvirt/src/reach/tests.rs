@@ -10,7 +10,7 @@ fn domain(head: &str, devices: &str) -> String {
     )
 }
 
-/// What an ordinary guest has needs nobody's word.
+/// What an ordinary guest has needs no signature.
 #[test]
 fn an_ordinary_definition_has_no_powers() {
     let os = "<os firmware='efi'><type arch='x86_64' machine='q35'>hvm</type>

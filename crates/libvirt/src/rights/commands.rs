@@ -110,7 +110,7 @@ fn user(name: &str, groups: &str) -> String {
     )
 }
 
-/// Writes a file, which nobody but root can change.
+/// Writes a file, which only root can change.
 fn file(path: &str, content: &str) -> String {
     format!("cat >{path} <<'END_OF_FILE'\n{content}END_OF_FILE")
 }

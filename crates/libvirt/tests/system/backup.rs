@@ -147,7 +147,7 @@ fn what_cannot_start_leaves_nothing() {
     let mut nowhere = job.clone();
     nowhere.disks[0].scratch = "/nonexistent/scratch".into();
     begin(&nowhere);
-    // A scratch file that is there already belongs to somebody.
+    // A scratch file that is there already has an owner.
     let taken = guest.dir.path().join("taken");
     std::fs::write(&taken, "precious").unwrap();
     let mut overwriting = job.clone();
@@ -221,7 +221,7 @@ fn a_job_of_somebody_else_is_seen_and_respected() {
 fn a_domain_that_is_held_is_busy() {
     let guest = Guest::start("");
     let job = guest.job(Some("cp"), vec![guest.disk("vda", None, true)]);
-    // QEMU stands still, and somebody waits for its answer: libvirt gives up after half a minute.
+    // QEMU stands still, and a call waits for its answer: libvirt gives up after half a minute.
     let stopped = guest.freeze();
     let mut waiting = virsh();
     let name = guest.uuid.to_string();

@@ -146,7 +146,7 @@ fn one_disk_goes_onto_an_overlay_and_home() {
     assert!(image_holds(&image(&guest, "vda"), "qcow2", 0xaa, "1M", "64k"));
     assert!(image_holds(&image(&guest, "vda"), "qcow2", 0, "40M", "8M"));
 
-    // A second one on the same disk is another overlay, which nobody wants; one over an existing file is refused.
+    // A second one on the same disk is another overlay, which is not wanted; one over an existing file is refused.
     let again = libvirt
         .take_snapshot(guest.uuid, &[asked(&guest, "vda")])
         .unwrap_err();
@@ -259,7 +259,7 @@ fn a_stale_definition_is_put_right_and_keeps_the_rest() {
     let with_overlay = defined();
     assert!(with_overlay.contains("<backingStore"), "{with_overlay}");
 
-    // Somebody's automation defines the domain as it was: from now on a power cycle would lose data.
+    // Another program defines the domain as it was: from now on a power cycle would lose data.
     let stale = guest.dir.path().join("stale.xml");
     std::fs::write(&stale, &before).unwrap();
     expect(virsh().arg("define").arg(&stale));

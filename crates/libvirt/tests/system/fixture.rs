@@ -163,7 +163,7 @@ pub fn socket_of(libvirt: &Libvirt, domain: Uuid, name: &str) -> Result<PathBuf,
     Ok(listener.socket().expect("a socket").to_owned())
 }
 
-/// Removes a domain of that name, whoever made it in the test, also after a panic.
+/// Removes a domain of that name, whatever made it in the test, also after a panic.
 pub struct Cleanup(String);
 
 impl Drop for Cleanup {

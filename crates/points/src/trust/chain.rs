@@ -1,14 +1,14 @@
 //! The chain of restore points: each manifest has a number and names the digest of the one before.
 //!
-//! What can be told, from the archives that are there and from the [`Head`]s that somebody remembers:
+//! What can be told, from the archives that are there and from the [`Head`]s that are remembered:
 //!
 //! * **Rollback**: the newest archive is older than a remembered head, and the repository as a whole is older than that
-//!   head's commit. Somebody has put back an old copy.
+//!   head's commit. An old copy has been put back.
 //! * **Omission**: the newest archive is older than a remembered head, in a repository that was written since. The newest
 //!   archives were taken away.
 //! * **Fork**: two manifests with one number; or one that does not name the one before it; or one that is not what was
 //!   remembered under its number.
-//! * **Lost**: what was omitted stays a failure when a next restore point has been made, until somebody acknowledges it.
+//! * **Lost**: what was omitted stays a failure when a next restore point has been made, until it is acknowledged.
 //!   Only what was the newest can be lost: no pruning takes that away.
 //! * **Removed**: numbers are missing in the middle or at the old end. Pruning does that too, and a repository cannot
 //!   tell who did it: the numbers are reported, and it is no failure.
@@ -33,7 +33,7 @@ pub struct Link {
     pub hash: String,
     /// What it names as the one before.
     pub previous: Option<String>,
-    /// Somebody who is trusted has signed it.
+    /// A trusted key has signed it.
     pub trusted: bool,
 }
 
@@ -153,7 +153,7 @@ impl ChainProblem {
         )
     }
 
-    /// Whether it is that what is on record is not there, which somebody may have meant.
+    /// Whether it is that what is on record is missing, which may be acknowledged.
     pub fn can_be_acknowledged(&self) -> bool {
         matches!(
             self,
@@ -182,7 +182,7 @@ pub struct Walk {
 /// Walks along the chain: `links` are all restore points of a VM that are there, `known` is what is remembered of this
 /// VM, `repository` the repository's id and `time` the time of its own manifest.
 ///
-/// What nobody vouches for is part of the chain only as a problem: it hides no omission.
+/// What no trusted key vouches for is part of the chain only as a problem: it hides no omission.
 pub fn walk(links: &[Link], known: &Records, repository: &str, time: Timestamp) -> Walk {
     let mut walk = Walk::default();
     let believed = |link: &Link| link.trusted || known.vouches(&link.hash);
@@ -437,7 +437,7 @@ pub(super) mod tests {
             kinds(&walk(&links(&[1]), &[head(4)], "other", time(9))),
             ["other-repository"]
         );
-        // Somebody says that it has been left behind. What is on record of this one counts all the same.
+        // It is acknowledged that it has been left behind. What is on record of this one counts all the same.
         let mut known = Records {
             heads: vec![head(4)],
             left_behind: vec![head(4).lost()],
@@ -531,7 +531,7 @@ pub(super) mod tests {
     }
 
     proptest! {
-        /// Whoever takes away, swaps or alters anything that the newest record covers, but for pruning, is noticed.
+        /// Taking away, swapping or altering anything that the newest record covers, but for pruning, is noticed.
         #[test]
         fn no_tampering_goes_unnoticed(count in 2u64..12, at in 0usize..12, kind in 0..4) {
             let mut chain: Vec<Link> = (1..=count).map(link).collect();

@@ -1,6 +1,6 @@
 //! The time as of which a signing key has to be valid for a restore point.
 //!
-//! A restore point says when it was captured. Whoever has stolen a key that was put out of use can say so as well, and name a
+//! A restore point says when it was captured. A thief of a key that was put out of use can do so as well, and name a
 //! time at which the key was good. What a thief cannot choose is what came before: a restore point is not older than one
 //! with a smaller number, be it there or on record. A clock that was wrong once must not count for ever: no time is later
 //! than that of a successor that is believed, or than now.
@@ -55,7 +55,7 @@ impl Order {
     }
 }
 
-/// Who vouches for each of these, by digest; or why nobody does. The newest come first: the times of those that are believed
+/// Who vouches for each of these, by digest; or why none does. The newest come first: the times of those that are believed
 /// bound those of the ones before.
 pub fn signers(
     grounds: &Grounds<'_>,

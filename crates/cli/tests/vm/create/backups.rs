@@ -100,7 +100,7 @@ fn a_backup_vm_is_made_with_keys_of_its_own_and_backs_up_by_itself() {
     let next = inside("systemctl show -p NextElapseUSecRealtime strongroom-backup.timer");
     assert!(next.contains("UTC"), "the timer runs: {next}");
 
-    // Nobody has said that what is on the neighbour's disk may be seen.
+    // It is not stated that what is on the neighbour's disk may be seen.
     let service = "systemctl start strongroom-backup; systemctl show -p Result strongroom-backup; \
                    journalctl -q -o cat -u strongroom-backup | tail -n 20";
     let said = inside(service);
@@ -124,7 +124,7 @@ fn a_backup_vm_is_made_with_keys_of_its_own_and_backs_up_by_itself() {
         "as a disk"
     );
 
-    // Whoever can decrypt the passphrase can restore without the machine, and sees that it was the machine that signed.
+    // The owner of the recovery key can restore without the machine, and sees that it was the machine that signed.
     let signing = made["signing_key"].as_str().unwrap();
     let trusted = lab.path("allowed_signers");
     fs::write(

@@ -98,7 +98,7 @@ impl Bench {
         (program, inherited)
     }
 
-    /// `create`, where somebody sits at the terminal.
+    /// `create`, with a terminal that answers.
     pub fn by_terminal(&self, name: &str, more: &[&str]) -> Command {
         let name = self.name(name);
         let mut program = self.program(&["create", &name, "--network", "none", "--virt-type", "qemu"]);

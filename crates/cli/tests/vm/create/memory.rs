@@ -69,7 +69,7 @@ pub fn contains(all: &[u8], wanted: &[u8]) -> bool {
     memchr::memmem::find(all, wanted).is_some()
 }
 
-/// Makes sure that no file below a directory holds one of these, but those that somebody else keeps: the operator's key
+/// Makes sure that no file below a directory holds one of these, but those that are kept elsewhere: the operator's key
 /// and Tang's.
 pub fn search_files(directory: &Path, secrets: &[&[u8]]) {
     let entries = match std::fs::read_dir(directory) {

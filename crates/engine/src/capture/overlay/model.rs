@@ -1,5 +1,5 @@
 //! The way home, explored exhaustively: all interleavings of what we do, what a call may do and say, what libvirtd forgets
-//! when it is killed inside a call, the guest's writes, power cuts and starts, deaths of our process, and somebody's
+//! when it is killed inside a call, the guest's writes, power cuts and starts, deaths of our process, and another program's
 //! define of an old definition, up to a number of faults a history.
 //!
 //! What decides is [`next`], the code that decides in a real run, over the journal's note; the hypervisor and the files
@@ -69,7 +69,7 @@ struct World {
     /// The journal's note.
     pivoting: bool,
     same: Option<bool>,
-    /// The guest was started from an image without its newest data, before anybody could prevent it: there are two
+    /// The guest was started from an image without its newest data, before it could be prevented: there are two
     /// versions of the disk now.
     split: bool,
     /// The guest was started from the base while the overlay held data, newer or not.
@@ -172,7 +172,7 @@ impl World {
                 .fault(),
             ),
         }
-        // Somebody defines an old definition.
+        // Another program defines an old definition.
         let at_work = self.on && self.us != Us::Dead;
         if self.us != Us::Done && self.inactive == Top::Overlay && (at_work || !self.pivoting) {
             let defined = Self {
@@ -517,7 +517,7 @@ impl World {
             ..*self
         };
         if !self.split && self.goes_back() {
-            // The guest goes back in time. Nobody could prevent it if we have had no turn since, or have told that
+            // The guest goes back in time. That could not be prevented if we have had no turn since, or have told that
             // it takes a person.
             let excused = self.turns != Turns::Acted || matches!(self.us, Us::Stuck(_));
             assert!(excused, "the guest is started without its newest data: {self:?}");

@@ -2,7 +2,7 @@
 //!
 //! A thaw that is answered after the freeze was answered settles the matter. Where the freeze was *not* seen to be
 //! answered it may still be on its way: held back by the hypervisor's daemon, or lying in the channel of an agent that
-//! hangs, to be carried out minutes later with nobody left to undo it. Then the watchdog goes on asking for a thaw
+//! hangs, to be carried out minutes later with no process left to undo it. Then the watchdog goes on asking for a thaw
 //! until the agent has answered one after that can no longer be: for as long as the daemon may hold a request back
 //! ([`Guard::settle`]), and, with an agent that does not answer, for an hour ([`Guard::patience`]). It ends earlier
 //! only if the domain is gone or shut off.

@@ -1,4 +1,4 @@
-//! Two volumes that are one: a clone that was never given a key of its own. Whoever opens one, opens the other.
+//! Two volumes that are one: a clone that was never given a key of its own. What opens one, opens the other.
 //!
 //! Digests of equal keys differ, since they are salted; equal ones come from a copied header. Ciphertext does not lie: the
 //! same at the same place is the same plaintext under the same key.

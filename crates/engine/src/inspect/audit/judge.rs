@@ -255,7 +255,7 @@ fn volume(at: Option<&str>, part: &Part, luks: &Luks) -> Vec<Finding> {
     findings
 }
 
-/// What opens a slot without a passphrase: a secret that nobody can guess.
+/// What opens a slot without a passphrase: a secret that cannot be guessed.
 pub fn openers(luks: &Luks, slot: u32) -> Vec<String> {
     let tokens = luks.tokens.iter().filter(|token| token.slots.contains(&slot));
     tokens

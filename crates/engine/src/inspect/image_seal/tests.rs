@@ -161,7 +161,7 @@ fn a_seal_counts_only_if_somebody_trusted_made_it_for_this() {
     // Of something else.
     let other = open(&lab.signing, &subject("other"), &signed, &Cancel::new());
     assert!(matches!(other, Err(SealError::Altered { .. })));
-    // By somebody else, or for something else.
+    // By another key, or for something else.
     let thief = Signing {
         key: Some(lab.path("thief")),
         ..Signing::default()
@@ -212,7 +212,7 @@ fn a_seal_is_kept_until_it_is_used_up() {
     assert!(place.use_up().unwrap());
     assert_eq!(place.read().unwrap(), None);
     assert!(!place.use_up().unwrap());
-    // Half of one trusts nobody.
+    // Half of one trusts no key.
     place.write(&signed).unwrap();
     fs::remove_file(lab.path("seals/a_.._b.json.sig")).unwrap();
     lab.check(&place.read().unwrap().unwrap()).unwrap_err();

@@ -42,7 +42,7 @@ pub enum InputError {
     /// Parameters of Argon2id that cryptsetup, or the machine itself, could not use.
     #[error("derive keys with Argon2id: {0}")]
     Kdf(&'static str),
-    /// Nobody could open the disk when Tang is lost.
+    /// Nothing could open the disk when Tang is lost.
     #[error(
         "make a disk that only Tang opens: --recovery-to names the age or SSH key that gets the recovery secret"
     )]
@@ -184,7 +184,7 @@ pub fn recipient(text: &str) -> Result<String, InputError> {
             _ => false,
         };
     if good {
-        // Without the comment: nobody needs it.
+        // Without the comment: nothing needs it.
         Ok(words[..words.len().min(2)].join(" "))
     } else {
         Err(InputError::Recipient(shortened(text)))

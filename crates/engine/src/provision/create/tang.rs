@@ -1,7 +1,7 @@
-//! Tang servers: what they advertise, and the thumbprints by which somebody who knows them tells them apart.
+//! Tang servers: what they advertise, and the thumbprints by which they are recognised.
 //!
 //! A Tang server answers `GET /adv` with a JWS (RFC 7515) over a set of public keys (RFC 7517), signed by those of them that
-//! can verify. Whoever binds a disk to it has to know one of these from elsewhere, by its thumbprint (RFC 7638). Only the
+//! can verify. To bind a disk to it, you have to know one of these from elsewhere, by its thumbprint (RFC 7638). Only the
 //! thumbprints are told here; whether the keys have signed is checked by Clevis in the throwaway VM.
 
 use std::collections::BTreeMap;
@@ -72,7 +72,7 @@ pub enum TangError {
         /// What is wrong.
         reason: &'static str,
     },
-    /// It has not the key that somebody knows.
+    /// It has not the key that you named.
     #[error("trust Tang server {url}: it has no key {wanted}, only {}", found.join(", "))]
     Unknown {
         /// Its address.
@@ -157,7 +157,7 @@ pub fn read(url: &str, file: &Path) -> Result<Advertisement, TangError> {
 }
 
 impl Advertisement {
-    /// Whether the key that somebody knows is among those that have signed.
+    /// Whether the key that you named is among those that have signed.
     pub fn pin(&self, url: &str, thumbprint: &str) -> Result<(), TangError> {
         if self.thumbprints.iter().any(|found| found == thumbprint) {
             Ok(())
@@ -181,7 +181,7 @@ struct Keys {
     keys: Vec<BTreeMap<String, Value>>,
 }
 
-/// Reads an advertisement. It comes over a network that anybody may be on.
+/// Reads an advertisement. It comes over a network that an attacker may be on.
 pub fn understand(bytes: &[u8]) -> Result<Advertisement, &'static str> {
     if bytes.len() > MAX_ADVERTISEMENT {
         return Err("it is too long");

@@ -132,7 +132,7 @@ fn a_signature_of_somebody_else_or_for_something_else_is_none() {
     );
     fs::write(place.join(SIGNATURE), signed.unwrap()).unwrap();
     assert!(matches!(lab.open("base"), Err(TemplateError::Untrusted { .. })));
-    // Nobody is trusted.
+    // No key is trusted.
     let nobody = Signing::default();
     let refused = lab.store.open("base", &nobody, &Cancel::new());
     assert!(matches!(

@@ -19,7 +19,7 @@ fn events_survive_the_connection() {
     let libvirt = Libvirt::connect(&format!("qemu+unix:///system?socket={}", socket.display())).unwrap();
     for _ in 0..2 {
         let seen = libvirt.events(guest.uuid);
-        // Its end is news for whoever waits, from libvirt's own thread: nobody calls meanwhile.
+        // Its end is news for a thread that waits, from libvirt's own thread: nothing is called meanwhile.
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| libvirt.await_event(guest.uuid, seen, LONG));
             for stream in open.lock().unwrap().drain(..) {
