@@ -159,9 +159,12 @@ fn source_files_named_in_the_book_exist() {
         let text = prose(&fs::read_to_string(&page).unwrap());
         for name in text.split('`').skip(1).step_by(2) {
             let is_source = Path::new(name).extension().is_some_and(|end| end == "rs");
-            // A pattern, or a line of a command.
-            let other = name.contains(['*', ' ']);
-            if is_source && !other && !sources.iter().any(|source| source.ends_with(name)) {
+            let there = match name.strip_suffix("/*.rs") {
+                Some(directory) => root().join(directory).is_dir(),
+                // Another pattern, or a line of a command.
+                None => name.contains(['*', ' ']) || sources.iter().any(|source| source.ends_with(name)),
+            };
+            if is_source && !there {
                 missing.push(format!("{}: {name}", page.display()));
             }
         }
