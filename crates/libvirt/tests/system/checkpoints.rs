@@ -1,6 +1,6 @@
 //! Checkpoints that are fine, gone, broken.
 
-use strongroom_hypervisor::{Hypervisor, HypervisorError};
+use strongroom_hypervisor::Hypervisor;
 
 use crate::fixture::Guest;
 
@@ -28,29 +28,6 @@ fn good(guest: &Guest, name: &str) {
 
 fn names(guest: &Guest) -> Vec<String> {
     guest.libvirt.checkpoints(guest.uuid).unwrap()
-}
-
-#[test]
-fn they_are_listed_checked_and_deleted() {
-    let guest = Guest::start("");
-    assert_eq!(names(&guest), [""; 0]);
-    for name in ["b", "a", "c"] {
-        guest.checkpoint(name);
-    }
-    assert_eq!(names(&guest), ["b", "a", "c"], "oldest first");
-    for name in ["a", "b", "c"] {
-        good(&guest, name);
-    }
-    let error = guest.libvirt.check_checkpoint(guest.uuid, "absent").unwrap_err();
-    assert!(matches!(&error, HypervisorError::Failed { .. }), "{error}");
-    guest.libvirt.delete_checkpoint(guest.uuid, "a").unwrap();
-    guest.libvirt.delete_checkpoint(guest.uuid, "a").unwrap();
-    guest
-        .libvirt
-        .delete_checkpoint(guest.uuid, "never \0 was")
-        .unwrap_err();
-    assert_eq!(names(&guest), ["b", "c"]);
-    good(&guest, "b");
 }
 
 #[test]
@@ -98,47 +75,6 @@ fn remove_bitmap(guest: &Guest, image: &std::path::Path, bitmap: &str) {
         r#"{{"execute":"block-dirty-bitmap-remove","arguments":{{"node":{name},"name":"{bitmap}"}}}}"#
     ));
     assert!(answer.contains(r#""return":{}"#), "{answer}");
-}
-
-#[test]
-fn a_crash_of_qemu_breaks_them_all() {
-    let guest = Guest::start("");
-    guest.checkpoint("stored");
-    guest.virsh(&["destroy"], &[]);
-    guest.virsh(&["start"], &[]);
-    good(&guest, "stored");
-    guest.checkpoint("in-memory");
-    guest.kill();
-    assert_eq!(
-        names(&guest),
-        ["stored", "in-memory"],
-        "libvirt's list shows nothing of it"
-    );
-    guest.virsh(&["start"], &[]);
-    broken(&guest, "stored");
-    broken(&guest, "in-memory");
-    guest.libvirt.delete_checkpoint(guest.uuid, "in-memory").unwrap();
-    guest.libvirt.delete_checkpoint(guest.uuid, "stored").unwrap();
-    assert_eq!(names(&guest), [""; 0]);
-    guest.checkpoint("new");
-    good(&guest, "new");
-}
-
-#[test]
-fn a_domain_that_does_not_run_keeps_them() {
-    let guest = Guest::start("");
-    guest.checkpoint("cp");
-    guest.virsh(&["destroy"], &[]);
-    good(&guest, "cp");
-    guest.libvirt.check_checkpoint(guest.uuid, "absent").unwrap_err();
-    let error = guest
-        .libvirt
-        .delete_checkpoint(guest.uuid, "cp")
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("only while the domain runs"), "{error}");
-    assert_eq!(names(&guest), ["cp"]);
-    guest.libvirt.delete_checkpoint(guest.uuid, "absent").unwrap();
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod backup;
 mod chains;
 mod checkpoints;
+mod conformance;
 mod connections;
 mod creation;
 mod definitions;
