@@ -77,7 +77,7 @@ pub fn consistency(consistency: Consistency) -> &'static str {
     }
 }
 
-/// Text as a terminal may get it, whoever wrote it: names from a repository or an image can hold anything. Control
+/// Text as a terminal may get it, whatever wrote it: names from a repository or an image can hold anything. Control
 /// characters other than line ends are escaped, and so are those that reorder or hide text.
 pub fn printable(text: &str) -> Cow<'_, str> {
     let harmful = |c: char| {

@@ -1,5 +1,5 @@
 //! What a backup asks of the hypervisor and of the repository, counted: times tell nothing on a busy machine, these numbers
-//! are the same each time. Whoever makes a backup ask for more has to say so here.
+//! are the same each time. A change that makes a backup ask for more has to say so here.
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 use crate::common::Bench;

@@ -73,7 +73,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// R2, R9: an old copy of the repository is put back. Every reader says so, none believes its newest, and nothing is encrypted
-/// into it before a person has decided; then with counters that nobody has used.
+/// into it before a person has decided; then with counters that were never used.
 #[test]
 fn an_old_copy_is_noticed_by_all_and_written_to_by_none() {
     let world = World::new(2);
@@ -247,7 +247,7 @@ fn what_an_increment_takes_over_is_there() {
     assert!(disk.bytes_read > 0);
     bench.check(vm);
 
-    // Nobody else has written since: nothing is asked for, nothing is said.
+    // No other client has written since: nothing is asked for, nothing is said.
     let (fourth, warnings) = backup();
     assert_eq!(warnings, "");
     assert_eq!(fourth.manifest.disk("vda").unwrap().bytes_read, 0);

@@ -290,7 +290,7 @@ fn hostile_and_foreign_archives(scene: &Scene<'_>) {
         .says(scene.lab, &["show", &format!("{}@plain", scene.vm())])
         .expect(1, &["archive plain", "strongroom did not make it"]);
 
-    // Manifests that are none, from a future version, or of somebody who wants to write elsewhere.
+    // Manifests that are none, from a future version, or of an attacker who wants to write elsewhere.
     let manifest = serde_json::to_string(&scene.report.manifest).unwrap();
     let forged = [
         (

@@ -38,7 +38,7 @@ fn restores_need_a_signature_of_somebody_who_is_trusted() {
     };
     restore(&bench, &["-v"]).expect(0, &["signed by lab@test (ED25519 key SHA256:"]);
 
-    // Somebody else is trusted.
+    // Another key is trusted.
     let other = ssh_keygen(&lab.path("other"), "other");
     trust(&lab.path("allowed_signers"), "lab@test", &other);
     restore(&bench, &[]).expect(1, &["trust archive", "not accepted", "--unsigned"]);
@@ -46,7 +46,7 @@ fn restores_need_a_signature_of_somebody_who_is_trusted() {
     restore(&bench, &["--unsigned"]).expect(3, &["all the same"]);
     assert!(file.exists());
 
-    // A backup whose signature nobody would accept is not made, and says so.
+    // A backup whose signature would not be accepted is not made, and says so.
     let before = bench.archives(vm);
     let said = bench.says(&lab, &["backup", vm]);
     said.expect(1, &["could never be verified", "nothing was committed"]);

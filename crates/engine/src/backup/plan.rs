@@ -43,7 +43,7 @@ pub enum PlanError {
         "back up {0}: it has been migrated to another host, which uses its disks; nothing was touched; back it up there"
     )]
     Away(String),
-    /// Somebody has taken a snapshot, and is going to merge or delete it some time.
+    /// Another program has taken a snapshot, and is going to merge or delete it some time.
     #[error(
         "back up {vm}: disk {} runs on {}, the overlay of another program's snapshot {:?}; nothing was touched",
         .snapshot.target, .snapshot.overlay.display(), .snapshot.name

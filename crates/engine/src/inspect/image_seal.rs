@@ -141,7 +141,7 @@ pub enum SealError {
     /// It could not be signed.
     #[error(transparent)]
     Signing(#[from] SigningError),
-    /// Nobody who is trusted has signed it.
+    /// No trusted key has signed it.
     #[error("trust the seal of {name}: {source}")]
     Untrusted {
         /// What is sealed.

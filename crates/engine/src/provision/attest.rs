@@ -2,7 +2,7 @@
 //!
 //! The processor signs what it has measured before the guest ran: firmware, and with direct kernel boot and
 //! `kernelHashes` also kernel, initramfs and command line. Its key (VCEK) is certified by AMD, whose root certificates are
-//! built into the `sev` crate: whoever brings a report cannot bring a root of his own. Formats: AMD publication 56860
+//! built into the `sev` crate: an attacker who brings a report cannot bring another root. Formats: AMD publication 56860
 //! (report, table 23), 57230 (certificates).
 
 use std::path::Path;

@@ -109,7 +109,7 @@ pub enum TemplateError {
         /// What is wrong.
         reason: String,
     },
-    /// Nobody who is trusted has signed it.
+    /// No trusted key has signed it.
     #[error("trust template {name}: {source}")]
     Untrusted {
         /// Its name.
@@ -150,7 +150,7 @@ pub struct Store {
     directory: PathBuf,
 }
 
-/// A template each byte of which is what somebody who is trusted has signed.
+/// A template each byte of which is what a trusted key has signed.
 #[derive(Debug)]
 pub struct Template {
     /// What it says about itself.

@@ -34,7 +34,7 @@ pub struct RestorePlan {
     /// What of the domain will not be as it was, or is not there on this host, a line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<String>,
-    /// What of the definition acts on the host, where nobody who is trusted vouches for it.
+    /// What of the definition acts on the host, where no trusted key vouches for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub powers: Vec<String>,
     /// How the definition changes; `None` if no domain will be defined.
@@ -378,7 +378,7 @@ fn definition_change(request: &Request, plan: &RestorePlan, uuid: Uuid) -> Retar
 /// Decides about the disks of a stored definition that the restore does not write, and says what becomes of those that are
 /// not as they were.
 ///
-/// A copy shares nothing with anybody that its guest could write to. The VM itself keeps what was left out of its backups on
+/// A copy shares nothing with another VM that its guest could write to. The VM itself keeps what was left out of its backups on
 /// purpose. What was stored for a next start, and never ran, is in no restore point.
 pub fn fit(
     mut change: Retarget,

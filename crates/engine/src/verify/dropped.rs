@@ -1,5 +1,5 @@
 //! Disks that a restore point has and those after it lack: left out by the configuration, or gone from the VM. Who meant
-//! that cannot be told, so it is said until somebody acknowledges it.
+//! that cannot be told, so it is reported until it is acknowledged.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use serde::Serialize;
 use strongroom_points::history::Point;
 use strongroom_points::manifest::{Exclusion, Manifest};
 
-/// What the restore points of a VM say of its disks. Only those of somebody who is trusted count.
+/// What the restore points of a VM say of its disks. Only those that a trusted key has signed count.
 #[derive(Debug, Default)]
 pub struct Disks(BTreeMap<u64, Seen>);
 

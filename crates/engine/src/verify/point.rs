@@ -13,7 +13,7 @@ use super::Problem;
 /// The largest definition that is read, in bytes.
 const MAX_DOMAIN_XML: u64 = 16 << 20;
 
-/// Gives who vouches, if anybody, and everything that is wrong. Chunks of disks are not read here. An error means that
+/// Returns which key vouches, if one does, and everything that is wrong. Chunks of disks are not read here. An error means that
 /// the connection is lost.
 pub fn check(
     repository: &mut Repository,

@@ -1,5 +1,5 @@
 //! Which VMs have to be there: those of the configuration, those that the newest restore point of all lists, and those
-//! that anybody remembers: older inventories, the witness, our own records. The last ones until somebody says that they
+//! that is remembered: older inventories, the witness, our own records. The last ones until it is acknowledged that they
 //! were given up.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,7 +46,7 @@ impl Inventories {
     }
 }
 
-/// All VMs that somebody knows.
+/// All VMs that are known.
 #[derive(Debug, Default)]
 pub struct Roll {
     configured: BTreeSet<String>,

@@ -19,7 +19,7 @@ pub const NAMESPACE: &str = "strongroom-manifest@v1";
 /// The largest signature that is looked at, in bytes. Those of 16384-bit RSA keys have 6 KiB.
 pub const MAX_BYTES: u64 = 64 << 10;
 
-/// How long signing may take: somebody may have to type a passphrase or touch a token.
+/// How long signing may take: you may have to type a passphrase or touch a token.
 const SIGN_TIME: Duration = Duration::from_mins(5);
 /// How long verifying may take.
 const VERIFY_TIME: Duration = Duration::from_mins(1);
@@ -85,7 +85,7 @@ pub struct Signer {
 }
 
 /// Signs content; gives the armored signature. With `allowed_signers` configured, the signature is verified at once: one
-/// that nobody will accept is no signature.
+/// that will not be accepted is no signature.
 pub fn sign(
     signing: &Signing,
     key: &Path,
@@ -361,7 +361,7 @@ mod tests {
         let mut keys = Keys::new();
         let good = keys.sign("one", NAMESPACE);
         keys.signing.revoked_keys = Some(keys.path("revoked"));
-        // A file that is configured and cannot be read trusts nobody.
+        // A file that is configured and cannot be read trusts no key.
         keys.check(&good, CONTENT, NOW).unwrap_err();
         std::fs::write(keys.path("revoked"), "").unwrap();
         keys.check(&good, CONTENT, NOW).unwrap();

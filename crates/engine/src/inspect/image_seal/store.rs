@@ -65,7 +65,7 @@ impl Place {
         let Some(bytes) = self.read_file(&self.statement(), MAX_BYTES)? else {
             return Ok(None);
         };
-        // A statement that nobody has signed is no better than one with a bad signature.
+        // A statement without a signature is no better than one with a bad signature.
         let signature = self.read_file(&self.signature(), signature::MAX_BYTES)?;
         Ok(Some(Signed {
             bytes,
