@@ -35,7 +35,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Puts libvirt's memory of these disks right.
 pub fn repair(libvirt: &Libvirt, domain: Uuid, disks: &[Wedged]) -> Result<(), HypervisorError> {
     let failed = |message: String| HypervisorError::Failed {
-        what: format!("repair libvirt's memory of domain {domain}"),
+        what: format!("repair libvirt's record of domain {domain}"),
         message,
     };
     let system =

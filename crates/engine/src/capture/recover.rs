@@ -63,7 +63,7 @@ pub fn recover(context: &Context<'_>, name: &str, request: Request) -> Result<Ve
         let wedged = wedged(context, domain.uuid, run)?;
         for disk in &wedged {
             found.push(format!(
-                "disk {}: libvirt shows a block job that has ended; its memory of it has to be mended",
+                "disk {}: libvirt shows a block job that has ended; its record must be repaired",
                 disk.target
             ));
         }

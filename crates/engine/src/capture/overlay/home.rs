@@ -348,7 +348,7 @@ pub fn explain(why: Why, vm: &str, entry: &Overlay, facts: Option<&Facts>) -> St
             "libvirt was killed while it ended a block job and shows it still. The guest runs unharmed on its own image \
              {base}, and so will its next start. libvirt refuses snapshots and block jobs of this disk until the VM has \
              been shut off and started again; then run `strongroom recover {vm}`. Without that: `strongroom recover \
-             --repair-libvirt-status {vm}` stops libvirtd, corrects its memory of the VM, and starts it again"
+             --repair-libvirt-status {vm}` stops libvirtd, corrects its record of the VM, and starts it again"
         ),
         Why::Lost => format!(
             "libvirt shows a block job that QEMU does not have. The guest runs unharmed on {overlay}. Shut the VM off and \
@@ -361,8 +361,8 @@ pub fn explain(why: Why, vm: &str, entry: &Overlay, facts: Option<&Facts>) -> St
              Then run `strongroom recover {vm}`"
         ),
         Why::Ambiguous => format!(
-            "the VM went off while the guest was being switched from {overlay} to {base}, they differ, and it cannot be \
-             told which was written last. Both are kept. Copy both, then decide: to keep the base alone: `virsh edit {vm}`, make \
+            "the VM went off while the guest was being switched from {overlay} to {base}, they differ, and which was \
+             written last cannot be determined. Both are kept. Copy both, then decide: to keep the base alone: `virsh edit {vm}`, make \
              {base} (format {format}) the disk's source, and rename the overlay; to merge the overlay: \
              `qemu-img commit -f qcow2 {overlay}`. Then run `strongroom recover {vm}`"
         ),
