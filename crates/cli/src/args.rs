@@ -46,6 +46,9 @@ pub struct Global {
     /// One JSON document on standard output instead of text.
     #[arg(long, global = true)]
     pub json: bool,
+    /// What standard error says: text, or each event as a line of JSON.
+    #[arg(long, global = true, value_enum, value_name = "FORM", default_value_t = Progress::Text)]
+    pub progress: Progress,
     /// Report more; twice: also what the repository's server says.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
@@ -55,6 +58,15 @@ pub struct Global {
     /// How long to wait for a locked repository, in seconds.
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 10)]
     pub lock_wait: u64,
+}
+
+/// In which form standard error tells what happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Progress {
+    /// For people.
+    Text,
+    /// One JSON object a line, for programs.
+    Json,
 }
 
 /// The commands.

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use clap::Parser as _;
 use serde_json::json;
+use strongroom_engine::run::event::Code;
 
 use args::{Cli, Command};
 use exit::Exit;
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
         failure.exit
     });
     for left in strongroom_child::take_left() {
-        ui.warn(&left.to_string());
+        ui.warn(Code::ProcessLeft, None, left.to_string());
     }
     let exit = output::finish().map_or_else(
         |failure| {

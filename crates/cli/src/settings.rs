@@ -8,7 +8,6 @@ use std::time::Duration;
 use strongroom_borg::{PassphraseSource, Settings as BorgSettings};
 use strongroom_engine::config::{Config, ConfigError, name_problem, uuid_in};
 use strongroom_engine::run::context::{Context, Launch, Repositories, Surroundings};
-use strongroom_engine::run::event::{Event, Observer};
 use strongroom_engine::run::settings::{self as resolved, Arguments, HypervisorSettings};
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_hypervisor::Hypervisor as _;
@@ -160,6 +159,7 @@ impl Settings {
         state: &'a StateDirectory,
     ) -> Surroundings<'a> {
         Surroundings {
+            vm: None,
             settings: Arc::clone(settings),
             state,
             repositories: &self.repositories,
@@ -171,6 +171,7 @@ impl Settings {
     /// What the engine works with.
     pub fn context<'a>(&'a self, parts: &'a Parts) -> Context<'a> {
         Context {
+            vm: None,
             hypervisor: &parts.hypervisor,
             own_domain: parts.own_domain.as_deref(),
             settings: Arc::clone(&parts.settings),
@@ -249,10 +250,4 @@ fn resolved_as(
 pub fn connect(hypervisor: &HypervisorSettings) -> Result<Libvirt, Failure> {
     let connection = Libvirt::connect(&hypervisor.uri).map_err(Failure::failed)?;
     Ok(connection.with_nbd_tls(hypervisor.nbd_tls.clone()))
-}
-
-impl Observer for Ui {
-    fn event(&self, event: &Event<'_>) {
-        self.engine(event);
-    }
 }

@@ -1,6 +1,7 @@
 //! The terminal: what is said, where, and how loud. Data goes to standard output, everything else to standard error.
 
 pub mod human;
+mod lines;
 pub mod of_vm;
 pub mod output;
 mod progress;
@@ -9,15 +10,38 @@ use std::io::{IsTerminal as _, Write as _};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use serde::Serialize;
 use strongroom_borg::{Event as BorgEvent, Level};
-use strongroom_engine::run::event::{Event, Step};
+use strongroom_engine::run::event::{Code, Event, Kind, Observer, Step};
 use strongroom_engine::run::plan::Plan;
 
-use crate::args::Global;
+use crate::args::{Global, Progress as Wanted};
 use crate::failure::Failure;
 use human::{bytes, printable};
+use lines::Lines;
 use progress::Progress;
 use strongroom_points::manifest::Mode;
+
+/// A warning, as JSON documents have it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Warned {
+    /// What it is about; see `docs/reference/warnings.md`.
+    pub code: Code,
+    /// The VM that it is about, if it is about one.
+    pub vm: Option<String>,
+    /// For people.
+    pub text: String,
+}
+
+impl Warned {
+    /// The line that people read.
+    fn line(&self) -> String {
+        match &self.vm {
+            Some(vm) => format!("{vm}: {}", self.text),
+            None => self.text.clone(),
+        }
+    }
+}
 
 /// What the user hears.
 pub struct Ui {
@@ -25,21 +49,25 @@ pub struct Ui {
     quiet: bool,
     verbose: u8,
     progress: Option<Progress>,
+    /// Where each event is a line of JSON, and nothing else is written.
+    lines: Option<Lines>,
     warnings: AtomicUsize,
-    said: Mutex<Vec<String>>,
+    warned: Mutex<Vec<Warned>>,
 }
 
 impl Ui {
     /// Speaks as the global options ask for.
     pub fn new(global: &Global) -> Self {
-        let bars = std::io::stderr().is_terminal() && !global.quiet && !global.json;
+        let lines = global.progress == Wanted::Json;
+        let bars = std::io::stderr().is_terminal() && !global.quiet && !global.json && !lines;
         Self {
             json: global.json,
             quiet: global.quiet,
             verbose: global.verbose,
             progress: bars.then(Progress::new),
+            lines: lines.then(Lines::default),
             warnings: AtomicUsize::new(0),
-            said: Mutex::default(),
+            warned: Mutex::default(),
         }
     }
 
@@ -55,7 +83,15 @@ impl Ui {
 
     /// The warnings so far, for JSON documents.
     pub fn said(&self) -> Vec<String> {
-        self.said.lock().map(|said| said.clone()).unwrap_or_default()
+        self.warned().iter().map(Warned::line).collect()
+    }
+
+    /// The same with their codes.
+    pub fn warned(&self) -> Vec<Warned> {
+        self.warned
+            .lock()
+            .map(|warned| warned.clone())
+            .unwrap_or_default()
     }
 
     /// Prints a line of the result.
@@ -70,7 +106,7 @@ impl Ui {
 
     /// Says something about the work, unless it should be quiet.
     pub fn info(&self, line: impl AsRef<str>) {
-        if !self.quiet && !self.json {
+        if !self.quiet && !self.json && self.lines.is_none() {
             self.err(line.as_ref());
         }
     }
@@ -83,16 +119,30 @@ impl Ui {
     }
 
     /// Warns: at the end the exit code says so too.
-    pub fn warn(&self, text: &str) {
+    pub fn warn(&self, code: Code, vm: Option<&str>, text: impl Into<String>) {
+        self.event(&Event::now(vm, Kind::warning(code, text)));
+    }
+
+    fn warning(&self, code: Code, vm: Option<&str>, text: &str) {
         self.warnings.fetch_add(1, Ordering::SeqCst);
-        if let Ok(mut said) = self.said.lock() {
-            said.push(text.to_owned());
+        let warned = Warned {
+            code,
+            vm: vm.map(str::to_owned),
+            text: text.to_owned(),
+        };
+        if self.lines.is_none() {
+            self.err(&format!("strongroom: warning: {}", warned.line()));
         }
-        self.err(&format!("strongroom: warning: {text}"));
+        if let Ok(mut all) = self.warned.lock() {
+            all.push(warned);
+        }
     }
 
     /// Says why something failed.
     pub fn failure(&self, failure: &Failure) {
+        if self.lines.is_some() {
+            return self.err(&Lines::failure(failure));
+        }
         self.err(&format!("strongroom: failed to {}", failure.message));
         if let Some(hint) = &failure.hint {
             self.err(&format!("strongroom: hint: {hint}"));
@@ -116,7 +166,7 @@ impl Ui {
     /// Takes what the repository's server and the Borg client say.
     pub fn repository(&self, event: &BorgEvent) {
         if let Some(text) = Self::complaint(event) {
-            return self.warn(&text);
+            return self.warn(Code::RepositoryServer, None, text);
         }
         match event {
             BorgEvent::Log { message, .. } if self.verbose > 0 => self.info(format!("repository: {message}")),
@@ -138,44 +188,50 @@ impl Ui {
         }
     }
 
-    /// Takes what the engine says.
-    pub fn engine(&self, event: &Event<'_>) {
-        self.about(None, event);
+    /// The line that people read about a VM.
+    fn of_vm(vm: Option<&str>, text: &str) -> String {
+        vm.map_or_else(|| text.to_owned(), |vm| format!("{vm}: {text}"))
     }
 
-    /// Takes what the engine says about a VM, with the VM's name before each line.
-    fn about(&self, vm: Option<&str>, event: &Event<'_>) {
+    fn tell(&self, event: &Event<'_>) {
+        let vm = event.vm;
         let named = |what: &str| vm.map_or_else(|| what.to_owned(), |vm| format!("{vm} {what}"));
-        match event {
-            Event::Warning(text) => self.warn(text),
-            Event::Note(text) if self.verbose > 0 => self.info(text),
-            Event::Stage(text) => self.info(text),
-            Event::Step(step) if self.verbose > 0 => self.info(match vm {
-                Some(vm) => format!("{vm}: {}", step_name(*step)),
-                None => step_name(*step).to_owned(),
-            }),
-            Event::Planned(plan) => self.planned(plan),
-            Event::Captured { call, .. } if self.verbose > 0 => {
+        match &event.kind {
+            Kind::Warning { code, text } => self.warning(*code, vm, text),
+            Kind::Note { text } if self.verbose > 0 => self.info(Self::of_vm(vm, text)),
+            Kind::Stage { text } => self.info(Self::of_vm(vm, text)),
+            Kind::Step { step } if self.verbose > 0 => self.info(Self::of_vm(vm, step_name(*step))),
+            Kind::Planned { plan } => self.planned(plan),
+            Kind::Captured { call, .. } if self.verbose > 0 => {
                 let words = format!("frozen view taken in {:.0} ms", call.as_secs_f64() * 1000.0);
-                self.info(vm.map_or_else(|| words.clone(), |vm| format!("{vm}: {words}")));
+                self.info(Self::of_vm(vm, &words));
             }
-            Event::DiskStarted { target, bytes } => {
+            Kind::DiskStarted { target, bytes } => {
                 if let Some(progress) = &self.progress {
                     progress.start(&named(target), *bytes);
                 }
             }
-            Event::DiskProgress { target, bytes } => {
+            Kind::DiskProgress { target, bytes } => {
                 if let Some(progress) = &self.progress {
                     progress.advance(&named(target), *bytes);
                 }
             }
-            Event::Verified { target, bytes: good } => {
+            Kind::Verified { target, bytes: good } => {
                 if let Some(progress) = &self.progress {
                     progress.finish(&named(target));
                 }
                 self.info(format!("{target}: {} read and found good", bytes(*good)));
             }
-            Event::DiskDone { target, read, stored } => {
+            Kind::DiskRead {
+                target,
+                read,
+                stored: written,
+            }
+            | Kind::DiskWritten {
+                target,
+                read,
+                written,
+            } => {
                 if let Some(progress) = &self.progress {
                     progress.finish(&named(target));
                 }
@@ -183,7 +239,7 @@ impl Ui {
                     "{}: {} read, {} written",
                     named(target),
                     bytes(*read),
-                    bytes(*stored)
+                    bytes(*written)
                 ));
             }
             _ => {}
@@ -215,6 +271,17 @@ impl Ui {
                 human::exclusion(disk.why)
             ));
         }
+    }
+}
+
+impl Observer for Ui {
+    fn event(&self, event: &Event<'_>) {
+        if let Some(lines) = &self.lines {
+            for line in lines.of(event) {
+                self.err(&line);
+            }
+        }
+        self.tell(event);
     }
 }
 

@@ -50,7 +50,7 @@ use crate::capture::tracking;
 use crate::capture::{self, Capture, CaptureError, end_job, scratch};
 use crate::config::{CaptureMethod, ConfigError};
 use crate::run::context::Context;
-use crate::run::event::{Event, Step};
+use crate::run::event::{Code, Kind, Step};
 use crate::run::plan::{Plan, RunId};
 use crate::run::settings::VmJob;
 use crate::run::state::{Committed, Run, StateError, VmState};
@@ -252,7 +252,7 @@ pub struct Request {
 /// Backs up one VM, within the time limit for a run.
 pub fn run(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, BackupError> {
     context.within(context.settings.job(name).limits.run, |context| {
-        tell(context, name, request).map_err(|error| match context.cancel.check() {
+        tell(&context.about(name), name, request).map_err(|error| match context.cancel.check() {
             // Whatever failed first when the run was stopped: it was stopped.
             Err(cancelled) => cancelled.into(),
             Ok(()) => error,
@@ -275,7 +275,7 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
 
     // One run a VM at a time; and whatever an interrupted one left is undone first.
     let mut state = context.state.lock(&domain.name, domain.uuid)?;
-    context.report(&Event::Step(Step::Reconcile));
+    context.report(Kind::step(Step::Reconcile));
     let interrupted = state.records().run.is_some();
     if !dry_run {
         reconcile(context, &domain, Some(&job.quiesce), &mut state)?;
@@ -288,14 +288,10 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
     let pace = Pace::new(context, &domain, job.throttle);
 
     // The repository comes before the VM: a wrong passphrase or a full disk must not cost the guest anything.
-    context.report(&Event::Step(Step::Plan));
+    context.report(Kind::step(Step::Plan));
     let access = if dry_run { Access::Read } else { Access::Write };
     let mut repository = context.repositories.open(&job.repository, access)?;
-    context.note(format!(
-        "{}: {}",
-        domain.name,
-        repository.encryption().instructions().join(", ")
-    ));
+    context.note(repository.encryption().instructions().join(", "));
     // Opening it may have taken its time: a passphrase, a lock. The VM is what it is now.
     let mut domain = context.hypervisor.domain(&domain.uuid.to_string())?;
     if dry_run && interrupted {
@@ -309,7 +305,10 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
     let damaged = match Memory::open(context.state.path(), &domain.name) {
         Ok(memory) => memory.damaged(),
         Err(error) => {
-            context.warn(format!("damaged chunks are not stored anew: failed to {error}"));
+            context.warn(
+                Code::DamageUnknown,
+                format!("damaged chunks are not stored anew: failed to {error}"),
+            );
             BTreeSet::new()
         }
     };
@@ -348,7 +347,7 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
         &parent,
         &run,
     )?;
-    context.report(&Event::Planned(&plan));
+    context.report(Kind::Planned { plan: &plan });
     say_what_is_special(context, &domain, &plan);
     for disk in plan.disks.iter().filter(|disk| disk.host_encrypted) {
         context.note(format!(
@@ -361,7 +360,7 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
         if difference.medium {
             context.note(text);
         } else {
-            context.warn(text);
+            context.warn(Code::DiskDiffers, text);
         }
     }
     shared::check(context, &plan)?;
@@ -400,7 +399,7 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
     context.cancel.check()?;
 
     // Intent first, act second.
-    context.report(&Event::Step(Step::Capture));
+    context.report(Kind::step(Step::Capture));
     let intent = capture::intent(context, &plan, &domain, run.started)?;
     state.begin(intent.clone())?;
     let reading = (&points[..], &pace, &*job, next);
@@ -442,7 +441,7 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
     };
 
     // The archive is committed: from here on nothing can make it undone. The old checkpoint goes last.
-    context.report(&Event::Step(Step::Release));
+    context.report(Kind::step(Step::Release));
     let requests = Requests {
         nbd,
         repository: repository.requests(),
@@ -472,13 +471,17 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
     match closed {
         Ok(()) => drop_stale(context, &domain, &mut state),
         // The journal still names the run: the next one drops its checkpoint and starts from the one before.
-        Err(error) => context.warn(format!("the archive is committed, but failed to {error}")),
+        Err(error) => context.warn(
+            Code::Records,
+            format!("the archive is committed, but failed to {error}"),
+        ),
     }
     warn_of_snapshots(context, &domain, &job);
     if let Err(error) = repository.close() {
-        context.warn(format!(
-            "the repository did not close cleanly after the commit: {error}"
-        ));
+        context.warn(
+            Code::RepositoryClose,
+            format!("the repository did not close cleanly after the commit: {error}"),
+        );
     }
     Ok(Outcome::Done(Box::new(Report {
         vm: domain.name,
@@ -509,7 +512,7 @@ fn say_what_is_special(context: &Context<'_>, domain: &Domain, plan: &Plan) {
         .iter()
         .filter(|disk| disk.shared && read(&disk.target))
     {
-        context.warn(format!(
+        context.warn(Code::ShareableDisk, format!(
             "disk {} can be written to by other VMs (<shareable/>) while it is read, so that its copy may mix several instants; \
              name it in `exclude`, unless this VM alone writes to it",
             disk.target
@@ -524,8 +527,8 @@ fn warn_of_snapshots(context: &Context<'_>, domain: &Domain, job: &VmJob) {
     }
     let checkpoints = context.hypervisor.checkpoints(domain.uuid).unwrap_or_default();
     match tracking::conflict(domain, &checkpoints) {
-        Some(why) if job.track_beside_snapshots => context.note(format!("{}: {why}", domain.name)),
-        Some(why) => context.warn(format!("{}: {why}", domain.name)),
+        Some(why) if job.track_beside_snapshots => context.note(why),
+        Some(why) => context.warn(Code::SnapshotConflict, why),
         None => {}
     }
 }
@@ -579,7 +582,7 @@ fn capture_and_commit(
     capture.report();
     let plan = capture.plan();
     check_identities(context, plan)?;
-    context.report(&Event::Step(Step::Stream));
+    context.report(Kind::step(Step::Stream));
     let repository = writer.canceller();
     let disks = scratch::guarded(context, plan, run, &job.limits, &repository, |context| {
         let read = |disk| {
@@ -608,7 +611,7 @@ fn capture_and_commit(
     }
     context.cancel.check()?;
 
-    context.report(&Event::Step(Step::Seal));
+    context.report(Kind::step(Step::Seal));
     let damaged = points.iter().flat_map(|point| &point.damaged);
     let damaged: BTreeSet<ChunkId> = damaged.copied().collect();
     let areas = disks
@@ -639,7 +642,7 @@ fn jobless(context: &Context<'_>, domain: &Domain, job: &VmJob) -> Option<String
     }
     let told = context.hypervisor.lacks_backup_jobs(domain.uuid);
     told.unwrap_or_else(|error| {
-        context.note(format!("{}: failed to {error}", domain.name));
+        context.note(format!("failed to {error}"));
         None
     })
 }
@@ -685,7 +688,7 @@ fn newest_headers(
         .into_iter()
         .find(|info| info.name.as_str() == Some(&record.archive));
     let Some(info) = info else {
-        context.warn(format!(
+        context.warn(Code::HeadersMissing, format!(
             "{} is gone, the headers that open the newest restore point; this backup stores them anew. Keep headers as long \
              as restore points: prune both by the same rule",
             record.archive
@@ -700,7 +703,7 @@ fn newest_headers(
         }
         Ok(_) => Ok(None),
         Err(error) if error.concerns_one_archive() => {
-            context.warn(format!("passed over: failed to {error}"));
+            context.warn(Code::ArchivePassedOver, format!("passed over: failed to {error}"));
             Ok(None)
         }
         Err(error) => Err(error.into()),
@@ -786,22 +789,25 @@ fn undo(context: &Context<'_>, domain: &Domain, state: &mut VmState) {
         return;
     };
     if let Err(error) = end_job(context, domain.uuid, &run) {
-        context.warn(format!(
-            "the backup job may still run on {}; the next run ends it: failed to {error}",
-            domain.name
-        ));
+        context.warn(
+            Code::JobLeft,
+            format!(
+                "the backup job may still run on {}; the next run ends it: failed to {error}",
+                domain.name
+            ),
+        );
         return;
     }
     match bring_home(context, domain.uuid, state) {
         Ok(Homecoming::Home { .. }) => {}
         Ok(Homecoming::Stuck(disks)) => {
             for disk in disks {
-                context.warn(format!("{}: {disk}", domain.name));
+                context.warn(Code::OverlayLeft, disk);
             }
             return;
         }
         Err(error) => {
-            context.warn(format!(
+            context.warn(Code::OverlayLeft, format!(
                 "disks of {} may not be on their images; the next run brings them back, or `strongroom recover {}`: \
                  failed to {error}",
                 domain.name, domain.name
@@ -811,8 +817,9 @@ fn undo(context: &Context<'_>, domain: &Domain, state: &mut VmState) {
     }
     match state.abandon() {
         Ok(()) => drop_stale(context, domain, state),
-        Err(error) => context.warn(format!(
-            "the next run has to tidy up after this one: failed to {error}"
-        )),
+        Err(error) => context.warn(
+            Code::TidyUpLeft,
+            format!("the next run has to tidy up after this one: failed to {error}"),
+        ),
     }
 }

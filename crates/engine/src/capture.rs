@@ -32,7 +32,7 @@ pub use self::lent::take_back;
 use crate::capture::quiesce::{QuiesceError, Rest};
 use crate::files::stamp::Stamps;
 use crate::run::context::Context;
-use crate::run::event::{Event, OpenExport};
+use crate::run::event::{Code, Kind, OpenExport};
 use crate::run::plan::{DiskPlan, Plan};
 use crate::run::state::Run;
 
@@ -206,7 +206,7 @@ impl<'a> Capture<'a> {
 
     /// Reports the views.
     pub fn report(&self) {
-        self.context.report(&Event::Captured {
+        self.context.report(Kind::Captured {
             exports: &self.exports,
             call: self.call,
         });
@@ -273,7 +273,7 @@ impl<'a> Capture<'a> {
         if self.plan.method == Method::Checkpoint {
             end_job(self.context, self.plan.uuid, self.run)?;
             if let Some(wanted) = self.context.hypervisor.wanted() {
-                self.context.warn(wanted);
+                self.context.warn(Code::HypervisorRights, wanted);
             }
         }
         self.ended = true;
@@ -288,10 +288,13 @@ impl Drop for Capture<'_> {
             && self.plan.method == Method::Checkpoint
             && let Err(error) = end_job(self.context, self.plan.uuid, self.run)
         {
-            self.context.warn(format!(
-                "the backup job may still run on {}: failed to {error}",
-                self.plan.vm
-            ));
+            self.context.warn(
+                Code::JobLeft,
+                format!(
+                    "the backup job may still run on {}: failed to {error}",
+                    self.plan.vm
+                ),
+            );
         }
     }
 }

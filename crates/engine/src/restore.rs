@@ -41,7 +41,7 @@ pub use crate::files::staged::RestoredDisk;
 use crate::files::staged::{Draft, Published};
 use crate::files::unfinished;
 use crate::run::context::Context;
-use crate::run::event::{Event, Step};
+use crate::run::event::{Code, Kind, Step};
 use crate::run::state::StateError;
 
 /// The largest domain definition that is read, in bytes.
@@ -246,7 +246,8 @@ pub enum Outcome {
 
 /// Restores a VM, or some of its disks.
 pub fn run(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreError> {
-    tell(context, request).map_err(|error| match context.cancel.check() {
+    let name = request.rename.as_deref().unwrap_or(&request.point.vm);
+    tell(&context.about(name), request).map_err(|error| match context.cancel.check() {
         Err(cancelled) => cancelled.into(),
         Ok(()) => error,
     })
@@ -254,7 +255,7 @@ pub fn run(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreE
 
 fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreError> {
     let clock = std::time::Instant::now();
-    context.report(&Event::Step(Step::Plan));
+    context.report(Kind::step(Step::Plan));
     let job = context.settings.job(&request.point.vm);
     let mut repository = context
         .repositories
@@ -278,7 +279,7 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
             .disk(&disk.target)
             .is_some_and(|record| record.host_encrypted)
         {
-            context.warn(format!(
+            context.warn(Code::HostEncryptionLost, format!(
                 "disk {}: its hypervisor kept it encrypted; what is restored is not, unless the guest has encrypted it itself",
                 disk.target
             ));
@@ -286,7 +287,7 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
     }
     if !request.dry_run {
         for (_, what) in unfinished::recover(context, Some(&plan.vm), false)? {
-            context.warn(format!("{}: {what}", plan.vm));
+            context.warn(Code::InterruptedRestore, what);
         }
     }
     let definition = if let Some(change) = plan.define.clone() {
@@ -313,7 +314,7 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
     }
 
     // Everything is written under other names first.
-    context.report(&Event::Step(Step::Restore));
+    context.report(Kind::step(Step::Restore));
     let stage = Stage::new(context, &plan.vm, request.disks.is_empty())?;
     let opener = repository.opener();
     let needs: Vec<Need> = plan
@@ -371,10 +372,10 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
             && request.rename.is_none()
             && let Err(error) = context.hypervisor.set_autostart(defined, true)
         {
-            context.warn(format!(
-                "{} does not start with its host: failed to {error}",
-                plan.vm
-            ));
+            context.warn(
+                Code::AutostartLost,
+                format!("{} does not start with its host: failed to {error}", plan.vm),
+            );
         }
         // Checkpoints that the old disks had mean nothing for the new ones.
         let retired = context
@@ -382,7 +383,10 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
             .lock(&request.point.vm, defined)
             .and_then(|mut state| state.retire());
         if let Err(error) = retired {
-            context.warn(format!("the records of the old disks stay: failed to {error}"));
+            context.warn(
+                Code::Records,
+                format!("the records of the old disks stay: failed to {error}"),
+            );
         }
     }
     let mut disks = Vec::new();
@@ -438,7 +442,7 @@ fn bring_to_state(
             ..RestorePlan::default()
         }));
     }
-    context.report(&Event::Step(Step::Restore));
+    context.report(Kind::step(Step::Restore));
     let restored = onto::disk(
         context,
         &mut repository,

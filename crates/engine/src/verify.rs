@@ -288,7 +288,10 @@ fn verify_vm(
 ) -> Result<(VmReport, Inventories), Cancelled> {
     let location = here.settings.job(&scope.vm).repository.clone();
     let mut work = Work {
-        here: here.clone(),
+        here: Surroundings {
+            vm: Some(&scope.vm),
+            ..here.clone()
+        },
         report: VmReport {
             vm: scope.vm.clone(),
             repository: location.clone(),

@@ -16,7 +16,7 @@ pub mod signature;
 pub mod standing;
 pub mod witness;
 
-pub use grounds::{Grounds, Log};
+pub use grounds::{Doubt, Grounds, Log};
 pub use place::{Successor, remember, successor};
 pub use signature::{NAMESPACE, Signer, SigningError, Untrusted};
 pub use standing::{Standing, recall, witnessed};

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 use strongroom_engine::provision::attest::{self, Expected, Kernel, Launch, MEASUREMENT};
+use strongroom_engine::run::event::Code;
 use strongroom_points::digest::hex;
 
 use crate::args::Attest;
@@ -32,7 +33,7 @@ pub fn run(settings: &Settings, args: &Attest) -> Result<Exit, Failure> {
     if !attested.fresh {
         settings
             .ui
-            .warn("the report may be an old one: let the guest sign a number of yours, and give it as --report-data");
+            .warn(Code::ReportMayBeOld, None, "the report may be an old one: let the guest sign a number of yours, and give it as --report-data");
     }
     if settings.ui.json() {
         Ui::document(&json!({ "attested": attested, "warnings": settings.ui.said() }));

@@ -71,7 +71,9 @@ fn document(one: &Done) -> Value {
         Err(failure) => json!({ "error": failure.message, "hint": failure.hint }),
     };
     document["vm"] = json!(one.vm);
-    document["warnings"] = json!(one.warnings);
+    let texts: Vec<&String> = one.warnings.iter().map(|warned| &warned.text).collect();
+    document["warnings"] = json!(texts);
+    document["warning_details"] = json!(one.warnings);
     document
 }
 

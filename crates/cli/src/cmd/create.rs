@@ -9,6 +9,7 @@ use strongroom_engine::config::{Config, Vm};
 use strongroom_engine::provision::create::machine::{Limits, Typed};
 use strongroom_engine::provision::create::{self, Created, MARK, Request, input, tang};
 use strongroom_engine::provision::template::Description;
+use strongroom_engine::run::event::Code;
 use strongroom_guest::protocol::{self, Backups};
 use strongroom_hypervisor::{Accelerator, Creation as _, Extras, Firmware, LaunchSecurity, Network};
 
@@ -272,7 +273,11 @@ fn tell(settings: &Settings, made: &Created, request: &Request) {
 /// The machine is there. What fails from here on can be done again by hand, so it is a warning.
 fn warn(settings: &Settings, failure: Failure) {
     let hint = failure.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
-    settings.ui.warn(&format!("failed to {}{hint}", failure.message));
+    settings.ui.warn(
+        Code::FollowUpFailed,
+        None,
+        format!("failed to {}{hint}", failure.message),
+    );
 }
 
 /// Puts it into the configuration and makes its repository.

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use strongroom_borg::{Access, ArchiveInfo};
 use strongroom_engine::run::context::Surroundings;
-use strongroom_engine::run::event::Event;
+use strongroom_engine::run::event::{Code, Event, Kind, Observer as _};
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_points::catalog::Catalog;
 use strongroom_points::manifest::{Manifest, Mode};
@@ -83,12 +83,11 @@ fn list(
     let mut repository = here.repositories.open_as_it_is(&job.repository, Access::Read)?;
     let catalog = Catalog::read(&mut repository)?;
     for name in &catalog.foreign {
-        ui.engine(&Event::Note(format!(
-            "{vm}: archive {name} was not made by strongroom"
-        )));
+        let text = format!("archive {name} was not made by strongroom");
+        ui.event(&Event::now(Some(vm), Kind::note(text)));
     }
     for (info, error) in &catalog.unreadable {
-        ui.warn(&format!("{vm}: failed to {error}"));
+        ui.warn(Code::ArchivePassedOver, Some(vm), format!("failed to {error}"));
         found.rows.push(unreadable_row(vm, info));
         found
             .documents
@@ -103,7 +102,7 @@ fn list(
     let records = trust::recall(&here.grounds(), vm, &repository.id().to_string(), witnessed);
     let standing = Standing::of(&here.grounds(), &repository, &catalog.of(vm), &records);
     if let Some(line) = standing.line(vm) {
-        ui.warn(&line);
+        ui.warn(Code::RestorePointMissing, Some(vm), line);
     }
     repository.close()?;
     Ok(())

@@ -7,6 +7,7 @@ use serde_json::json;
 use strongroom_engine::config::Signing;
 use strongroom_engine::inspect::image_seal::vm::{self, disk_name};
 use strongroom_engine::inspect::image_seal::{self, Place, SealError};
+use strongroom_engine::run::event::{Event, Kind, Observer as _};
 use strongroom_engine::run::settings::{self as resolved, VmJob};
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_hypervisor::{Disk, DiskSource, Domain, Hypervisor as _, MachineFiles, RunState};
@@ -251,9 +252,7 @@ fn definition(
     }
     settings
         .ui
-        .engine(&strongroom_engine::run::event::Event::Note(format!(
-            "{vm}: looking at its images"
-        )));
+        .event(&Event::now(Some(vm), Kind::note("looking at its images")));
     Ok(found)
 }
 

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use strongroom_borg::Access;
+use strongroom_engine::run::event::Code;
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_points::catalog::{Catalog, Entry};
 use strongroom_points::manifest::{DiskRecord, Manifest};
@@ -29,7 +30,7 @@ pub fn run(settings: &Settings, args: &Show) -> Result<Exit, Failure> {
     let records = trust::recall(&here.grounds(), vm, &repository.id().to_string(), &witnessed);
     let standing = Standing::of(&here.grounds(), &repository, &catalog.of(vm), &records);
     if let Some(line) = standing.line(vm) {
-        settings.ui.warn(&line);
+        settings.ui.warn(Code::RestorePointMissing, Some(vm), line);
     }
     repository.close()?;
     if settings.ui.json() {

@@ -4,6 +4,7 @@ mod vm;
 
 use serde_json::{Value, json};
 use strongroom_engine::inspect::storage::{self, Pool};
+use strongroom_engine::run::event::Code;
 use strongroom_hypervisor::{Domain, Hypervisor as _};
 
 use crate::args::Status;
@@ -36,18 +37,22 @@ pub fn run(settings: &Settings, args: &Status) -> Result<Exit, Failure> {
     }
     for vm in &vms {
         if let Some(problem) = &vm.problem {
-            settings.ui.warn(&format!("{}: {problem}", vm.name));
+            settings.ui.warn(Code::VmProblem, Some(&vm.name), problem);
         }
     }
     for pool in &pools {
         if let Some(lack) = pool.overcommitted() {
-            settings.ui.warn(&format!(
-                "{}: guests may yet write {}, but {} are free: {} too little. When it is full, they stop",
-                pool.place.display(),
-                bytes(pool.promised),
-                bytes(pool.free),
-                bytes(lack),
-            ));
+            settings.ui.warn(
+                Code::StorageOvercommitted,
+                None,
+                format!(
+                    "{}: guests may yet write {}, but {} are free: {} too little. When it is full, they stop",
+                    pool.place.display(),
+                    bytes(pool.promised),
+                    bytes(pool.free),
+                    bytes(lack),
+                ),
+            );
         }
     }
     if settings.ui.json() {
@@ -102,9 +107,11 @@ fn storage_of(settings: &Settings, parts: &Parts, names: &[String]) -> Vec<Pool>
         return Vec::new();
     }
     look().unwrap_or_else(|error| {
-        settings
-            .ui
-            .warn(&format!("the storage of the images is unknown: {error}"));
+        settings.ui.warn(
+            Code::StorageUnknown,
+            None,
+            format!("the storage of the images is unknown: {error}"),
+        );
         Vec::new()
     })
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 use strongroom_engine::config::Signing;
 use strongroom_engine::provision::template::build::{Build, Import, Release, Source, build};
 use strongroom_engine::provision::template::{Description, Store, TemplateError};
+use strongroom_engine::run::event::Code;
 use strongroom_engine::run::settings as resolved;
 
 use crate::args::{ImportFormat, Release as Wanted, Template, TemplateCommand};
@@ -152,7 +153,9 @@ fn list(settings: &Settings, store: &Store, signing: &Signing) -> Result<(), Fai
                 all.push(description);
             }
             Err(TemplateError::Cancelled(cancelled)) => return Err(Failure::failed(cancelled)),
-            Err(error) => settings.ui.warn(&format!("failed to {error}")),
+            Err(error) => settings
+                .ui
+                .warn(Code::TemplateUnreadable, None, format!("failed to {error}")),
         }
     }
     if settings.ui.json() {

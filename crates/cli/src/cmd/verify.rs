@@ -1,6 +1,7 @@
 //! `strongroom verify`.
 
 use serde_json::json;
+use strongroom_engine::run::event::Code;
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_engine::verify::{self, Problem, Report, Request, Scope, Share, VmReport};
 use strongroom_points::when::PointName;
@@ -64,7 +65,7 @@ pub fn run(settings: &Settings, args: &Verify) -> Result<Exit, Failure> {
     let report = verify::run(&here, &request).map_err(Failure::failed)?;
     for vm in &report.vms {
         for note in &vm.notes {
-            settings.ui.warn(&format!("{}: {note}", vm.vm));
+            settings.ui.warn(Code::VerifyNote, Some(&vm.vm), note);
         }
     }
     if settings.ui.json() {

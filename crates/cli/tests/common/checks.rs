@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use strongroom_engine::backup::{BackupError, Report};
 use strongroom_engine::restore::{self, ImageFormat, Outcome, Request};
-use strongroom_engine::run::event::Event;
+use strongroom_engine::run::event::Kind;
 use strongroom_hypervisor::{BackupJob, Hypervisor as _, JobDisk, Listener};
 use strongroom_libvirt::Libvirt;
 use strongroom_points::manifest::Manifest;
@@ -85,7 +85,7 @@ impl Bench {
     pub fn try_backup_with_hash(&self, vm: &str) -> Result<(Report, String), BackupError> {
         let hash = Mutex::new(String::new());
         let hook = Hook::new(|event| {
-            if let Event::Captured { exports, .. } = event {
+            if let Kind::Captured { exports, .. } = event {
                 let vda = exports.iter().find(|export| export.target == "vda").unwrap();
                 *hash.lock().unwrap() = sha256_of_export(&vda.at);
             }

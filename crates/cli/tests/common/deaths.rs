@@ -16,7 +16,7 @@ use rustix::process::{Signal, getpid, kill_process};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use strongroom_engine::config::{CaptureMethod, Config, Level, Quiesce, Vm};
-use strongroom_engine::run::event::{Event, Step};
+use strongroom_engine::run::event::{Kind, Step};
 use strongroom_testkit::{Borg, Lab, TestGuest, output_of, run, virsh};
 
 use super::running::Said;
@@ -102,9 +102,9 @@ pub fn victim() {
         stop(format!("a write of the records is {write:?}"));
     }));
     let hook = Hook::new(|event| match event {
-        Event::Captured { .. } => stop_at("the view is frozen".into()),
-        Event::DiskDone { .. } => stop_at("a disk is read".into()),
-        Event::Step(Step::Seal) => stop_at("the view is given up".into()),
+        Kind::Captured { .. } => stop_at("the view is frozen".into()),
+        Kind::DiskRead { .. } => stop_at("a disk is read".into()),
+        Kind::Step { step: Step::Seal } => stop_at("the view is given up".into()),
         _ => {}
     });
     bench.backup(&order.vm, &hook).unwrap();

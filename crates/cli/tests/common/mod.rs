@@ -25,7 +25,7 @@ use strongroom_borg::{Encryption, PassphraseSource, Settings};
 use strongroom_engine::backup::{self, BackupError, Outcome, Report};
 use strongroom_engine::config::{Config, Vm};
 use strongroom_engine::run::context::{Context, Repositories};
-use strongroom_engine::run::event::{Event, Observer};
+use strongroom_engine::run::event::{Event, Kind, Observer};
 use strongroom_engine::run::settings::{self, Arguments};
 use strongroom_engine::run::state::{Run, StateDirectory};
 use strongroom_hypervisor::Hypervisor as _;
@@ -134,6 +134,7 @@ impl Bench {
     /// What the engine works with.
     pub fn context<'a>(&'a self, observer: &'a dyn Observer) -> Context<'a> {
         Context {
+            vm: None,
             hypervisor: &self.hypervisor,
             own_domain: self.config.own_domain.as_deref(),
             settings: self.settings(),
@@ -221,7 +222,7 @@ pub struct Hook<F> {
     each: F,
 }
 
-impl<F: Fn(&Event<'_>) + Send + Sync> Hook<F> {
+impl<F: Fn(&Kind<'_>) + Send + Sync> Hook<F> {
     pub fn new(each: F) -> Self {
         Self {
             warnings: Mutex::default(),
@@ -230,12 +231,12 @@ impl<F: Fn(&Event<'_>) + Send + Sync> Hook<F> {
     }
 }
 
-impl<F: Fn(&Event<'_>) + Send + Sync> Observer for Hook<F> {
+impl<F: Fn(&Kind<'_>) + Send + Sync> Observer for Hook<F> {
     fn event(&self, event: &Event<'_>) {
-        if let Event::Warning(text) = event {
+        if let Kind::Warning { text, .. } = &event.kind {
             self.warnings.lock().unwrap().push(text.clone());
         }
-        (self.each)(event);
+        (self.each)(&event.kind);
     }
 }
 

@@ -90,6 +90,7 @@ fn a_death_at_any_step_leaves_the_old_files_or_the_new_ones() {
         let died = !output.status.success();
         let state = StateDirectory::open(place.path().join("state")).unwrap();
         let context = Context {
+            vm: None,
             hypervisor: &hypervisor,
             own_domain: None,
             settings: Arc::clone(&resolved),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::common::{Bench, Hook};
 use serde_json::{Value, json};
 use strongroom_engine::config::CaptureMethod;
-use strongroom_engine::run::event::{Event, Step};
+use strongroom_engine::run::event::{Kind, Step};
 use strongroom_testkit::{Format, Lab, OwnLibvirtd, ProbePort};
 
 /// Pause between two writes of the guest that are measured, in milliseconds.
@@ -111,12 +111,12 @@ impl Watch<'_> {
     fn backup(&self, bench: &Bench, vm: &str, measured: &mut Measured) {
         let shared = Mutex::new(measured);
         let hook = Hook::new(|event| match event {
-            Event::Step(Step::Capture) => self.begin(),
-            Event::Captured { .. } => {
+            Kind::Step { step: Step::Capture } => self.begin(),
+            Kind::Captured { .. } => {
                 self.end(&mut shared.lock().unwrap().switch);
                 self.begin();
             }
-            Event::Step(Step::Seal) => self.end(&mut shared.lock().unwrap().reading),
+            Kind::Step { step: Step::Seal } => self.end(&mut shared.lock().unwrap().reading),
             _ => {}
         });
         let report = bench.backup(vm, &hook).unwrap();

@@ -179,6 +179,7 @@ impl World {
 
     fn verify_on(bench: &Bench, data: bool) -> Report {
         let here = Surroundings {
+            vm: None,
             settings: bench.settings(),
             state: &bench.state,
             repositories: &bench.repositories,

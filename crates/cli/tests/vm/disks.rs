@@ -12,7 +12,7 @@ use strongroom_engine::backup::{BackupError, Report};
 use strongroom_engine::capture::CaptureError;
 use strongroom_engine::config::Vm;
 use strongroom_engine::restore::{self, Request};
-use strongroom_engine::run::event::Event;
+use strongroom_engine::run::event::Kind;
 use strongroom_points::manifest::{Consistency, DiskRecord, Method, Mode};
 use strongroom_testkit::{Format, Lab, TestGuest, create_disk, run, sha256_of_raw, virsh};
 
@@ -241,7 +241,7 @@ fn one_bad_bitmap_concerns_one_disk() {
     let checkpoint = second.manifest.checkpoint.clone().unwrap();
     let removed = Once::new();
     let hook = Hook::new(|event| {
-        if let Event::Planned(plan) = event {
+        if let Kind::Planned { plan } = event {
             assert!(plan.disks.iter().all(|disk| disk.mode == Mode::Incremental));
             removed.call_once(|| remove_bitmap(&guest, "vdc", &checkpoint));
         }
@@ -309,7 +309,7 @@ fn a_vm_that_is_shut_off_is_backed_up_too() {
     // Started in the middle: nobody keeps it from starting, and what was read counts for nothing.
     let start = Once::new();
     let hook = Hook::new(|event| {
-        if let Event::Captured { .. } = event {
+        if let Kind::Captured { .. } = event {
             start.call_once(|| guest.boot());
         }
     });

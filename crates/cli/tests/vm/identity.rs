@@ -9,7 +9,7 @@ use crate::common::tiny::{MIB, Tiny, noise};
 use crate::common::{Bench, Hook};
 use strongroom_engine::backup::{BackupError, Report};
 use strongroom_engine::capture::CaptureError;
-use strongroom_engine::run::event::Event;
+use strongroom_engine::run::event::Kind;
 use strongroom_points::manifest::{Exclusion, Mode};
 use strongroom_testkit::{Format, Lab, run, sha256_of_raw, virsh};
 
@@ -312,7 +312,7 @@ fn an_offline_read_that_was_disturbed_counts_for_nothing() {
     bench.backup(vm, &()).unwrap();
     let once = Once::new();
     let disturb = Hook::new(|event| {
-        if let Event::Captured { .. } = event {
+        if let Kind::Captured { .. } = event {
             once.call_once(|| {
                 run(&mut virsh(["start", "--paused", vm]));
                 let write = "qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend \"write -P 9 3M 4k\"";

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use strongroom_base::cancel::Cancel;
 use strongroom_engine::backup::BackupError;
-use strongroom_engine::run::event::{Event, Step};
+use strongroom_engine::run::event::{Kind, Step};
 use strongroom_points::manifest::{DiskRecord, Mode};
 use strongroom_testkit::{Lab, TestGuest, run, virsh};
 
@@ -204,7 +204,7 @@ fn a_checkpoint_of_an_aborted_run_is_no_parent(scene: &mut Scene<'_>) {
     scene.guest.probe("write 2");
     let cancel = scene.bench.cancel.clone();
     let hook = Hook::new(|event| {
-        if let Event::Captured { .. } = event {
+        if let Kind::Captured { .. } = event {
             cancel.cancel();
         }
     });
@@ -222,7 +222,7 @@ fn death_between_the_commit_and_the_records(scene: &Scene<'_>) {
     scene.guest.probe("write 2");
     let hook = Hook::new(|event| {
         assert!(
-            !matches!(event, Event::Step(Step::Release)),
+            !matches!(event, Kind::Step { step: Step::Release }),
             "this is where it ends"
         );
     });
@@ -264,7 +264,7 @@ fn qemu_is_killed(scene: &mut Scene<'_>) {
     scene.bench.config.reader.limit_mib = 4;
     let kill = Once::new();
     let hook = Hook::new(|event| {
-        if let Event::DiskProgress { .. } = event {
+        if let Kind::DiskProgress { .. } = event {
             kill.call_once(|| scene.guest.kill());
         }
     });

@@ -10,7 +10,7 @@ use crate::common::tiny::{MIB, Tiny, noise};
 use crate::common::{Bench, Hook, sha256_of_export};
 use strongroom_engine::backup::Report;
 use strongroom_engine::config::CaptureMethod;
-use strongroom_engine::run::event::Event;
+use strongroom_engine::run::event::Kind;
 use strongroom_points::manifest::{Method, Mode};
 use strongroom_testkit::{Lab, TestGuest, run, virsh};
 
@@ -44,7 +44,7 @@ impl Scene<'_> {
     fn backup(&self, meanwhile: impl Fn() + Send + Sync) -> Report {
         let hash = Mutex::new(String::new());
         let hook = Hook::new(|event| {
-            if let Event::Captured { exports, .. } = event {
+            if let Kind::Captured { exports, .. } = event {
                 *hash.lock().unwrap() = sha256_of_export(&exports[0].at);
                 meanwhile();
             }
@@ -130,7 +130,7 @@ fn a_vm_that_is_renamed_is_backed_up_under_the_name_that_was_asked_for() {
     let bench = Bench::new(&lab, &[&tiny.name]);
     let renamed = lab.name("after");
     let hook = Hook::new(|event| {
-        if let Event::Captured { .. } = event {
+        if let Kind::Captured { .. } = event {
             run(&mut virsh(["domrename", &tiny.name, &renamed]));
         }
     });

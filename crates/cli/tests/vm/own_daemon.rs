@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use strongroom_engine::backup::BackupError;
 use strongroom_engine::config::CaptureMethod;
-use strongroom_engine::run::event::Event;
+use strongroom_engine::run::event::Kind;
 use strongroom_libvirt::Libvirt;
 use strongroom_points::manifest::{Method, Mode};
 use strongroom_testkit::{Lab, OtherHost, OwnLibvirtd, output_of, run, virsh};
@@ -75,7 +75,7 @@ fn a_vm_that_is_migrated_away_is_left_alone() {
 
     // A backup job keeps it where it is: whoever wants to migrate it is told so.
     let hook = Hook::new(|event| {
-        if let Event::Captured { .. } = event {
+        if let Kind::Captured { .. } = event {
             let refused = migrate(vm, &other).unwrap_err();
             assert!(refused.contains("lock") || refused.contains("job"), "{refused}");
         }
@@ -88,7 +88,7 @@ fn a_vm_that_is_migrated_away_is_left_alone() {
         settings.method = CaptureMethod::Snapshot;
     }
     let hook = Hook::new(|event| {
-        if let Event::Captured { .. } = event {
+        if let Kind::Captured { .. } = event {
             migrate(vm, &other).unwrap();
         }
     });
@@ -387,7 +387,7 @@ fn libvirtd_may_end_or_be_killed_under_a_backup() {
         for signal in ["TERM", "KILL"] {
             let once = Once::new();
             let hook = Hook::new(|event| {
-                if let Event::Captured { .. } = event {
+                if let Kind::Captured { .. } = event {
                     once.call_once(|| {
                         daemon.end(signal);
                         daemon.start();

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use strongroom_engine::config::{IfMissed, Level, Quiesce};
-use strongroom_engine::run::event::Event;
+use strongroom_engine::run::event::Kind;
 use strongroom_engine::run::state::Debt;
 use strongroom_hypervisor::{Agent as _, FreezeStatus, Hypervisor as _};
 use strongroom_points::manifest::{Consistency, Manifest};
@@ -341,7 +341,7 @@ fn a_panic(scene: &mut Scene<'_>) {
     });
     let hook = Hook::new(|event| {
         assert!(
-            !matches!(event, Event::Note(text) if text.contains("freezing")),
+            !matches!(event, Kind::Note { text } if text.contains("freezing")),
             "this is where it ends"
         );
     });
@@ -504,7 +504,7 @@ fn an_agent_that_hangs_costs_a_bounded_time_and_no_guest() {
     let stop = || scene.guest.sh("kill -STOP $(pidof qemu-ga)");
     // It hangs between its last sign of life and the freeze: the request stays in its channel.
     let hook = Hook::new(|event| {
-        if matches!(event, Event::Note(text) if text.contains("freezing")) {
+        if matches!(event, Kind::Note { text } if text.contains("freezing")) {
             stop();
         }
     });

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use strongroom_engine::config::{Config, Vm};
-use strongroom_engine::run::event::Event;
+use strongroom_engine::run::event::Kind;
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_points::manifest::Mode;
 use strongroom_testkit::{Lab, TestGuest, patience, run, virsh};
@@ -317,7 +317,7 @@ fn dry_runs(scene: &Scene<'_>) {
 fn two_runs_at_once(scene: &Scene<'_>) {
     let second = std::sync::Mutex::new(None);
     let hook = Hook::new(|event| {
-        if let Event::Captured { .. } = event {
+        if let Kind::Captured { .. } = event {
             let clock = Instant::now();
             let said = scene.backup();
             *second.lock().unwrap() = Some((said, clock.elapsed()));

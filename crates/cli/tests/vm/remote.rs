@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use strongroom_engine::backup::Report;
-use strongroom_engine::run::event::Event;
+use strongroom_engine::run::event::Kind;
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 use strongroom_nbd::Target;
@@ -34,7 +34,7 @@ fn backup(bench: &Bench, vm: &str) -> (Report, String) {
     let local = Libvirt::connect(crate::common::URI).unwrap();
     let hash = Mutex::new(String::new());
     let hook = Hook::new(|event| {
-        if let Event::Captured { exports, .. } = event {
+        if let Kind::Captured { exports, .. } = event {
             assert!(matches!(exports[0].at, Target::Command { .. }), "{exports:?}");
             let run = bench.run_of(vm).unwrap();
             *hash.lock().unwrap() = sha256_of_export(&local.export(&run.listener.unwrap(), "vda").unwrap());
@@ -79,7 +79,7 @@ fn a_vm_of_another_machine_is_backed_up_verified_and_restored_over_ssh() {
     // The connection breaks while a disk is read: the backup fails, and the guest keeps nothing of it.
     let broken = AtomicBool::new(false);
     let hook = Hook::new(|event| {
-        if matches!(event, Event::DiskStarted { .. }) && !broken.swap(true, Ordering::SeqCst) {
+        if matches!(event, Kind::DiskStarted { .. }) && !broken.swap(true, Ordering::SeqCst) {
             sshd.cut();
         }
     });

@@ -5,7 +5,7 @@
 use std::process::Command;
 use std::sync::Mutex;
 
-use strongroom_engine::run::event::Event;
+use strongroom_engine::run::event::Kind;
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 use strongroom_nbd::{Client, Options, Target};
@@ -45,7 +45,7 @@ fn an_account_can_back_up_the_vms_it_is_for_and_nothing_else() {
     for mode in [Mode::Full, Mode::Incremental] {
         let hash = Mutex::new(String::new());
         let hook = Hook::new(|event| {
-            if let Event::Captured { exports, .. } = event {
+            if let Kind::Captured { exports, .. } = event {
                 let run = bench.run_of(vm).unwrap();
                 *hash.lock().unwrap() =
                     sha256_of_export(&local.export(&run.listener.unwrap(), "vda").unwrap());

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use strongroom_engine::run::event::Event;
+use strongroom_engine::run::event::Kind;
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
 use strongroom_libvirt::rights::words;
@@ -70,7 +70,7 @@ fn the_account_can_name_no_path_no_address_and_no_state() {
     // It is no more than a backup takes, and no less.
     for mode in [Mode::Full, Mode::Incremental] {
         let hook = Hook::new(|event| {
-            if let Event::Captured { .. } = event {
+            if let Kind::Captured { .. } = event {
                 scene.others_exports();
             }
         });

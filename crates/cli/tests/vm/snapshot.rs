@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::common::{Bench, Hook, names, sha256_of_export};
 use strongroom_engine::backup::Report;
 use strongroom_engine::config::CaptureMethod;
-use strongroom_engine::run::event::Event;
+use strongroom_engine::run::event::Kind;
 use strongroom_points::manifest::{Method, Mode};
 use strongroom_testkit::{Format, Lab, TestGuest, run, virsh};
 
@@ -31,7 +31,7 @@ fn bench(lab: &Lab, vms: &[&str]) -> Bench {
 fn backup(bench: &Bench, vm: &str, then: impl Fn() + Send + Sync) -> (Report, Vec<(String, String)>) {
     let hashes = Mutex::new(Vec::new());
     let hook = Hook::new(|event| {
-        if let Event::Captured { exports, .. } = event {
+        if let Kind::Captured { exports, .. } = event {
             *hashes.lock().unwrap() = exports
                 .iter()
                 .map(|export| (export.target.clone(), sha256_of_export(&export.at)))
@@ -205,7 +205,7 @@ fn a_backup_that_is_cancelled_on_the_overlay_comes_home() {
     guest.probe("write 8");
     let was_there = Mutex::new(false);
     let hook = Hook::new(|event| {
-        if let Event::Captured { .. } = event {
+        if let Kind::Captured { .. } = event {
             *was_there.lock().unwrap() = overlay(&lab).is_some();
             guest.probe("write 8");
             guest.probe("sync");

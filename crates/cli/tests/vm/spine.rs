@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use crate::common::{Bench, Hook, names, sha256_of_export};
 use strongroom_engine::restore::{self, ImageFormat, Request};
-use strongroom_engine::run::event::Event;
+use strongroom_engine::run::event::Kind;
 use strongroom_points::manifest::Mode;
 use strongroom_testkit::{Format, Lab, run, sha256_of_raw, virsh};
 
@@ -45,7 +45,7 @@ fn ten_incremental_backups_of_a_writing_guest_restore_bit_identical() {
         // Through the frozen view, while the guest goes on writing: what the restore point has to be.
         let hash = Mutex::new(String::new());
         let hook = Hook::new(|event| {
-            if let Event::Captured { exports, .. } = event {
+            if let Kind::Captured { exports, .. } = event {
                 assert_eq!(
                     exports
                         .iter()
@@ -220,7 +220,7 @@ fn a_map_of_changes_that_lies_is_noticed_and_the_disk_read_in_full() {
     forget_changes(&vm, honest.manifest.checkpoint.as_ref().unwrap());
     let hash = Mutex::new(String::new());
     let hook = Hook::new(|event| {
-        if let Event::Captured { exports, .. } = event {
+        if let Kind::Captured { exports, .. } = event {
             *hash.lock().unwrap() = sha256_of_export(&exports[0].at);
         }
     });

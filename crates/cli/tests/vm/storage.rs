@@ -11,7 +11,7 @@ use crate::common::{Bench, Hook, names};
 use strongroom_engine::backup::BackupError;
 use strongroom_engine::capture::CaptureError;
 use strongroom_engine::config::CaptureMethod;
-use strongroom_engine::run::event::Event;
+use strongroom_engine::run::event::Kind;
 use strongroom_testkit::{Format, Lab, create_disk, output_of, patience, run, virsh};
 
 /// A small file system of its own over a lab's directory.
@@ -84,7 +84,7 @@ fn a_backup_gives_way_before_the_storage_is_full_and_resumes_a_guest_that_was_st
     // Early: at a floor above what the guest will need.
     bench.config.limits.free_mib = storage.free_mib() - 40;
     let slow = Hook::new(|event| {
-        if let Event::DiskStarted { .. } = event {
+        if let Kind::DiskStarted { .. } = event {
             wait_until("the job goes on", || !has_job(&vm));
         }
     });
@@ -102,7 +102,7 @@ fn a_backup_gives_way_before_the_storage_is_full_and_resumes_a_guest_that_was_st
     let error = bench
         .backup(
             &vm,
-            &Hook::new(|event| assert!(!matches!(event, Event::Captured { .. }))),
+            &Hook::new(|event| assert!(!matches!(event, Kind::Captured { .. }))),
         )
         .unwrap_err();
     assert!(
@@ -114,11 +114,11 @@ fn a_backup_gives_way_before_the_storage_is_full_and_resumes_a_guest_that_was_st
     bench.config.limits.free_mib = 0;
     let filler = lab.path("filler");
     let full = Hook::new(|event| match event {
-        Event::Captured { .. } => {
+        Kind::Captured { .. } => {
             let size = format!("{}M", storage.free_mib() - 8);
             run(Command::new("fallocate").args(["-l", &size]).arg(&filler));
         }
-        Event::DiskStarted { .. } => {
+        Kind::DiskStarted { .. } => {
             wait_until("the guest is not stopped", || state(&vm) == "paused (I/O error)");
             std::fs::remove_file(&filler).unwrap();
         }
@@ -163,7 +163,7 @@ fn a_snapshot_gives_way_although_the_repository_has_all_that_is_read() {
     again.config.limits.scratch_mib = 16;
     let begin = Instant::now();
     let loaded = Hook::new(|event| {
-        if let Event::Captured { .. } = event {
+        if let Kind::Captured { .. } = event {
             guest.probe("load start 20");
         }
     });

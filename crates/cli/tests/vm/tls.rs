@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use strongroom_engine::run::event::Event;
+use strongroom_engine::run::event::Kind;
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_hypervisor::NbdTls;
 use strongroom_libvirt::Libvirt;
@@ -123,8 +123,8 @@ fn vms_of_another_machine_are_backed_up_over_tls() {
 
     // Two at a time, each at a port of its own, which shows nothing to others.
     let ports = Mutex::new(Vec::new());
-    let port_of = |event: &Event<'_>| {
-        if let Event::Captured { exports, .. } = event {
+    let port_of = |event: &Kind<'_>| {
+        if let Kind::Captured { exports, .. } = event {
             let Target::Tcp {
                 port, tls: Some(_), ..
             } = exports[0].at

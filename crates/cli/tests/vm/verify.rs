@@ -10,7 +10,7 @@ use strongroom_base::cancel::Cancel;
 use strongroom_borg::Access;
 use strongroom_engine::config::{Vm, Witness};
 use strongroom_engine::restore;
-use strongroom_engine::run::event::Event;
+use strongroom_engine::run::event::Kind;
 use strongroom_engine::verify::{self, Surroundings};
 use strongroom_points::trust::memory::Memory;
 use strongroom_testkit::{Lab, run};
@@ -606,11 +606,12 @@ fn a_cycle_goes_on_where_it_was_left() {
     // A night that is interrupted has read nothing: neither is the cycle further, nor the damage forgotten.
     let cancel = Cancel::new();
     let hook = Hook::new(|event| {
-        if matches!(event, Event::DiskStarted { .. }) {
+        if matches!(event, Kind::DiskStarted { .. }) {
             cancel.cancel();
         }
     });
     let here = Surroundings {
+        vm: None,
         settings: world.bench.settings(),
         state: &world.bench.state,
         repositories: &world.bench.repositories,

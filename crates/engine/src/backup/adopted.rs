@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::BackupError;
 use crate::run::context::Context;
+use crate::run::event::Code;
 use crate::run::plan::RunId;
 
 /// The newest restore point of the VM that can be read and is vouched for, all that is on record of this repository, and the
@@ -32,7 +33,7 @@ pub fn newest(
     let (here, vm) = (context.here(), &domain.name);
     let catalog = Catalog::look(repository, context.state.path())?;
     for (_, why) in &catalog.unreadable {
-        context.warn(format!("passed over: failed to {why}"));
+        context.warn(Code::ArchivePassedOver, format!("passed over: failed to {why}"));
     }
     let chain = catalog.chain(vm, domain.uuid);
     let id = repository.id().to_string();
@@ -64,7 +65,7 @@ pub fn newest(
                     problem: problem.clone(),
                 });
             }
-            ChainProblem::Elsewhere { .. } => context.warn(format!(
+            ChainProblem::Elsewhere { .. } => context.warn(Code::RestorePointMissing, format!(
                 "{problem}, and this backup goes to {id}; if that was meant: `strongroom verify {vm} --acknowledge`"
             )),
             // Said when the next one takes its place.
@@ -73,7 +74,7 @@ pub fn newest(
     }
     doubtful(context, vm, &standing);
     if let Some(ahead) = standing.newest.filter(|newest| newest.info.time > run.started) {
-        context.warn(format!(
+        context.warn(Code::Clock, format!(
             "the clock says {}, and restore point {} was made at {}: one of the two is wrong. Restore points are ordered by \
              number, this one is the newest; rules of `borg prune` go by time",
             run.started,
@@ -96,7 +97,7 @@ pub fn newest(
             Err(error @ HistoryError::Repository(_)) if !error.concerns_one_archive() => {
                 return Err(error.into());
             }
-            Err(error) => context.warn(format!("passed over: failed to {error}")),
+            Err(error) => context.warn(Code::ArchivePassedOver, format!("passed over: failed to {error}")),
         }
     };
     Ok((point, records, order))
@@ -117,7 +118,7 @@ fn doubtful(context: &Context<'_>, vm: &str, standing: &Standing<'_>) {
         0 => String::new(),
         more => format!(", and {more} more"),
     };
-    context.warn(format!(
+    context.warn(Code::UntrustedArchive, format!(
         "passed over: archive {archive} is newer than all that are trusted, but is not trusted itself: {why}{others}; \
          another writer may have made it, in the place of a genuine one; `strongroom verify {vm}` has details"
     ));
@@ -163,7 +164,7 @@ pub fn gone(
     let lacking = repository.lacking(metadata.iter().copied().chain(data).collect())?;
     context.cancel.check()?;
     if !lacking.is_empty() {
-        context.warn(format!(
+        context.warn(Code::ObjectsMissing, format!(
             "{} objects that earlier restore points need are not in the repository any more: what the VM still has of them \
              is read anew; `strongroom verify {vm} --data` says what is damaged",
             lacking.len()

@@ -11,6 +11,7 @@ use strongroom_points::manifest::{DiskRecord, HeaderRecord, LuksRecord};
 
 use super::BackupError;
 use crate::run::context::Context;
+use crate::run::event::Code;
 use crate::run::plan::DiskPlan;
 
 /// The LUKS volumes of a disk, with what became of their headers.
@@ -38,10 +39,13 @@ impl Areas {
     ) -> Result<Self, BackupError> {
         let mut areas = Self::default();
         let volumes = Luks::find(client).unwrap_or_else(|error| {
-            context.warn(format!(
-                "disk {}: its LUKS headers cannot be located: {error}",
-                disk.target
-            ));
+            context.warn(
+                Code::HeadersUnreadable,
+                format!(
+                    "disk {}: its LUKS headers cannot be located: {error}",
+                    disk.target
+                ),
+            );
             Vec::new()
         });
         for luks in volumes {
@@ -150,7 +154,7 @@ pub fn warn_gone(context: &Context<'_>, disk: &str, before: Option<&DiskRecord>,
                     .is_none_or(|now| now.binding == header.binding)
         };
         if now.iter().find(is_here).is_none() {
-            context.warn(format!(
+            context.warn(Code::HeaderLost, format!(
                 "disk {disk}: LUKS volume {} at {}, which the restore point before has, has lost its header or has another \
                  volume key: keep the archives of headers as long as the restore points that need them",
                 old.uuid, old.offset
@@ -160,10 +164,13 @@ pub fn warn_gone(context: &Context<'_>, disk: &str, before: Option<&DiskRecord>,
 }
 
 fn warn_inside(context: &Context<'_>, disk: &DiskPlan, luks: &Luks, why: NoArea) {
-    context.warn(format!(
-        "disk {}: the header of LUKS volume {} at {} stays in the restore point: {why}",
-        disk.target, luks.uuid, luks.offset
-    ));
+    context.warn(
+        Code::HeaderInside,
+        format!(
+            "disk {}: the header of LUKS volume {} at {} stays in the restore point: {why}",
+            disk.target, luks.uuid, luks.offset
+        ),
+    );
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use super::{audit, guard, stream};
 use crate::capture::Capture;
 use crate::config::LuksHeaders;
 use crate::run::context::Context;
+use crate::run::event::Code;
 use crate::run::plan::DiskPlan;
 use crate::run::settings::VmJob;
 
@@ -171,7 +172,7 @@ pub fn read(
             }
             Err(audit::AuditError::Read(source)) => return Err(read_error(source)),
             Err(audit::AuditError::Changed { offset }) => {
-                context.warn(format!(
+                context.warn(Code::ChangeMapWrong, format!(
                     "disk {}: the map of changes is wrong: the chunk at offset {offset} has changed and is not in it. \
                      The disk is read in full; earlier incremental restore points of it may lack changes",
                     disk.target

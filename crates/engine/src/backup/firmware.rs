@@ -11,6 +11,7 @@ use strongroom_points::firmware::{MAX_NVRAM, MAX_TPM, TPM_PREFIX, tpm_place};
 use strongroom_points::manifest::NVRAM_PATH;
 
 use crate::run::context::Context;
+use crate::run::event::Code;
 
 /// The most files of a TPM's state.
 const MAX_TPM_FILES: usize = 16;
@@ -30,7 +31,7 @@ pub fn collect(context: &Context<'_>, domain: &Domain) -> (Vec<FirmwareFile>, Ve
     let mut missing = Vec::new();
     let mut lacks = |path: &str, warning: String| {
         missing.push(path.to_owned());
-        context.warn(warning);
+        context.warn(Code::FirmwareMissing, warning);
     };
     if let Some(path) = &domain.nvram {
         match read_from(context, path, MAX_NVRAM) {

@@ -19,6 +19,7 @@ use super::disk::DiskResult;
 use super::firmware::{self, FirmwareFile};
 use crate::capture::quiesce::Reached;
 use crate::run::context::Context;
+use crate::run::event::Code;
 use crate::run::plan::Plan;
 
 /// What the capture was like.
@@ -255,10 +256,13 @@ fn swap_layout(context: &Context<'_>, disk: &strongroom_hypervisor::Disk) -> Opt
     match read() {
         Ok(layout) => Some(layout),
         Err(error) => {
-            context.warn(format!(
-                "swap disk {}: its layout is unknown, it will come back blank: {error}",
-                disk.target
-            ));
+            context.warn(
+                Code::SwapLayoutUnknown,
+                format!(
+                    "swap disk {}: its layout is unknown, it will come back blank: {error}",
+                    disk.target
+                ),
+            );
             None
         }
     }

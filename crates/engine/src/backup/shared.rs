@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::plan::PlanError;
 use crate::files::{Doubt, Held, Inventory};
 use crate::run::context::Context;
+use crate::run::event::Code;
 use crate::run::plan::Plan;
 
 /// Refuses a shut-off VM whose images another domain writes to: what is read would be of many instants. Of a running VM it is a
@@ -19,8 +20,7 @@ pub fn check(context: &Context<'_>, plan: &Plan) -> Result<(), PlanError> {
         Ok(inventory) => inventory,
         Err(error) => {
             context.note(format!(
-                "{}: it is not known whether other domains use its disks: failed to {error}",
-                plan.vm
+                "it is not known whether other domains use its disks: failed to {error}"
             ));
             return Ok(());
         }
@@ -35,7 +35,7 @@ pub fn check(context: &Context<'_>, plan: &Plan) -> Result<(), PlanError> {
                 domain: other.domain.clone(),
             });
         }
-        context.warn(format!(
+        context.warn(Code::DiskShared, format!(
             "disk {target}: {:?} runs and writes to it, too ({}): the two are not held still together; leave it out of one of \
              the VMs' backups with `exclude`, or shut {} down for the backup",
             other.domain, other.store, other.domain
@@ -45,11 +45,10 @@ pub fn check(context: &Context<'_>, plan: &Plan) -> Result<(), PlanError> {
         let (domain, reason) = (&unread.domain, &unread.reason);
         match doubt {
             Doubt::Slight => context.note(format!(
-                "{}: {domain:?} may use its disks, too: libvirt does not give that domain's \
-                 definition ({reason})",
-                plan.vm
+                "{domain:?} may use its disks, too: libvirt does not give that domain's \
+                 definition ({reason})"
             )),
-            Doubt::Grave => context.warn(format!(
+            Doubt::Grave => context.warn(Code::DiskUseUnknown, format!(
                 "it is shut off, and it could not be determined whether {domain:?} writes to its disks meanwhile, as libvirt \
                  does not give that domain's definition ({reason}); if it does, this backup is of many instants: repeat it \
                  once that VM answers again, or has ended (`virsh destroy`)"

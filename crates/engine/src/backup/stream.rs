@@ -25,7 +25,7 @@ use super::BackupError;
 use super::cells::{self, Cell};
 use super::pace::Pace;
 use crate::run::context::Context;
-use crate::run::event::Event;
+use crate::run::event::Kind;
 
 /// Cells that wait for a worker, and sealed chunks that wait for the repository.
 const QUEUE: usize = 4;
@@ -61,7 +61,7 @@ pub fn stream(
     pace: &Pace,
 ) -> Result<Streamed, BackupError> {
     let read = cells::bytes_to_read(cells);
-    context.report(&Event::DiskStarted { target, bytes: read });
+    context.report(Kind::DiskStarted { target, bytes: read });
     // What is sealed are whole cells, holes inside them included.
     let (sealed, count) = cells::bytes_to_seal(cells);
     writer.reserve(sealed, count)?;
@@ -101,7 +101,7 @@ pub fn stream(
             disk: target.to_owned(),
         });
     };
-    context.report(&Event::DiskDone { target, read, stored });
+    context.report(Kind::DiskRead { target, read, stored });
     Ok(Streamed { chunks, read, stored })
 }
 
@@ -133,7 +133,7 @@ fn store(
         }
         if let Some(Cell::Read { data, .. }) = cells.get(place) {
             let bytes = data.iter().map(|part| part.length()).sum();
-            context.report(&Event::DiskProgress { target, bytes });
+            context.report(Kind::DiskProgress { target, bytes });
         }
     }
     Ok(stored)

@@ -55,7 +55,7 @@ pub fn begin(
         if !demand_less(context, plan, &error) {
             break error;
         }
-        context.note(format!("{}: trying again with less: failed to {error}", plan.vm));
+        context.note(format!("trying again with less: failed to {error}"));
     };
     if let HypervisorError::Failed { what, .. } = &mut failure {
         what.insert_str(0, "start the backup: ");

@@ -17,6 +17,7 @@ use strongroom_nbd::{Cache, Format, QemuNbd, Serve, Target};
 
 use super::short_id;
 use crate::run::context::Context;
+use crate::run::event::Code;
 use crate::run::plan::{DiskPlan, Plan};
 use crate::run::state::Run;
 
@@ -51,10 +52,13 @@ pub fn borrow(context: &Context<'_>, plan: &Plan, run: &Run) -> Vec<Lent> {
     for disk in &plan.disks {
         match one(context, own, &plan.vm, run, disk) {
             Ok(one) => lent.push(one),
-            Err(why) => context.warn(format!(
-                "disk {} is not read as a disk of {own}, but over ssh: failed to {why}",
-                disk.target
-            )),
+            Err(why) => context.warn(
+                Code::HotAddFailed,
+                format!(
+                    "disk {} is not read as a disk of {own}, but over ssh: failed to {why}",
+                    disk.target
+                ),
+            ),
         }
     }
     lent
@@ -66,9 +70,12 @@ pub fn take_back(context: &Context<'_>, run: &Run) {
         return;
     };
     if let Err(error) = context.hypervisor.take_back(own, &serials(run)) {
-        context.warn(format!(
-            "disks that were read may still be attached to {own}; they are read-only: failed to {error}"
-        ));
+        context.warn(
+            Code::HotAddLeft,
+            format!(
+                "disks that were read may still be attached to {own}; they are read-only: failed to {error}"
+            ),
+        );
     }
 }
 

@@ -27,6 +27,7 @@ use self::freeze::{Freeze, Freezer};
 use self::script::{Failure, Phase, Script};
 use crate::config::{IfMissed, Level};
 use crate::run::context::Context;
+use crate::run::event::Code;
 use crate::run::settings::Quiesce;
 use crate::run::state::{StateError, VmState};
 
@@ -116,10 +117,8 @@ impl<'a> Rest<'a> {
         }
         self.freezer.get_ready();
         if self.freezer.outcome == Freeze::Absent && self.settings.level == Level::Application {
-            self.context.note(format!(
-                "{}: there is no guest agent, only the scripts bring it to rest",
-                self.domain.name
-            ));
+            self.context
+                .note("there is no guest agent, only the scripts bring it to rest");
         }
         // What cannot be reached any more need not be tried.
         let missed = match &self.freezer.outcome {
@@ -169,7 +168,7 @@ impl<'a> Rest<'a> {
         if std::mem::take(&mut self.owes_post) {
             let script = self.script(Phase::Post);
             if let Err(error) = post(self.context, &script, self.state) {
-                self.context.warn(format!("failed to {error}"));
+                self.context.warn(Code::Records, format!("failed to {error}"));
             }
         }
     }
@@ -206,13 +205,15 @@ impl<'a> Rest<'a> {
         let (consistency, missed) = judge(self.settings.level, why, &self.freezer.outcome);
         self.insist(missed.as_deref())?;
         if let Some(missed) = &missed {
-            self.context.warn(format!(
-                "{}: consistency {}, and not {}: {missed}{}",
-                self.domain.name,
-                word(consistency),
-                word(self.settings.level.into()),
-                failure.map(Failure::words).unwrap_or_default(),
-            ));
+            self.context.warn(
+                Code::ConsistencyMissed,
+                format!(
+                    "consistency {}, and not {}: {missed}{}",
+                    word(consistency),
+                    word(self.settings.level.into()),
+                    failure.map(Failure::words).unwrap_or_default(),
+                ),
+            );
         }
         Ok(Reached {
             consistency,
@@ -266,7 +267,10 @@ fn post(context: &Context<'_>, script: &Script<'_>, state: &mut VmState) -> Resu
     match script.run(context.hypervisor, None) {
         Ok(()) => state.owe(|debt| debt.post = None),
         Err(failure) => {
-            context.warn(format!("{}: {failure}; the next run tries again", script.vm));
+            context.warn(
+                Code::PostScriptFailed,
+                format!("{failure}; the next run tries again"),
+            );
             Ok(())
         }
     }
@@ -285,23 +289,14 @@ pub fn settle(
     }
     let Some(run) = debt.post else { return Ok(()) };
     let Some(settings) = settings.filter(|settings| settings.post.is_some()) else {
-        context.note(format!(
-            "{}: the configuration has no post script any more",
-            domain.name
-        ));
+        context.note("the configuration has no post script any more");
         return state.owe(|debt| debt.post = None);
     };
     if settings.ssh.is_none() && !domain.state.is_active() {
-        context.note(format!(
-            "{}: its post script waits until it runs again",
-            domain.name
-        ));
+        context.note("its post script waits until it runs again");
         return Ok(());
     }
-    context.note(format!(
-        "{}: running the post script that an earlier run owes it",
-        domain.name
-    ));
+    context.note("running the post script that an earlier run owes it");
     let script = Script {
         domain: domain.uuid,
         vm: &domain.name,
@@ -323,18 +318,20 @@ fn settle_thaw(context: &Context<'_>, domain: &Domain, state: &mut VmState) -> R
     match thawed {
         Ok(count) => {
             if count > 0 {
-                context.warn(format!(
-                    "{}: {count} of its file systems were still frozen by an earlier run, and are thawed now",
-                    domain.name
-                ));
+                context.warn(
+                    Code::GuestThawedLate,
+                    format!(
+                        "{count} of its file systems were still frozen by an earlier run, and are thawed now"
+                    ),
+                );
             }
             state.owe(|debt| debt.thaw = false)
         }
         Err(error) => {
-            context.warn(format!(
-                "{}: its file systems may still be frozen by an earlier run: failed to {error}; the next run tries again, \
+            context.warn(Code::GuestMayBeFrozen, format!(
+                "its file systems may still be frozen by an earlier run: failed to {error}; the next run tries again, \
                  and `virsh domfsthaw {}` may help",
-                domain.name, domain.name
+                domain.name
             ));
             Ok(())
         }

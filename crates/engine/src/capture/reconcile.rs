@@ -19,6 +19,7 @@ use crate::capture::overlay::{HomeError, Homecoming, bring_home};
 use crate::capture::quiesce;
 use crate::capture::{end_job, take_back};
 use crate::run::context::Context;
+use crate::run::event::Code;
 use crate::run::settings::Quiesce;
 use crate::run::state::{StateError, VmState};
 use strongroom_hypervisor::{Domain, HypervisorError, Listener};
@@ -70,11 +71,14 @@ pub fn reconcile(
     let Some(run) = state.records().run.clone() else {
         return Ok(());
     };
-    context.warn(format!(
-        "the backup of {} that began at {} was interrupted; undoing what it left",
-        domain.name,
-        run.started.strftime("%Y-%m-%d %H:%M:%S UTC")
-    ));
+    context.warn(
+        Code::InterruptedBackup,
+        format!(
+            "the backup of {} that began at {} was interrupted; undoing what it left",
+            domain.name,
+            run.started.strftime("%Y-%m-%d %H:%M:%S UTC")
+        ),
+    );
     take_back(context, &run);
     // The guest's own images come first.
     if let Homecoming::Stuck(disks) = bring_home(context, domain.uuid, state)? {
@@ -121,12 +125,13 @@ pub fn drop_stale(context: &Context<'_>, domain: &Domain, state: &mut VmState) {
             Ok(()) => {
                 context.note(format!("deleted checkpoint {checkpoint}"));
                 if let Err(error) = state.deleted(&checkpoint) {
-                    context.warn(format!("failed to {error}"));
+                    context.warn(Code::Records, format!("failed to {error}"));
                 }
             }
-            Err(error) => context.warn(format!(
-                "checkpoint {checkpoint} stays for now: failed to {error}"
-            )),
+            Err(error) => context.warn(
+                Code::CheckpointLeft,
+                format!("checkpoint {checkpoint} stays for now: failed to {error}"),
+            ),
         }
     }
 }
@@ -138,6 +143,9 @@ fn remove_leftover(context: &Context<'_>, path: &Path) {
     match std::fs::remove_file(path) {
         Ok(()) => context.note(format!("removed {}", path.display())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => context.warn(format!("failed to remove {}: {error}", path.display())),
+        Err(error) => context.warn(
+            Code::FileLeft,
+            format!("failed to remove {}: {error}", path.display()),
+        ),
     }
 }

@@ -7,6 +7,7 @@ use crate::capture::reconcile::{ReconcileError, drop_stale, reconcile};
 use crate::capture::tracking;
 use crate::files::unfinished::{self, RestoreLeft};
 use crate::run::context::Context;
+use crate::run::event::Code;
 use crate::run::state::{Debt, Records, StateError};
 
 /// Why a VM is not as it should be.
@@ -38,6 +39,7 @@ pub struct Request {
 
 /// Undoes what an interrupted run left of one VM. Gives what was found, a line each; nothing if all is well.
 pub fn recover(context: &Context<'_>, name: &str, request: Request) -> Result<Vec<String>, RecoverError> {
+    let context = &context.about(name);
     // Restores first: they may be what the domain's disks come from, or the domain itself.
     let restores = unfinished::recover(context, Some(name), request.dry_run)?;
     let mut found: Vec<String> = restores.into_iter().map(|(_, what)| what).collect();
@@ -88,7 +90,7 @@ pub fn recover(context: &Context<'_>, name: &str, request: Request) -> Result<Ve
         let domain = context.hypervisor.domain(&domain.uuid.to_string())?;
         drop_stale(context, &domain, &mut state);
         for why in tracking::remove(context, &domain, &orphans) {
-            context.warn(why);
+            context.warn(Code::BitmapLeft, why);
         }
     }
     Ok(found)
@@ -111,7 +113,7 @@ fn orphans(
         Ok(bitmaps) => bitmaps,
         Err(error) => {
             // Not what this is called for: a disk that is gone must not keep the rest from being put right.
-            context.note(format!("{}: failed to {error}", domain.name));
+            context.note(format!("failed to {error}"));
             Vec::new()
         }
     };

@@ -35,6 +35,7 @@ pub enum ReleaseError {
 
 /// Lets go of one VM. Gives what was found, a line each; nothing if there was nothing of ours. With `dry_run` it is only said.
 pub fn release(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Vec<String>, ReleaseError> {
+    let context = &context.about(name);
     let domain = context.hypervisor.domain(&context.settings.job(name).domain())?;
     let mut state = context.state.lock(&domain.name, domain.uuid)?;
     let mut found = unfinished(&state);
@@ -64,10 +65,7 @@ pub fn release(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Vec<S
     settle(context, &domain, &mut state)?;
     let others = checkpoints.len() - ours.len();
     if others > 0 {
-        context.note(format!(
-            "{}: {others} checkpoints that strongroom did not make stay",
-            domain.name
-        ));
+        context.note(format!("{others} checkpoints that strongroom did not make stay"));
     }
     if left.is_empty() {
         return Ok(found);
@@ -99,7 +97,7 @@ fn bitmaps(
 ) -> Result<Vec<StoredBitmap>, HypervisorError> {
     match context.hypervisor.bitmaps(domain.uuid) {
         Err(error) if !context.hypervisor.is_local() && (domain.state.is_active() || !needed) => {
-            context.note(format!("{}: failed to {error}", domain.name));
+            context.note(format!("failed to {error}"));
             Ok(Vec::new())
         }
         found => found,

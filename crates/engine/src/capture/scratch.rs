@@ -18,6 +18,7 @@ use strongroom_points::manifest::Method;
 use super::CaptureError;
 use super::end_job;
 use crate::run::context::Context;
+use crate::run::event::Code;
 use crate::run::plan::Plan;
 use crate::run::settings::Limits;
 use crate::run::state::Run;
@@ -105,10 +106,10 @@ fn watch(
                     break;
                 }
                 Err(error) => {
-                    context.warn(format!(
-                        "{}: {reason}, and the backup job does not end: {error}",
-                        plan.vm
-                    ));
+                    context.warn(
+                        Code::JobLeft,
+                        format!("{reason}, and the backup job does not end: {error}"),
+                    );
                 }
             }
         }

@@ -140,10 +140,7 @@ fn checkpoint(context: &Context<'_>, plan: &mut Plan) -> Result<(), CaptureError
         .map(|disk| disk.target.clone())
         .collect();
     if let Err(error) = context.hypervisor.create_checkpoint(plan.uuid, &name, &targets) {
-        context.note(format!(
-            "{}: the next backup reads everything: failed to {error}",
-            plan.vm
-        ));
+        context.note(format!("the next backup reads everything: failed to {error}"));
         // It may be there all the same.
         context.hypervisor.delete_checkpoint(plan.uuid, &name)?;
         plan.checkpoint = None;

@@ -4,6 +4,7 @@
 //! it has stopped the VM. And a bitmap outlives the checkpoint that libvirt knows: a domain that is undefined, or transient and
 //! off, takes its checkpoints with it.
 
+use crate::run::event::Code;
 use crate::run::settings::VmJob;
 use strongroom_hypervisor::names::is_ours;
 use strongroom_hypervisor::{Domain, HypervisorError, StoredBitmap};
@@ -64,7 +65,7 @@ pub fn readopt(context: &Context<'_>, domain: &Domain, state: &VmState) {
     };
     let mut left = match orphans() {
         Ok(orphans) => orphans,
-        Err(error) => return context.note(format!("{}: failed to {error}", domain.name)),
+        Err(error) => return context.note(format!("failed to {error}")),
     };
     let sound = |bitmap: &StoredBitmap| bitmap.sound && Some(bitmap.name.as_str()) == committed;
     let targets: Vec<String> = left
@@ -80,11 +81,11 @@ pub fn readopt(context: &Context<'_>, domain: &Domain, state: &VmState) {
                 ));
                 left.retain(|bitmap| !sound(bitmap));
             }
-            Err(error) => context.note(format!("{}: failed to {error}", domain.name)),
+            Err(error) => context.note(format!("failed to {error}")),
         }
     }
     for why in remove(context, domain, &left) {
-        context.warn(why);
+        context.warn(Code::BitmapLeft, why);
     }
 }
 

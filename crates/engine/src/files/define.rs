@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::Inventory;
 use super::staged::Published;
 use crate::run::context::Context;
+use crate::run::event::Code;
 
 /// How long a hypervisor that does not answer is asked what it has done.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -41,16 +42,22 @@ pub fn define<'a>(
         match found {
             Ok(None) => return Err(error),
             Ok(Some((domain, uuid))) => {
-                context.warn(format!("{domain} is defined, although this failed: {error}"));
+                context.warn(
+                    Code::DefinedAnyway,
+                    format!("{domain} is defined, although this failed: {error}"),
+                );
                 return Ok((uuid, files));
             }
             Err(_) if Instant::now() < patience => std::thread::sleep(RETRY),
             Err(unknown) => {
                 for file in files {
-                    context.warn(format!(
-                        "{} stays, as a domain may have it: {unknown}",
-                        file.place().display()
-                    ));
+                    context.warn(
+                        Code::FileKept,
+                        format!(
+                            "{} stays, as a domain may have it: {unknown}",
+                            file.place().display()
+                        ),
+                    );
                     file.leave();
                 }
                 return Err(error);

@@ -221,7 +221,7 @@ pub fn swap_disks(domain: &Domain) -> Vec<String> {
 
 fn see(context: &Context<'_>, name: &str, domain: Domain) -> Result<Seen, AuditError> {
     context.cancel.check()?;
-    context.note(format!("{name}: looking at its disks"));
+    context.about(name).note("looking at its disks");
     let job = context.settings.job_of(name, &domain.name, domain.uuid).ok();
     let swap = job.as_ref().map_or(&[][..], |job| &job.swap);
     let disks = if context.hypervisor.is_local() {

@@ -38,7 +38,7 @@ use crate::files::unfinished;
 use crate::files::{InUse, Inventory, Own};
 use crate::provision::template::Template;
 use crate::run::context::Context;
-use crate::run::event::Event;
+use crate::run::event::Code;
 use crate::run::state::StateError;
 
 /// What lies before the encrypted volume: boot loaders and `/boot`.
@@ -538,9 +538,10 @@ fn look(system: &Draft, request: &Request, report: &Report) -> Result<LuksFacts,
 fn keep(context: &Context<'_>, files: Vec<Published<'_>>) {
     for file in files {
         if let Err(error) = file.keep() {
-            context.report(&Event::Warning(format!(
-                "failed to make a new file last: {error}"
-            )));
+            context.warn(
+                Code::FileNotSynced,
+                format!("failed to make a new file last: {error}"),
+            );
         }
     }
 }

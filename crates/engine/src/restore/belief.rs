@@ -13,6 +13,7 @@ use strongroom_points::when::When;
 
 use super::{Request, RestoreError};
 use crate::run::context::Context;
+use crate::run::event::Code;
 
 /// Compares the repository with what is on record, before its newest restore point is believed. One that was named is
 /// restored all the same, with a word. Gives the newest headers that there have to be, and the times of all.
@@ -34,7 +35,7 @@ pub fn compare(
         });
     }
     if let Some(line) = standing.line(vm) {
-        context.warn(line);
+        context.warn(Code::RestorePointMissing, line);
     }
     let newest = standing.newest.map_or(0, Entry::number);
     let mut believed = chain.iter().rev().filter(|entry| entry.number() <= newest);
@@ -83,9 +84,10 @@ pub fn trust(
             Ok(true)
         }
         Err(error) if request.unsigned && !context.cancel.is_cancelled() => {
-            context.warn(format!(
-                "it is restored all the same, as asked: failed to {error}"
-            ));
+            context.warn(
+                Code::NotTrusted,
+                format!("it is restored all the same, as asked: failed to {error}"),
+            );
             Ok(false)
         }
         Err(error) => Err(error),

@@ -13,6 +13,7 @@ use strongroom_points::trust::order::Order;
 
 use super::{Request, RestoreError};
 use crate::run::context::Context;
+use crate::run::event::Code;
 
 /// One chunk at its place.
 pub type Placed = (u64, ChunkRef);
@@ -141,7 +142,10 @@ impl<'a> Search<'a> {
     }
 
     fn pass_over(&self, archive: &str, why: &str) {
-        self.context.warn(format!("{archive} is passed over: {why}"));
+        self.context.warn(
+            Code::ArchivePassedOver,
+            format!("{archive} is passed over: {why}"),
+        );
     }
 
     /// What has been found for a disk.
@@ -228,11 +232,10 @@ impl<'a> Search<'a> {
             return Ok(None);
         };
         let passed_over = |why: &str| {
-            self.context.warn(format!(
-                "{} is passed over: {}: {why}",
-                headers.name(),
-                area.path()
-            ));
+            self.context.warn(
+                Code::ArchivePassedOver,
+                format!("{} is passed over: {}: {why}", headers.name(), area.path()),
+            );
         };
         let Some(chunks) = headers.chunks(area) else {
             passed_over("it is not what its statement describes");

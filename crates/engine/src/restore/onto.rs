@@ -40,7 +40,7 @@ use crate::files::room::{self, Need};
 use crate::files::stamp::stamp;
 use crate::files::{Inventory, Own};
 use crate::run::context::Context;
-use crate::run::event::Event;
+use crate::run::event;
 use crate::run::reading::unhindered;
 
 /// Chunks that wait for a worker.
@@ -354,7 +354,7 @@ fn compare(
     let carved: RangeSet = record.into_iter().flat_map(DiskRecord::areas).collect();
     let mut of_chunks = Look::at(&chunks, &allocation.with_holes(&carved), &opener)?;
     let mut of_pieces = Look::at(&pieces, &allocation, &opener)?;
-    context.report(&Event::DiskStarted {
+    context.report(event::Kind::DiskStarted {
         target: &disk.target,
         bytes: of_chunks.bytes() + of_pieces.bytes(),
     });
@@ -461,7 +461,7 @@ fn read_and_hash(
                             differing.push(number);
                         }
                         let length = bytes.len() as u64;
-                        context.report(&Event::DiskProgress {
+                        context.report(event::Kind::DiskProgress {
                             target,
                             bytes: length,
                         });
@@ -522,7 +522,7 @@ fn collect(
     let mut overlay = Client::connect(&server.target(), &Options::default()).map_err(image_error)?;
     let target = disk.target.as_str();
     let bytes = differing.bytes();
-    context.report(&Event::DiskStarted { target, bytes });
+    context.report(event::Kind::DiskStarted { target, bytes });
     let mut stored = 0;
     // The headers come last: where they belong, the chunks have zeroes.
     for list in [&differing.chunks, &differing.headers] {
@@ -534,10 +534,10 @@ fn collect(
     file.sync_all()
         .and_then(|()| place.directory.sync())
         .map_err(place.error())?;
-    context.report(&Event::DiskDone {
+    context.report(event::Kind::DiskWritten {
         target,
         read: bytes,
-        stored,
+        written: stored,
     });
     Ok(())
 }

@@ -8,6 +8,7 @@ use strongroom_hypervisor::Retarget;
 
 use super::{Request, RestoreError, RestorePlan};
 use crate::run::context::Context;
+use crate::run::event::Code;
 
 /// Gives the definition as it will be, and puts into the plan what a person should know of it.
 pub fn of(
@@ -45,7 +46,7 @@ pub fn of(
         if lack.medium.is_some() {
             plan.changes.push(format!("{}: the drive is empty", lack.what));
         } else {
-            context.warn(format!("{}: {}", plan.vm, lack.what));
+            context.warn(Code::DefinitionFit, lack.what.clone());
             plan.changes.push(lack.what);
         }
     }
@@ -59,10 +60,10 @@ pub fn of(
         }));
     }
     for conflict in hypervisor.conflicts(&defined.xml)? {
-        context.warn(format!(
-            "{}: {conflict}; both cannot run at the same time before one is changed (`virsh edit`)",
-            plan.vm
-        ));
+        context.warn(
+            Code::DefinitionConflict,
+            format!("{conflict}; both cannot run at the same time before one is changed (`virsh edit`)"),
+        );
         plan.changes.push(conflict);
     }
     if !vouched {

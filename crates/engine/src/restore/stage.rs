@@ -11,7 +11,7 @@ use super::error::WriteError;
 use crate::files::journal::{Journal, STAGE_PREFIX};
 use crate::files::staged::{Draft, Published};
 use crate::run::context::Context;
-use crate::run::event::Event;
+use crate::run::event::Kind;
 
 /// Where large files that do not stay go, unless `TMPDIR` says otherwise (`file-hierarchy(7)`).
 const TEMPORARY: &str = "/var/tmp";
@@ -82,27 +82,27 @@ impl<'a> Stage<'a> {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        context.report(&Event::Stage(format!(
+        context.report(Kind::stage(format!(
             "take {} to {}",
             path.display(),
             hypervisor.uri()
         )));
-        context.report(&Event::DiskStarted {
+        context.report(Kind::DiskStarted {
             target: &target,
             bytes,
         });
         let mut moved = |bytes| {
-            context.report(&Event::DiskProgress {
+            context.report(Kind::DiskProgress {
                 target: &target,
                 bytes,
             });
             !context.cancel.is_cancelled()
         };
         let published = draft.publish_there(*hypervisor, &mut moved)?;
-        context.report(&Event::DiskDone {
+        context.report(Kind::DiskWritten {
             target: &target,
             read: bytes,
-            stored: bytes,
+            written: bytes,
         });
         Ok(published)
     }

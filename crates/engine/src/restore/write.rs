@@ -18,7 +18,7 @@ use super::stage::Stage;
 use super::{DiskContent, DiskTarget, ImageFormat, RestoredDisk};
 use crate::files::staged::Draft;
 use crate::run::context::Context;
-use crate::run::event::Event;
+use crate::run::event::Kind;
 
 /// Chunks that wait for a worker, and for the disk.
 const QUEUE: usize = 4;
@@ -140,16 +140,16 @@ fn archived(
         .filter(|(_, chunk)| !zero.contains(&chunk.id))
         .collect();
     let bytes = wanted.iter().map(|(_, chunk)| u64::from(chunk.size)).sum();
-    context.report(&Event::DiskStarted {
+    context.report(Kind::DiskStarted {
         target: &disk.target,
         bytes,
     });
 
     let written = transfer(context, repository, &wanted, image, disk)?;
-    context.report(&Event::DiskDone {
+    context.report(Kind::DiskWritten {
         target: &disk.target,
         read: bytes,
-        stored: written,
+        written,
     });
     Ok(written)
 }
@@ -272,7 +272,7 @@ fn write_chunks(
 ) -> Result<u64, WriteError> {
     let mut written = 0;
     let writes = data.iter().filter_map(|(offset, content)| {
-        context.report(&Event::DiskProgress {
+        context.report(Kind::DiskProgress {
             target: &disk.target,
             bytes: content.len() as u64,
         });

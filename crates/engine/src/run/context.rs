@@ -7,10 +7,10 @@ use std::time::Duration;
 use strongroom_base::cancel::Cancel;
 use strongroom_borg::{Access, Canceller, Encryption, Location, PassphraseSource, Repository, Transport};
 use strongroom_hypervisor::Hypervisor;
-use strongroom_points::trust::{Grounds, Log};
+use strongroom_points::trust::{Doubt, Grounds, Log};
 use uuid::Uuid;
 
-use crate::run::event::{Event, Observer};
+use crate::run::event::{Code, Event, Kind, Observer};
 use crate::run::settings::Settings;
 use crate::run::state::StateDirectory;
 
@@ -20,6 +20,8 @@ const LOOK: Duration = Duration::from_millis(100);
 /// The surroundings of a command.
 #[derive(Clone)]
 pub struct Context<'a> {
+    /// The VM that the work is about, if it is about one.
+    pub vm: Option<&'a str>,
     /// The host that runs the VMs.
     pub hypervisor: &'a dyn Hypervisor,
     /// The domain on that host in which this program runs, if it does.
@@ -41,6 +43,8 @@ pub struct Context<'a> {
 /// What a command works with that looks at repositories alone, and needs no hypervisor.
 #[derive(Clone)]
 pub struct Surroundings<'a> {
+    /// The VM that the work is about, if it is about one.
+    pub vm: Option<&'a str>,
     /// The settings.
     pub settings: Arc<Settings>,
     /// Our own records.
@@ -66,18 +70,23 @@ impl Surroundings<'_> {
     }
 
     /// Reports that something is not as it should be.
-    pub fn warn(&self, text: impl Into<String>) {
-        self.observer.event(&Event::Warning(text.into()));
+    pub fn warn(&self, code: Code, text: impl Into<String>) {
+        self.report(Kind::warning(code, text));
+    }
+
+    /// Reports what has happened.
+    pub fn report(&self, kind: Kind<'_>) {
+        self.observer.event(&Event::now(self.vm, kind));
     }
 }
 
 impl Log for Surroundings<'_> {
-    fn warn(&self, text: String) {
-        self.observer.event(&Event::Warning(text));
+    fn warn(&self, doubt: Doubt, text: String) {
+        self.report(Kind::warning(doubt.into(), text));
     }
 
     fn note(&self, text: String) {
-        self.observer.event(&Event::Note(text));
+        self.report(Kind::note(text));
     }
 }
 
@@ -88,6 +97,7 @@ impl<'a> Context<'a> {
     /// All but the hypervisor.
     pub fn here(&self) -> Surroundings<'a> {
         Surroundings {
+            vm: self.vm,
             settings: Arc::clone(&self.settings),
             state: self.state,
             repositories: self.repositories,
@@ -98,9 +108,17 @@ impl<'a> Context<'a> {
 }
 
 impl Context<'_> {
-    /// Reports an event.
-    pub fn report(&self, event: &Event<'_>) {
-        self.observer.event(event);
+    /// The same for one VM: what is reported is about it.
+    pub fn about<'b>(&'b self, vm: &'b str) -> Context<'b> {
+        Context {
+            vm: Some(vm),
+            ..self.clone()
+        }
+    }
+
+    /// Reports what has happened.
+    pub fn report(&self, kind: Kind<'_>) {
+        self.observer.event(&Event::now(self.vm, kind));
     }
 
     /// Does a part of the work that may take no longer than this, with a context of its own.
@@ -123,22 +141,23 @@ impl Context<'_> {
         match self.hypervisor.resume_after_io_error(domain) {
             Ok(false) => {}
             Ok(true) => {
-                self.warn("the guest was stopped because its storage was full; what had filled it is gone, it runs on");
+                self.warn(Code::GuestWasStopped, "the guest was stopped because its storage was full; what had filled it is gone, it runs on");
             }
-            Err(error) => self.warn(format!(
-                "the guest may be stopped because its storage was full: failed to {error}"
-            )),
+            Err(error) => self.warn(
+                Code::GuestMayBeStopped,
+                format!("the guest may be stopped because its storage was full: failed to {error}"),
+            ),
         }
     }
 
     /// Reports that something is not as it should be.
-    pub fn warn(&self, text: impl Into<String>) {
-        self.report(&Event::Warning(text.into()));
+    pub fn warn(&self, code: Code, text: impl Into<String>) {
+        self.report(Kind::warning(code, text));
     }
 
     /// Reports something worth knowing.
     pub fn note(&self, text: impl Into<String>) {
-        self.report(&Event::Note(text.into()));
+        self.report(Kind::note(text));
     }
 }
 

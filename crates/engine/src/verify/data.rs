@@ -8,7 +8,7 @@ use strongroom_base::workers::{Batches, join, workers_wanted};
 use strongroom_borg::{ChunkId, ChunkRef, Object, Opener, Repository, Spare};
 
 use super::Surroundings;
-use crate::run::event::Event;
+use crate::run::event::Kind;
 
 /// Objects that wait for a worker.
 const QUEUE: usize = 4;
@@ -21,7 +21,7 @@ pub fn read(
     chunks: &[ChunkRef],
 ) -> Result<BTreeMap<ChunkId, String>, strongroom_borg::Error> {
     let bytes = chunks.iter().map(|chunk| u64::from(chunk.size)).sum();
-    here.observer.event(&Event::DiskStarted { target: vm, bytes });
+    here.report(Kind::DiskStarted { target: vm, bytes });
     let (opener, spare) = (repository.opener(), &repository.spare());
     let mut damaged = BTreeMap::new();
     thread::scope(|scope| {
@@ -61,7 +61,7 @@ pub fn read(
         .filter(|chunk| !damaged.contains_key(&chunk.id))
         .map(|chunk| u64::from(chunk.size))
         .sum();
-    here.observer.event(&Event::Verified {
+    here.report(Kind::Verified {
         target: vm,
         bytes: verified,
     });
@@ -85,7 +85,7 @@ fn open(
                 Err(error) => damaged.push((chunk.id, error.to_string())),
             }
             let bytes = u64::from(chunk.size);
-            here.observer.event(&Event::DiskProgress { target: vm, bytes });
+            here.report(Kind::DiskProgress { target: vm, bytes });
         }
     }
     damaged

@@ -7,7 +7,7 @@ use strongroom_points::trust::memory::Memory;
 
 use super::dropped::Dropped;
 use super::{Problem, Request, Scope, Share, Work};
-use crate::run::event::Event;
+use crate::run::event::Code;
 use crate::run::state::StateError;
 
 impl Work<'_> {
@@ -220,7 +220,7 @@ impl Work<'_> {
         });
         if let Err(error) = kept {
             let text = format!("what was found is not kept: failed to {error}");
-            self.here.observer.event(&Event::Warning(text));
+            self.here.warn(Code::Records, text);
         }
     }
 }

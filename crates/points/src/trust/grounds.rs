@@ -28,10 +28,27 @@ impl<'a> Grounds<'a> {
     }
 }
 
+/// What a warning about trust is about. The text may change, this does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doubt {
+    /// A restore point is missing, or the newest is not the one on record.
+    RestorePointMissing,
+    /// The restore points and the records tell different histories.
+    HistoryForked,
+    /// Our own records could not be read or written.
+    Records,
+    /// The witness could not be asked.
+    WitnessNotAsked,
+    /// The witness could not be told of a restore point.
+    WitnessNotTold,
+    /// Damaged chunks cannot be stored anew: the VM no longer has their content.
+    DamageStays,
+}
+
 /// Hears of what is worth knowing, and of what is not as it should be. Shared between threads.
 pub trait Log: Sync {
     /// Something is not as it should be, but the work goes on.
-    fn warn(&self, text: String);
+    fn warn(&self, doubt: Doubt, text: String);
     /// Something worth knowing.
     fn note(&self, text: String);
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use strongroom_borg::{ChunkId, Repository};
 
 use super::chain::{Head, Link, Records};
-use super::grounds::Grounds;
+use super::grounds::{Doubt, Grounds};
 use super::memory::Memory;
 use super::{standing, witness};
 use crate::history::Point;
@@ -39,7 +39,7 @@ pub fn successor(
     let newest = newest.map(|point| Link::of(point, true));
     let gone = gone(newest.as_ref(), records);
     if let Some(last) = gone.iter().max_by_key(|lost| lost.sequence) {
-        grounds.log.warn(format!(
+        grounds.log.warn(Doubt::RestorePointMissing, format!(
             "restore point {} (number {}) is missing or unreadable. The repository may have been rolled back, or the archive \
              deleted. `strongroom verify {vm}` has details and fails until you acknowledge it",
             last.archive, last.sequence
@@ -47,12 +47,13 @@ pub fn successor(
         let home = repository.id().to_string();
         let kept = Memory::open(grounds.records, vm).and_then(|mut memory| memory.lose(&home, &gone));
         if let Err(error) = kept {
-            grounds.log.warn(format!(
-                "what is missing is not on record here: failed to {error}"
-            ));
+            grounds.log.warn(
+                Doubt::Records,
+                format!("what is missing is not on record here: failed to {error}"),
+            );
         }
     } else if let Some(head) = newest.as_ref().and_then(|newest| forked(newest, records)) {
-        grounds.log.warn(format!(
+        grounds.log.warn(Doubt::HistoryForked, format!(
             "archive {} is on record as number {}, and what the repository has does not fit: there are two histories; \
              `strongroom verify {vm}` says more",
             head.archive, head.sequence
@@ -61,7 +62,7 @@ pub fn successor(
         && let Some(head) = records.heads.iter().max_by_key(|head| head.sequence)
         && !repository.archives().any(|info| info.name == *head.archive)
     {
-        grounds.log.warn(format!(
+        grounds.log.warn(Doubt::RestorePointMissing, format!(
             "restore point {} (number {}), the newest on record, is gone, though there are newer ones: pruning leaves it, \
              so another writer may have made those; without [signing] that cannot be determined",
             head.archive, head.sequence
@@ -148,16 +149,18 @@ pub fn remember(
         memory.advance(head.clone())
     });
     if let Err(error) = kept {
-        grounds.log.warn(format!(
-            "the restore point is not on record here: failed to {error}"
-        ));
+        grounds.log.warn(
+            Doubt::Records,
+            format!("the restore point is not on record here: failed to {error}"),
+        );
     }
     if let Some(asked) = grounds.witness
         && let Err(error) = witness::tell(asked, &head, grounds.cancel)
     {
-        grounds.log.warn(format!(
-            "the restore point is not on record at the witness: failed to {error}"
-        ));
+        grounds.log.warn(
+            Doubt::WitnessNotTold,
+            format!("the restore point is not on record at the witness: failed to {error}"),
+        );
     }
     if !healed.is_empty() {
         grounds
@@ -166,7 +169,7 @@ pub fn remember(
     }
     let lost = damaged.len() - healed.len();
     if lost > 0 {
-        grounds.log.warn(format!(
+        grounds.log.warn(Doubt::DamageStays, format!(
             "{lost} damaged chunks cannot be stored anew, because {vm} no longer has their content: the older restore points \
              that need them stay damaged; `strongroom verify {vm} --data` names them"
         ));

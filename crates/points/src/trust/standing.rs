@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use strongroom_borg::Repository;
 
 use super::chain::{self, ChainProblem, Head, Link, Records};
-use super::grounds::Grounds;
+use super::grounds::{Doubt, Grounds};
 use super::memory::Memory;
 use super::order::Order;
 use super::signature::{self, NAMESPACE};
@@ -21,7 +21,9 @@ pub fn witnessed(grounds: &Grounds<'_>) -> Vec<Head> {
         return Vec::new();
     };
     witness::ask(asked, grounds.cancel).unwrap_or_else(|error| {
-        grounds.log.warn(format!("failed to {error}"));
+        grounds
+            .log
+            .warn(Doubt::WitnessNotAsked, format!("failed to {error}"));
         Vec::new()
     })
 }
@@ -31,7 +33,7 @@ pub fn recall(grounds: &Grounds<'_>, vm: &str, repository: &str, witnessed: &[He
     let mut records = match Memory::open(grounds.records, vm) {
         Ok(memory) => memory.records(repository),
         Err(error) => {
-            grounds.log.warn(format!("failed to {error}"));
+            grounds.log.warn(Doubt::Records, format!("failed to {error}"));
             Records::default()
         }
     };
@@ -133,7 +135,7 @@ impl<'a> Standing<'a> {
     /// What a command says that only reads: the first problem, in one line.
     pub fn line(&self, vm: &str) -> Option<String> {
         let problem = self.problem()?;
-        Some(format!("{vm}: {problem}; `strongroom verify {vm}` says more"))
+        Some(format!("{problem}; `strongroom verify {vm}` says more"))
     }
 
     /// Whether the newest one says that it is of the future: a clock was wrong.

@@ -24,8 +24,8 @@ use strongroom_libvirt::Libvirt;
 use crate::cmd::thaw_watchdog;
 use crate::failure::Failure;
 use crate::settings::connect;
-use crate::ui::Ui;
 use crate::ui::of_vm::OfVm;
+use crate::ui::{Ui, Warned};
 
 /// Between two looks at whether the hypervisor still answers.
 const LOOK: Duration = Duration::from_millis(500);
@@ -45,7 +45,7 @@ pub struct Done {
     pub vm: String,
     pub result: Result<Outcome, Failure>,
     /// Warnings about it.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Warned>,
 }
 
 /// A VM that is being backed up.
@@ -113,7 +113,7 @@ pub fn run(work: &Work, vms: &[String], jobs: usize, mut tell: impl FnMut(&Done)
                 finish(&mut done, place, one);
                 continue;
             }
-            running.push(start(work, place, vm, vms.len() > 1, results.clone()));
+            running.push(start(work, place, vm, results.clone()));
         }
         if running.is_empty() {
             break;
@@ -123,7 +123,7 @@ pub fn run(work: &Work, vms: &[String], jobs: usize, mut tell: impl FnMut(&Done)
                 // One that was given up may come back after all.
                 if let Some(at) = running.iter().position(|one| one.place == place) {
                     let one = running.swap_remove(at);
-                    let (vm, warnings) = (one.job.name.clone(), one.observer.said());
+                    let (vm, warnings) = (one.job.name.clone(), one.observer.warned());
                     finish(&mut done, place, Done { vm, result, warnings });
                 }
             }
@@ -133,7 +133,7 @@ pub fn run(work: &Work, vms: &[String], jobs: usize, mut tell: impl FnMut(&Done)
                         running.push(one);
                         continue;
                     };
-                    let (place, vm, warnings) = (one.place, one.job.name.clone(), one.observer.said());
+                    let (place, vm, warnings) = (one.place, one.job.name.clone(), one.observer.warned());
                     let result = Err(why);
                     finish(&mut done, place, Done { vm, result, warnings });
                 }
@@ -172,14 +172,8 @@ fn given_up(one: &Running, records: &Records) -> Option<Failure> {
     })
 }
 
-fn start(
-    work: &Work,
-    place: usize,
-    vm: &str,
-    others: bool,
-    results: Sender<(usize, Result<Outcome, Failure>)>,
-) -> Running {
-    let observer = Arc::new(OfVm::new(Arc::clone(&work.ui), vm, others));
+fn start(work: &Work, place: usize, vm: &str, results: Sender<(usize, Result<Outcome, Failure>)>) -> Running {
+    let observer = Arc::new(OfVm::new(Arc::clone(&work.ui), vm));
     let hypervisor = Arc::new(OnceLock::new());
     let job = work.settings.job(vm);
     let running = Running {
@@ -218,6 +212,7 @@ fn one(
     let heard = Arc::clone(observer);
     repositories.settings.events = Some(Arc::new(move |event| heard.repository(&event)));
     let context = Context {
+        vm: Some(&job.name),
         hypervisor,
         own_domain: job.hypervisor.own_domain.as_deref(),
         settings: Arc::clone(&work.settings),

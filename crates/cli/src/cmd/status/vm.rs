@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use strongroom_borg::{Access, ArchiveInfo};
 use strongroom_engine::capture::tracking;
 use strongroom_engine::config::uuid_in;
+use strongroom_engine::run::event::Code;
 use strongroom_engine::run::settings::{self as resolved, VmJob};
 use strongroom_engine::run::state::{Records, StateDirectory};
 use strongroom_hypervisor::{Domain, Hypervisor as _, HypervisorError, RunState};
@@ -192,7 +193,11 @@ fn archives(
     let unreadable = catalog.unreadable.iter().filter(|(info, _)| is_of(info, names));
     let mut points = chain.len();
     for (_, error) in unreadable {
-        settings.ui.warn(&format!("failed to {error}"));
+        settings.ui.warn(
+            Code::ArchivePassedOver,
+            names.last().map(String::as_str),
+            format!("failed to {error}"),
+        );
         points += 1;
     }
     let vm = names.last().map_or("", String::as_str);

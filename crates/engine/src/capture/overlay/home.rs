@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{Content, Facts, Job, Step, Top, Views, Why, files, next};
 use crate::run::context::Context;
+use crate::run::event::Code;
 use crate::run::state::{Run, StateError, VmState};
 
 /// How long a hypervisor that does not answer is asked again, and how long one and the same step is tried again.
@@ -317,7 +318,7 @@ impl Disk {
                 self.failure = None;
                 match step {
                     Step::Note(_) | Step::Compare => {}
-                    Step::NextStartOnOverlay => context.warn(format!(
+                    Step::NextStartOnOverlay => context.warn(Code::NextStartCorrected, format!(
                         "disk {target}: the definition named {} for the next start, which would have lost what the guest has \
                          written since; it names {} now, until that is merged",
                         base.display(),

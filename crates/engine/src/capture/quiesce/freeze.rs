@@ -8,6 +8,7 @@ use strongroom_hypervisor::{Domain, FreezeStatus, HypervisorError, RunState};
 use super::{PING, THAW};
 use crate::capture::watchdog::{Watchdog, Word};
 use crate::run::context::Context;
+use crate::run::event::Code;
 use crate::run::state::{StateError, VmState};
 
 /// How long a thaw is tried again: the hypervisor's daemon may be restarting. The watchdog tries for longer.
@@ -114,8 +115,7 @@ impl<'a> Freezer<'a> {
             return Ok(Freeze::Absent);
         };
         state.owe(|debt| debt.thaw = true)?;
-        self.context
-            .note(format!("{}: freezing its file systems", self.domain.name));
+        self.context.note("freezing its file systems");
         self.armed = Instant::now();
         if let Err(error) = watchdog.arm() {
             state.owe(|debt| debt.thaw = false)?;
@@ -166,7 +166,7 @@ impl<'a> Freezer<'a> {
             Ok((thawed, begun)) => {
                 let told = told.or(watchdog.release());
                 if let Err(error) = state.owe(|debt| debt.thaw = false) {
-                    self.context.warn(format!("failed to {error}"));
+                    self.context.warn(Code::Records, format!("failed to {error}"));
                 }
                 if let Some(thaw) = told {
                     self.frozen = (self.armed + thaw.answered).saturating_duration_since(since);
@@ -177,8 +177,8 @@ impl<'a> Freezer<'a> {
             Err(error) => {
                 watchdog.tell(Word::Unknown);
                 let vm = &self.domain.name;
-                self.context.warn(format!(
-                    "{vm}: its file systems may still be frozen: failed to {error}; the watchdog goes on trying, and \
+                self.context.warn(Code::GuestMayBeFrozen, format!(
+                    "its file systems may still be frozen: failed to {error}; the watchdog goes on trying, and \
                      `virsh domfsthaw {vm}` may help"
                 ));
                 None

@@ -21,7 +21,7 @@ use strongroom_disk::{Extent, RangeSet};
 use strongroom_points::digest;
 
 use super::{NamedFile, SealError, SealedFile};
-use crate::run::event::{Event, Observer};
+use crate::run::event::{Kind, Observer};
 
 /// Bytes under one leaf.
 pub const BLOCK: u64 = 4 << 20;
@@ -44,16 +44,16 @@ pub fn measure(file: &NamedFile, observer: &dyn Observer, cancel: &Cancel) -> Re
     let size = seek(&open, SeekFrom::End(0)).map_err(|error| failed(error.into()))?;
     let data = data(&open, size).map_err(failed)?;
     let target = &file.name;
-    observer.event(&Event::DiskStarted {
+    observer.report(Kind::DiskStarted {
         target,
         bytes: data.total_len(),
     });
     let digest = of(&open, size, &data, cancel, &|bytes| {
-        observer.event(&Event::DiskProgress { target, bytes });
+        observer.report(Kind::DiskProgress { target, bytes });
     });
     let digest = digest.map_err(failed)?;
     cancel.check()?;
-    observer.event(&Event::DiskDone {
+    observer.report(Kind::DiskRead {
         target,
         read: data.total_len(),
         stored: 0,

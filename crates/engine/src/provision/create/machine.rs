@@ -26,7 +26,7 @@ use strongroom_guest::protocol::{
 use strongroom_hypervisor::Accelerator;
 
 use crate::provision::template::Template;
-use crate::run::event::{Event, Observer};
+use crate::run::event::{Kind, Observer};
 
 /// Between two looks at whether the work is cancelled.
 const LOOK: Duration = Duration::from_millis(100);
@@ -252,10 +252,10 @@ fn converse(
                     if let (Some(terminal), true) = (terminal, step != Step::Passphrase) {
                         terminal.give_back();
                     }
-                    observer.event(&Event::Stage(format!("{}: {}", machine.name, words(step))));
+                    observer.report(Kind::stage(format!("{}: {}", machine.name, words(step))));
                     if step == Step::Copy {
                         copied = 0;
-                        observer.event(&Event::DiskStarted {
+                        observer.report(Kind::DiskStarted {
                             target: machine.name,
                             bytes: machine.template.description.root_size,
                         });
@@ -266,7 +266,7 @@ fn converse(
                     let done = done.min(machine.template.description.root_size);
                     let more = done.saturating_sub(copied);
                     copied += more;
-                    observer.event(&Event::DiskProgress {
+                    observer.report(Kind::DiskProgress {
                         target: machine.name,
                         bytes: more,
                     });

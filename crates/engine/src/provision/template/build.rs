@@ -17,7 +17,7 @@ use strongroom_guest::protocol;
 
 use super::{Description, FORMAT, Store, TemplateError, at};
 use crate::config::Signing;
-use crate::run::event::{Event, Observer};
+use crate::run::event::{Kind, Observer};
 
 /// The steps, for `bash`.
 const SCRIPT: &str = include_str!("build.sh");
@@ -193,7 +193,7 @@ pub fn build(
     let script = directory.join("build.sh");
     fs::write(&script, SCRIPT).map_err(at(&script))?;
     let step = |what: &'static str, arguments: &[&OsStr]| {
-        observer.event(&Event::Stage(format!("{}: {what}", build.name)));
+        observer.report(Kind::stage(format!("{}: {what}", build.name)));
         run(&script, what, arguments, cancel)
     };
     let work_path = directory.as_os_str();
