@@ -4,6 +4,7 @@
 
 mod args;
 mod cmd;
+mod documents;
 mod exit;
 mod failure;
 mod prompt;
@@ -17,10 +18,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser as _;
-use serde_json::json;
 use strongroom_engine::run::event::Code;
 
 use args::{Cli, Command};
+use documents::Failed;
 use exit::Exit;
 use failure::Failure;
 use settings::Settings;
@@ -40,7 +41,10 @@ fn main() -> ExitCode {
     let exit = run(&cli, &ui).unwrap_or_else(|failure| {
         ui.failure(&failure);
         if ui.json() {
-            Ui::document(&json!({ "error": failure.message, "hint": failure.hint, "warnings": ui.said() }));
+            ui.document_with_warnings(Failed {
+                error: &failure.message,
+                hint: failure.hint.as_deref(),
+            });
         }
         failure.exit
     });

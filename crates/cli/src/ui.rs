@@ -16,6 +16,7 @@ use strongroom_engine::run::event::{Code, Event, Kind, Observer, Step};
 use strongroom_engine::run::plan::Plan;
 
 use crate::args::{Global, Progress as Wanted};
+use crate::documents::WithWarnings;
 use crate::failure::Failure;
 use human::{bytes, printable};
 use lines::Lines;
@@ -100,8 +101,19 @@ impl Ui {
     }
 
     /// Prints the result as JSON.
-    pub fn document(document: &serde_json::Value) {
+    pub fn document(document: &impl Serialize) {
+        // Keys in the order of the alphabet. Strings, numbers and string keys: nothing that JSON cannot hold.
+        let document = serde_json::to_value(document).unwrap_or_default();
         output::write(format!("{document:#}\n").as_bytes());
+    }
+
+    /// Prints the result as JSON, with all warnings.
+    pub fn document_with_warnings(&self, document: impl Serialize) {
+        Self::document(&WithWarnings {
+            document,
+            warnings: self.said(),
+            warning_details: self.warned(),
+        });
     }
 
     /// Says something about the work, unless it should be quiet.

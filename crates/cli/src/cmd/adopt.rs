@@ -1,6 +1,5 @@
 //! `strongroom adopt`.
 
-use serde_json::json;
 use strongroom_engine::config::Config;
 use strongroom_engine::inspect::audit;
 use strongroom_hypervisor::Hypervisor as _;
@@ -8,10 +7,10 @@ use strongroom_hypervisor::Hypervisor as _;
 use super::audit as audit_command;
 use super::init;
 use crate::args::{Adopt, Init};
+use crate::documents::Adopted;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::{Settings, connect};
-use crate::ui::Ui;
 
 /// Puts an existing VM under protection as `init` does, and says what is unsafe about it.
 pub fn run(settings: &Settings, args: &Adopt) -> Result<Exit, Failure> {
@@ -45,9 +44,10 @@ pub fn run(settings: &Settings, args: &Adopt) -> Result<Exit, Failure> {
     let parts = Settings::parts(&resolved, &resolved.job(&args.vm).hypervisor)?;
     let report = audit_command::report(settings, &parts, std::slice::from_ref(&args.vm), args.max_age)?;
     if settings.ui.json() {
-        Ui::document(
-            &json!({ "configuration": settings.path, "audit": report, "warnings": settings.ui.said() }),
-        );
+        settings.ui.document_with_warnings(Adopted {
+            configuration: &settings.path,
+            audit: &report,
+        });
     }
     Ok(audit_command::exit(&report))
 }

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use serde_json::json;
 use strongroom_engine::provision::attest::{self, Expected, Kernel, Launch, MEASUREMENT};
 use strongroom_engine::run::event::Code;
 use strongroom_points::digest::hex;
 
 use crate::args::Attest;
+use crate::documents::{Attested, Measured};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::Settings;
@@ -18,7 +18,9 @@ pub fn run(settings: &Settings, args: &Attest) -> Result<Exit, Failure> {
     let measurement = measurement(args)?;
     let Some((report, vcek)) = args.report.as_deref().zip(args.vcek.as_deref()) else {
         if settings.ui.json() {
-            Ui::document(&json!({ "measurement": hex(&measurement) }));
+            Ui::document(&Measured {
+                measurement: hex(&measurement),
+            });
         } else {
             Ui::out(hex(&measurement));
         }
@@ -36,7 +38,9 @@ pub fn run(settings: &Settings, args: &Attest) -> Result<Exit, Failure> {
             .warn(Code::ReportMayBeOld, None, "the report may be an old one: let the guest sign a number of yours, and give it as --report-data");
     }
     if settings.ui.json() {
-        Ui::document(&json!({ "attested": attested, "warnings": settings.ui.said() }));
+        settings
+            .ui
+            .document_with_warnings(Attested { attested: &attested });
     } else {
         Ui::out(format!(
             "the guest is the one expected: measurement {}, policy {:#x}, VMPL {}, on a {} processor",

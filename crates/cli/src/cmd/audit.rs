@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use jiff::SignedDuration;
-use serde_json::json;
 use strongroom_engine::inspect::audit::{self, Level, Report, VmReport};
 use strongroom_engine::run::settings::{self as resolved, HypervisorSettings};
 use strongroom_hypervisor::Hypervisor as _;
 
 use crate::args::Audit;
+use crate::documents::{Audited, ProblemOfHypervisor};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::{Parts, Settings};
@@ -43,18 +43,21 @@ pub fn run(settings: &Settings, args: &Audit) -> Result<Exit, Failure> {
                     .message
                     .insert_str(0, &format!("audit the VMs of {uri}: "));
                 settings.ui.failure(&failure);
-                unreached.push(json!({ "hypervisor": uri, "error": failure.message }));
+                unreached.push(ProblemOfHypervisor {
+                    hypervisor: uri,
+                    error: failure.message,
+                });
             }
         }
     }
+    let reached = unreached.is_empty();
     if settings.ui.json() {
-        Ui::document(&json!({ "audit": report, "problems": unreached, "warnings": settings.ui.said() }));
+        settings.ui.document_with_warnings(Audited {
+            audit: &report,
+            problems: unreached,
+        });
     }
-    Ok(if unreached.is_empty() {
-        exit(&report)
-    } else {
-        Exit::Failed
-    })
+    Ok(if reached { exit(&report) } else { Exit::Failed })
 }
 
 /// Looks at these VMs of one hypervisor, or at all that it has.

@@ -5,17 +5,16 @@ mod side_by_side;
 use std::process::Stdio;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
 use strongroom_child::{Needs, command};
 use strongroom_engine::backup::{self, Outcome, Report};
 use strongroom_engine::run::settings::Arguments;
 
 use self::side_by_side::{Done, Work};
 use crate::args::Backup;
+use crate::documents::{BackupOutcome, Backups, Failed, OneBackup};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::Settings;
-use crate::ui::Ui;
 use crate::ui::human::bytes;
 
 /// Backs up the VMs, some of them at the same time. One that fails does not keep the others from their turn.
@@ -53,8 +52,8 @@ pub fn run(settings: &Settings, args: &Backup) -> Result<Exit, Failure> {
         }),
     });
     if settings.ui.json() {
-        let documents: Vec<Value> = done.iter().map(document).collect();
-        Ui::document(&json!({ "backups": documents, "warnings": settings.ui.said() }));
+        let backups = done.iter().map(document).collect();
+        settings.ui.document_with_warnings(Backups { backups });
     }
     let exits = || {
         done.iter()
@@ -64,17 +63,20 @@ pub fn run(settings: &Settings, args: &Backup) -> Result<Exit, Failure> {
     Ok(failed.or_else(|| exits().next()).unwrap_or(Exit::Done))
 }
 
-fn document(one: &Done) -> Value {
-    let mut document = match &one.result {
-        Ok(Outcome::Planned(plan)) => json!({ "plan": plan }),
-        Ok(Outcome::Done(report)) => json!({ "backup": report }),
-        Err(failure) => json!({ "error": failure.message, "hint": failure.hint }),
-    };
-    document["vm"] = json!(one.vm);
-    let texts: Vec<&String> = one.warnings.iter().map(|warned| &warned.text).collect();
-    document["warnings"] = json!(texts);
-    document["warning_details"] = json!(one.warnings);
-    document
+fn document(one: &Done) -> OneBackup<'_> {
+    OneBackup {
+        vm: &one.vm,
+        outcome: match &one.result {
+            Ok(Outcome::Planned(plan)) => BackupOutcome::Planned { plan },
+            Ok(Outcome::Done(backup)) => BackupOutcome::Done { backup },
+            Err(failure) => BackupOutcome::Failed(Failed {
+                error: &failure.message,
+                hint: failure.hint.as_deref(),
+            }),
+        },
+        warnings: one.warnings.iter().map(|warned| warned.text.as_str()).collect(),
+        warning_details: &one.warnings,
+    }
 }
 
 /// Lets the disk serve others first: this process and whatever it starts, `qemu-nbd` among them, get the lowest priority

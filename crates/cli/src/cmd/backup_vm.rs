@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
-use serde_json::json;
 use strongroom_engine::config::{Config, Signing, Vm};
 use strongroom_engine::provision::template::Description;
 use strongroom_guest::protocol::{ALLOWED_SIGNERS, Backups, SIGNING_KEY};
@@ -12,6 +11,7 @@ use strongroom_guest::protocol::{ALLOWED_SIGNERS, Backups, SIGNING_KEY};
 use super::create::{self, Role};
 use super::template;
 use crate::args::{BackupVm, BackupVmCommand, CreateBackupVm, Release, Template, TemplateCommand};
+use crate::documents::Created;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::Settings;
@@ -101,7 +101,7 @@ fn create(settings: &Settings, args: &CreateBackupVm) -> Result<Exit, Failure> {
     let ui = &settings.ui;
     let name = &made.name;
     if settings.ui.json() {
-        Ui::document(&json!({ "created": made, "warnings": ui.said() }));
+        ui.document_with_warnings(Created { created: &made });
         return Ok(Exit::Done);
     }
     if let Some(path) = &made.passphrase {

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::path::Path;
 
-use serde_json::json;
 use strongroom_borg::Encryption;
 use strongroom_engine::config::{Config, Vm};
 use strongroom_engine::provision::create::machine::{Limits, Typed};
@@ -15,11 +14,11 @@ use strongroom_hypervisor::{Accelerator, Creation as _, Extras, Firmware, Launch
 
 use super::{init, template};
 use crate::args::{Create, Extra, Firmware as Wanted, Unlock, VirtType};
+use crate::documents;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::prompt;
 use crate::settings::{Parts, Settings};
-use crate::ui::Ui;
 use crate::ui::human::bytes;
 
 /// What a machine is for that makes backups of others.
@@ -36,7 +35,9 @@ pub struct Role<'a> {
 pub fn run(settings: &Settings, args: &Create) -> Result<Exit, Failure> {
     let made = make(settings, args, None)?;
     if settings.ui.json() {
-        Ui::document(&json!({ "created": made, "warnings": settings.ui.said() }));
+        settings
+            .ui
+            .document_with_warnings(documents::Created { created: &made });
     }
     Ok(Exit::Done)
 }

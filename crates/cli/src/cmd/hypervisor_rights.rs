@@ -1,9 +1,9 @@
 //! `strongroom hypervisor-rights`.
 
-use serde_json::json;
 use strongroom_libvirt::rights::{Rights, jobs_account};
 
 use crate::args::HypervisorRights;
+use crate::documents::{self, JobsRights};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::Settings;
@@ -32,17 +32,17 @@ pub fn run(settings: &Settings, args: &HypervisorRights) -> Result<Exit, Failure
         .check()
         .map_err(|error| Failure::usage(format!("make rules: {error}")))?;
     if settings.ui.json() {
-        Ui::document(&json!({
-            "polkit": rights.polkit(),
-            "authorized_keys": rights.authorized_key(),
-            "script": rights.reach_script(),
-            "jobs": {
-                "account": jobs_account(&rights.account),
-                "authorized_keys": rights.jobs_authorized_key(),
-                "script": rights.jobs_script(),
+        Ui::document(&documents::HypervisorRights {
+            polkit: rights.polkit(),
+            authorized_keys: rights.authorized_key(),
+            script: rights.reach_script(),
+            jobs: JobsRights {
+                account: jobs_account(&rights.account),
+                authorized_keys: rights.jobs_authorized_key(),
+                script: rights.jobs_script(),
             },
-            "commands": rights.commands(),
-        }));
+            commands: rights.commands(),
+        });
         return Ok(Exit::Done);
     }
     let script = format!(

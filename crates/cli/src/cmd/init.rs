@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::json;
 use strongroom_borg::{Access, Encryption, Error as BorgError};
 use strongroom_engine::config::{Config, Signing, Vm};
 use strongroom_engine::run::settings::VmJob;
@@ -11,6 +10,7 @@ use strongroom_hypervisor::{DiskSource, Hypervisor as _};
 
 use super::signing_key;
 use crate::args::Init;
+use crate::documents::Initialised;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::replace::replace;
@@ -22,7 +22,10 @@ use crate::ui::human::bytes;
 pub fn run(settings: &Settings, args: &Init) -> Result<Exit, Failure> {
     add(settings, args)?;
     if settings.ui.json() {
-        Ui::document(&json!({ "configuration": settings.path, "vms": args.vms }));
+        Ui::document(&Initialised {
+            configuration: &settings.path,
+            vms: &args.vms,
+        });
     }
     Ok(Exit::Done)
 }

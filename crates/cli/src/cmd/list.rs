@@ -1,6 +1,5 @@
 //! `strongroom list`.
 
-use serde_json::{Value, json};
 use strongroom_borg::{Access, ArchiveInfo};
 use strongroom_engine::run::context::Surroundings;
 use strongroom_engine::run::event::{Code, Event, Kind, Observer as _};
@@ -11,6 +10,7 @@ use strongroom_points::trust::chain::Head;
 use strongroom_points::trust::{self, Standing};
 
 use crate::args::List;
+use crate::documents::{Listed, ListedPoint, ProblemOfVm};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::Settings;
@@ -21,7 +21,7 @@ use crate::ui::human::{self, bytes};
 #[derive(Default)]
 struct Found {
     rows: Vec<Vec<String>>,
-    documents: Vec<Value>,
+    documents: Vec<ListedPoint>,
 }
 
 /// Lists restore points in the order of their numbers. VMs need not exist any more, nor be configured. A repository that cannot be read does not
@@ -42,16 +42,19 @@ pub fn run(settings: &Settings, args: &List) -> Result<Exit, Failure> {
                 return Err(failure);
             }
             settings.ui.failure(&failure);
-            problems.push(json!({ "vm": vm, "error": failure.message, "hint": failure.hint }));
+            problems.push(ProblemOfVm {
+                vm: vm.clone(),
+                error: failure.message,
+                hint: failure.hint,
+            });
             exit = Exit::Failed;
         }
     }
     if settings.ui.json() {
-        Ui::document(&json!({
-            "restore_points": found.documents,
-            "problems": problems,
-            "warnings": settings.ui.said(),
-        }));
+        settings.ui.document_with_warnings(Listed {
+            restore_points: found.documents,
+            problems,
+        });
         return Ok(exit);
     }
     let headings = [
@@ -89,15 +92,19 @@ fn list(
     for (info, error) in &catalog.unreadable {
         ui.warn(Code::ArchivePassedOver, Some(vm), format!("failed to {error}"));
         found.rows.push(unreadable_row(vm, info));
-        found
-            .documents
-            .push(json!({ "vm": vm, "archive": info.name.to_string(), "error": error }));
+        found.documents.push(ListedPoint::Unreadable {
+            vm: vm.to_owned(),
+            archive: info.name.to_string(),
+            error: error.clone(),
+        });
     }
     for entry in &catalog.entries {
         found.rows.push(row(vm, &entry.info, &entry.manifest));
-        found
-            .documents
-            .push(json!({ "vm": vm, "archive": entry.name(), "manifest": entry.manifest }));
+        found.documents.push(ListedPoint::Readable {
+            vm: vm.to_owned(),
+            archive: entry.name(),
+            manifest: Box::new(entry.manifest.clone()),
+        });
     }
     let records = trust::recall(&here.grounds(), vm, &repository.id().to_string(), witnessed);
     let standing = Standing::of(&here.grounds(), &repository, &catalog.of(vm), &records);

@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
-use serde_json::json;
 use strongroom_engine::capture::recover::{Request, recover};
 use strongroom_engine::files::unfinished;
 use strongroom_engine::run::settings as resolved;
 
 use crate::args::Recover;
+use crate::documents::{Recovered, RecoveredVm};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::Settings;
-use crate::ui::Ui;
 
 /// Undoes what interrupted runs left of the VMs, one after the other. One that stays as it is does not keep the others from
 /// their turn.
@@ -42,13 +41,14 @@ pub fn run(settings: &Settings, args: &Recover) -> Result<Exit, Failure> {
                     };
                     settings.ui.info(format!("{vm}: {summary}"));
                 }
-                documents.push(json!({ "vm": vm, "found": found }));
+                documents.push(RecoveredVm::Done { vm, found });
             }
             Err(mut failure) => {
                 failure.message.insert_str(0, &format!("recover {vm}: "));
-                documents.push(json!({ "vm": vm, "error": failure.message }));
                 worst = Exit::Failed;
                 settings.ui.failure(&failure);
+                let error = failure.message;
+                documents.push(RecoveredVm::Failed { vm, error });
             }
         }
     }
@@ -60,7 +60,8 @@ pub fn run(settings: &Settings, args: &Recover) -> Result<Exit, Failure> {
                         worst = Exit::Warnings;
                     }
                     settings.ui.info(format!("{vm}: {line}"));
-                    documents.push(json!({ "vm": vm, "found": [line] }));
+                    let found = vec![line];
+                    documents.push(RecoveredVm::Done { vm, found });
                 }
             }
             Err(failure) => {
@@ -70,7 +71,7 @@ pub fn run(settings: &Settings, args: &Recover) -> Result<Exit, Failure> {
         }
     }
     if settings.ui.json() {
-        Ui::document(&json!({ "vms": documents, "warnings": settings.ui.said() }));
+        settings.ui.document_with_warnings(Recovered { vms: documents });
     }
     Ok(worst)
 }

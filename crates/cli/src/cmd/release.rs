@@ -1,13 +1,12 @@
 //! `strongroom release`.
 
-use serde_json::json;
 use strongroom_engine::capture::release::release;
 
 use crate::args::LetGo;
+use crate::documents::{Released, ReleasedVm};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::Settings;
-use crate::ui::Ui;
 
 /// Lets go of VMs, one after the other. One that cannot be let go of does not keep the others from their turn.
 pub fn run(settings: &Settings, args: &LetGo) -> Result<Exit, Failure> {
@@ -21,19 +20,24 @@ pub fn run(settings: &Settings, args: &LetGo) -> Result<Exit, Failure> {
             match release(&settings.context(&parts), &vm, args.dry_run) {
                 Ok(found) => {
                     say(settings, &vm, &found, args.dry_run);
-                    documents.push(json!({ "vm": vm, "found": found, "removed": !args.dry_run }));
+                    documents.push(ReleasedVm::Done {
+                        vm,
+                        found,
+                        removed: !args.dry_run,
+                    });
                 }
                 Err(error) => {
                     let failure = Failure::failed(format!("release {vm}: {error}"));
-                    documents.push(json!({ "vm": vm, "error": failure.message }));
                     worst = Exit::Failed;
                     settings.ui.failure(&failure);
+                    let error = failure.message;
+                    documents.push(ReleasedVm::Failed { vm, error });
                 }
             }
         }
     }
     if settings.ui.json() {
-        Ui::document(&json!({ "vms": documents, "warnings": settings.ui.said() }));
+        settings.ui.document_with_warnings(Released { vms: documents });
     }
     Ok(worst)
 }

@@ -1,9 +1,9 @@
 //! `strongroom repo`.
 
-use serde_json::json;
 use strongroom_borg::Access;
 
 use crate::args::{Repo, RepoCommand};
+use crate::documents::{AppendOnly, AppendOnlyVm};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::Settings;
@@ -36,12 +36,16 @@ fn test_append_only(settings: &Settings, vms: &[String]) -> Result<Exit, Failure
                     .message
                     .insert_str(0, &format!("test the repository of {vm}: "));
                 settings.ui.failure(&failure);
-                documents.push(json!({ "vm": vm, "repository": location, "error": failure.message }));
+                let error = failure.message;
+                documents.push(AppendOnlyVm::Failed {
+                    vm,
+                    repository: location,
+                    error,
+                });
                 exit = Exit::Failed;
                 continue;
             }
         };
-        documents.push(json!({ "vm": vm, "repository": location, "append_only": append_only }));
         if append_only {
             settings.ui.info(format!(
                 "{vm}: append-only: what this client deletes or overwrites can be brought back on the server"
@@ -55,9 +59,16 @@ fn test_append_only(settings: &Settings, vms: &[String]) -> Result<Exit, Failure
                 .hint("`borg serve --append-only --restrict-to-repository PATH` as the forced command of its SSH key"),
             );
         }
+        documents.push(AppendOnlyVm::Known {
+            vm,
+            repository: location,
+            append_only,
+        });
     }
     if settings.ui.json() {
-        Ui::document(&json!({ "append_only": documents }));
+        Ui::document(&AppendOnly {
+            append_only: documents,
+        });
     }
     Ok(exit)
 }

@@ -1,9 +1,9 @@
 //! `strongroom restore`.
 
-use serde_json::json;
 use strongroom_engine::restore::{self, ImageFormat, Outcome, Report, Request, RestorePlan};
 
 use crate::args::{Format, Restore};
+use crate::documents::{RestorePlanned, Restored};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::Settings;
@@ -45,7 +45,7 @@ pub fn run(settings: &Settings, args: &Restore) -> Result<Exit, Failure> {
 
 fn planned(settings: &Settings, plan: &RestorePlan) {
     if settings.ui.json() {
-        return Ui::document(&json!({ "plan": plan }));
+        return Ui::document(&RestorePlanned { plan });
     }
     for disk in &plan.disks {
         Ui::out(format!(
@@ -71,7 +71,7 @@ fn planned(settings: &Settings, plan: &RestorePlan) {
 
 fn done(settings: &Settings, report: &Report) {
     if settings.ui.json() {
-        return Ui::document(&json!({ "restore": report, "warnings": settings.ui.said() }));
+        return settings.ui.document_with_warnings(Restored { restore: report });
     }
     for disk in &report.disks {
         let what = if disk.fresh {

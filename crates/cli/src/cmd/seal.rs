@@ -3,7 +3,6 @@
 use std::io::Read as _;
 use std::sync::Arc;
 
-use serde_json::json;
 use strongroom_engine::config::Signing;
 use strongroom_engine::inspect::image_seal::vm::{self, disk_name};
 use strongroom_engine::inspect::image_seal::{self, Place, SealError};
@@ -15,10 +14,10 @@ use strongroom_libvirt::{Libvirt, machine};
 use uuid::Uuid;
 
 use crate::args::{Seal, VerifyImage};
+use crate::documents::{CheckedImages, CheckedVm, Sealed, SealedVm};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::{Settings, connect};
-use crate::ui::Ui;
 
 /// The largest definition that is read, in bytes.
 const MAX_DEFINITION: u64 = 16 << 20;
@@ -45,10 +44,11 @@ impl From<SealError> for Failure {
 /// Seals the images of VMs that are shut off, or puts their seals aside.
 pub fn run(settings: &Settings, args: &Seal) -> Result<Exit, Failure> {
     let resolved = settings.resolve()?;
+    let vms = Settings::chosen(&resolved, &args.vms)?;
     let mut documents = Vec::new();
     if args.used {
         let state = StateDirectory::open(&resolved.state_directory).map_err(Failure::failed)?;
-        for vm in &Settings::chosen(&resolved, &args.vms)? {
+        for vm in &vms {
             let there = Place::of_vm(&state, vm).use_up()?;
             settings.ui.info(format!(
                 "{vm}: {}",
@@ -58,10 +58,10 @@ pub fn run(settings: &Settings, args: &Seal) -> Result<Exit, Failure> {
                     "there is no seal"
                 }
             ));
-            documents.push(json!({ "vm": vm, "used": there }));
+            documents.push(SealedVm::Used { vm, used: there });
         }
     } else {
-        for vm in &Settings::chosen(&resolved, &args.vms)? {
+        for vm in &vms {
             let parts = Settings::parts(&resolved, &resolved.job(vm).hypervisor)?;
             let (seal, place) = seal(settings, &resolved, &parts.hypervisor, &parts.state, vm, args)?;
             settings.ui.info(format!(
@@ -73,11 +73,15 @@ pub fn run(settings: &Settings, args: &Seal) -> Result<Exit, Failure> {
                     .join(", "),
                 place.statement().display()
             ));
-            documents.push(json!({ "vm": vm, "seal": seal, "file": place.statement() }));
+            documents.push(SealedVm::Sealed {
+                vm,
+                seal,
+                file: place.statement(),
+            });
         }
     }
     if settings.ui.json() {
-        Ui::document(&json!({ "vms": documents, "warnings": settings.ui.said() }));
+        settings.ui.document_with_warnings(Sealed { vms: documents });
     }
     Ok(Exit::Done)
 }
@@ -140,28 +144,38 @@ pub fn verify(settings: &Settings, args: &VerifyImage) -> Result<Exit, Failure> 
     let state = StateDirectory::open(&resolved.state_directory).map_err(Failure::failed)?;
     let mut documents = Vec::new();
     let mut worst = Exit::Done;
-    for vm in &Settings::chosen(&resolved, &args.vms)? {
+    let vms = Settings::chosen(&resolved, &args.vms)?;
+    for vm in &vms {
         match verify_one(settings, &resolved, &state, vm, args) {
             Ok(Some((seal, signer))) => {
                 settings
                     .ui
                     .info(format!("{vm}: as it was sealed at {} by {signer}", seal.sealed));
-                documents.push(json!({ "vm": vm, "ok": true, "seal": seal, "signer": signer }));
+                documents.push(CheckedVm::Good {
+                    vm,
+                    ok: true,
+                    seal,
+                    signer,
+                });
             }
             Ok(None) => {
                 settings.ui.info(format!("{vm}: not sealed, and need not be"));
-                documents.push(json!({ "vm": vm, "ok": true, "seal": null }));
+                let (ok, seal) = (true, ());
+                documents.push(CheckedVm::NotSealed { vm, ok, seal });
             }
             Err(failure) => {
-                documents.push(json!({ "vm": vm, "ok": false, "error": failure.message }));
                 settings.ui.failure(&failure);
                 worst = failure.exit;
+                let (ok, error) = (false, failure.message);
+                documents.push(CheckedVm::Failed { vm, ok, error });
             }
         }
         settings.signals.cancel().check().map_err(Failure::failed)?;
     }
     if settings.ui.json() {
-        Ui::document(&json!({ "vms": documents, "warnings": settings.ui.said() }));
+        settings
+            .ui
+            .document_with_warnings(CheckedImages { vms: documents });
     }
     Ok(worst)
 }

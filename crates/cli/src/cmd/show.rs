@@ -1,6 +1,5 @@
 //! `strongroom show`.
 
-use serde_json::json;
 use strongroom_borg::Access;
 use strongroom_engine::run::event::Code;
 use strongroom_engine::run::state::StateDirectory;
@@ -9,6 +8,7 @@ use strongroom_points::manifest::{DiskRecord, Manifest};
 use strongroom_points::trust::{self, Standing};
 
 use crate::args::Show;
+use crate::documents::Shown;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::Settings;
@@ -34,7 +34,10 @@ pub fn run(settings: &Settings, args: &Show) -> Result<Exit, Failure> {
     }
     repository.close()?;
     if settings.ui.json() {
-        Ui::document(&json!({ "archive": info.name.to_string(), "manifest": manifest }));
+        Ui::document(&Shown {
+            archive: info.name.to_string(),
+            manifest,
+        });
         return Ok(Exit::Done);
     }
     print(settings, &info.name.to_string(), manifest);

@@ -2,12 +2,12 @@
 
 mod vm;
 
-use serde_json::{Value, json};
 use strongroom_engine::inspect::storage::{self, Pool};
 use strongroom_engine::run::event::Code;
 use strongroom_hypervisor::{Domain, Hypervisor as _};
 
 use crate::args::Status;
+use crate::documents;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::{Parts, Settings};
@@ -56,8 +56,10 @@ pub fn run(settings: &Settings, args: &Status) -> Result<Exit, Failure> {
         }
     }
     if settings.ui.json() {
-        let vms: Vec<Value> = vms.iter().map(vm::document).collect();
-        Ui::document(&json!({ "vms": vms, "pools": pools, "warnings": settings.ui.said() }));
+        let vms = vms.iter().map(vm::document).collect();
+        settings
+            .ui
+            .document_with_warnings(documents::Status { vms, pools: &pools });
         return Ok(Exit::Done);
     }
     let headings = [

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use serde_json::json;
 use strongroom_engine::config::Signing;
 use strongroom_engine::provision::template::build::{Build, Import, Release, Source, build};
 use strongroom_engine::provision::template::{Description, Store, TemplateError};
@@ -10,6 +9,7 @@ use strongroom_engine::run::event::Code;
 use strongroom_engine::run::settings as resolved;
 
 use crate::args::{ImportFormat, Release as Wanted, Template, TemplateCommand};
+use crate::documents::{Removed, Templates};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::Settings;
@@ -94,7 +94,7 @@ pub fn run(settings: &Settings, args: &Template) -> Result<Exit, Failure> {
                 settings.ui.info(format!("{name}: removed"));
             }
             if settings.ui.json() {
-                Ui::document(&json!({ "removed": names }));
+                Ui::document(&Removed { removed: names });
             }
         }
     }
@@ -131,7 +131,7 @@ pub(super) fn store(settings: &resolved::Settings) -> (Store, Signing) {
 
 fn document(settings: &Settings, templates: &[Description]) {
     if settings.ui.json() {
-        Ui::document(&json!({ "templates": templates }));
+        Ui::document(&Templates { templates });
     }
 }
 
@@ -159,7 +159,7 @@ fn list(settings: &Settings, store: &Store, signing: &Signing) -> Result<(), Fai
         }
     }
     if settings.ui.json() {
-        Ui::document(&json!({ "templates": all, "warnings": settings.ui.said() }));
+        settings.ui.document_with_warnings(Templates { templates: &all });
     } else {
         for line in table(
             &["NAME", "SOURCE", "CREATED", "KERNEL", "SIZE", "SIGNED BY"],

@@ -1,12 +1,12 @@
 //! `strongroom verify`.
 
-use serde_json::json;
 use strongroom_engine::run::event::Code;
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_engine::verify::{self, Problem, Report, Request, Scope, Share, VmReport};
 use strongroom_points::when::PointName;
 
 use crate::args::Verify;
+use crate::documents::Verified;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::Settings;
@@ -69,7 +69,7 @@ pub fn run(settings: &Settings, args: &Verify) -> Result<Exit, Failure> {
         }
     }
     if settings.ui.json() {
-        Ui::document(&json!({ "verify": report, "warnings": settings.ui.said() }));
+        settings.ui.document_with_warnings(Verified { verify: &report });
     } else {
         print(settings, &report, args);
     }

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
 use strongroom_borg::{Access, ArchiveInfo};
 use strongroom_engine::capture::tracking;
 use strongroom_engine::config::uuid_in;
@@ -18,6 +17,7 @@ use strongroom_points::names::archive_prefix;
 use strongroom_points::trust::memory::Memory;
 use strongroom_points::trust::{self, Standing};
 
+use crate::documents::StatusOfVm;
 use crate::settings::{Parts, Settings};
 use crate::ui::human;
 
@@ -300,7 +300,7 @@ pub fn row(vm: &Vm) -> Vec<String> {
 }
 
 /// The same as JSON. What is not known is `null`.
-pub fn document(vm: &Vm) -> Value {
+pub fn document(vm: &Vm) -> StatusOfVm<'_> {
     let (time, archive, source) = match &vm.newest {
         Newest::There(time, archive) => (Some(time), Some(archive), "repository"),
         Newest::Recorded(time, archive) => (Some(time), Some(archive), "records"),
@@ -311,19 +311,19 @@ pub fn document(vm: &Vm) -> Value {
         Run::UnderWay(since) => since,
         _ => None,
     };
-    json!({
-        "vm": vm.name,
-        "state": state(vm),
-        "restore_points": vm.points,
-        "last_backup": time,
-        "last_archive": archive,
-        "last_backup_known_from": source,
-        "running": matches!(vm.run, Run::UnderWay(_)),
-        "running_since": since,
-        "interrupted": vm.run == Run::Interrupted,
-        "next": if vm.tracking { "incremental" } else { "full" },
-        "problem": vm.problem,
-    })
+    StatusOfVm {
+        vm: &vm.name,
+        state: state(vm),
+        restore_points: vm.points,
+        last_backup: time.copied(),
+        last_archive: archive.map(String::as_str),
+        last_backup_known_from: source,
+        running: matches!(vm.run, Run::UnderWay(_)),
+        running_since: since,
+        interrupted: vm.run == Run::Interrupted,
+        next: if vm.tracking { "incremental" } else { "full" },
+        problem: vm.problem.as_deref(),
+    }
 }
 
 #[cfg(test)]
