@@ -6,7 +6,7 @@ CARGO ?= cargo
 # by targets of their own. What builds asks for `--workspace`: with `-p` dependencies get other features, and are built anew.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help setup build lint test test-fast test-borg test-vm test-long bench-stall deny fuzz demo demo-backup-vm bench bench-quick man clean
+.PHONY: help setup build lint test test-fast test-borg test-vm test-long test-store bench-stall deny fuzz demo demo-backup-vm bench bench-quick man clean
 
 help: ## Lists the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -28,7 +28,7 @@ test: lint test-fast test-borg test-vm ## Runs every check and test, the quick o
 ifeq ($(NEXTEST),yes)
 FAST := nextest run --workspace --locked -E 'not (binary(vm) or binary(long))'
 VM := nextest run --workspace --locked -E 'binary(vm)'
-BORG := nextest run --workspace --locked -E 'package(strongroom-borg) and binary(stock)'
+BORG := nextest run --workspace --locked -E 'package(/^strongroom-(borg|store)$$/) and binary(stock)'
 else
 FAST := test --workspace --locked --lib --bins --test '[!lv]*'
 VM := test --workspace --locked --test vm -- --test-threads=1
@@ -39,7 +39,7 @@ test-fast: ## Runs the tests that need no virtual machine
 	$(CARGO) test --workspace --locked --doc
 	$(CARGO) $(FAST)
 
-test-borg: ## Runs the Borg client's tests against the newest Borg 1.4 as well
+test-borg: ## Runs the tests of Borg client and store against the newest Borg 1.4 as well
 	STRONGROOM_TEST_BORG=$$(scripts/borg-1.4) $(CARGO) $(BORG)
 
 test-vm: ## Runs the tests with real virtual machines
@@ -48,6 +48,9 @@ test-vm: ## Runs the tests with real virtual machines
 test-long: ## Kills programs, guests and daemons at random for STRONGROOM_LONG_MINUTES=20, then stops them at each step (root)
 	$(CARGO) test --workspace --locked --test long -- --include-ignored --nocapture kill::the_guest_is_never_harmed
 	$(CARGO) test --workspace --locked --test long -- --include-ignored --nocapture hang::whatever_hangs
+
+test-store: ## Takes turns with stock Borg and cuts the power, very many times (STRONGROOM_LONG_TURNS, _ROUNDS, _TRIALS)
+	$(CARGO) test --locked -p strongroom-store --test stock --test faults -- --ignored --nocapture --skip holder_of_a_lock
 
 bench-stall: ## Measures what a guest feels of a backup, beside a control: table and target/stall.json (root)
 	$(CARGO) test --workspace --locked --test long -- --include-ignored --nocapture stall::the_stall
