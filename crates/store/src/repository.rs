@@ -153,6 +153,20 @@ impl Repository {
         }
     }
 
+    /// Reads an object. After an error anything may be in the buffer.
+    fn read(&self, id: &Id, object: &mut Vec<u8>) -> Result<()> {
+        let place = self
+            .with_index(|index| index.get(id))?
+            .ok_or(Error::NotFound(*id))?;
+        let per_dir = self.config.segments_per_dir;
+        let name = layout::segment(place.segment, per_dir);
+        let file = match self.cache.open(&*self.directory, per_dir, place.segment) {
+            Err(error) if error.is_absent() => return Err(Error::damaged(name, "it is missing")),
+            other => other?,
+        };
+        segment::get(&*file, &name, place.offset, id, object)
+    }
+
     /// Length of the PUT that the index has for an object.
     pub(crate) fn put_len(&self, id: &Id, place: Place) -> Result<u32> {
         let per_dir = self.config.segments_per_dir;
@@ -200,20 +214,12 @@ impl Store for Repository {
     }
 
     fn get(&self, id: &Id, object: &mut Vec<u8>) -> Result<()> {
-        object.clear();
-        let place = self
-            .with_index(|index| index.get(id))?
-            .ok_or(Error::NotFound(*id))?;
-        let per_dir = self.config.segments_per_dir;
-        let file = match self.cache.open(&*self.directory, per_dir, place.segment) {
-            Err(error) if error.is_absent() => {
-                let name = layout::segment(place.segment, per_dir);
-                return Err(Error::damaged(name, "it is missing"));
-            }
-            other => other?,
-        };
-        let name = layout::segment(place.segment, per_dir);
-        segment::get(&*file, &name, place.offset, id, object)
+        // What the buffer holds is overwritten, not cleared before: clearing costs as much as the checksum.
+        let read = self.read(id, object);
+        if read.is_err() {
+            object.clear();
+        }
+        read
     }
 
     fn put(&self, id: &Id, object: &[u8]) -> Result<()> {

@@ -100,24 +100,20 @@ fn put_head(file: &dyn File, name: &str, offset: u32, id: &Id) -> Result<([u8; I
     }
 }
 
-/// Reads the object of `id` at an offset into a buffer, whose former content is lost, and checks it.
+/// Reads the object of `id` at an offset into a buffer, whose former content is lost, and checks it. After an error
+/// anything may be in the buffer.
 pub(crate) fn get(file: &dyn File, name: &str, offset: u32, id: &Id, object: &mut Vec<u8>) -> Result<()> {
     let (head, len) = put_head(file, name, offset, id)?;
     object.resize(len - ID_HEAD, 0);
-    let read = read(file, name, object, u64::from(offset) + ID_HEAD as u64).and_then(|()| {
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(&head[4..]);
-        crc.update(object);
-        if crc.finalize() == word(&head, 0) {
-            Ok(())
-        } else {
-            Err(damaged(name, offset.into(), "an entry's checksum is wrong"))
-        }
-    });
-    if read.is_err() {
-        object.clear();
+    read(file, name, object, u64::from(offset) + ID_HEAD as u64)?;
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&head[4..]);
+    crc.update(object);
+    if crc.finalize() == word(&head, 0) {
+        Ok(())
+    } else {
+        Err(damaged(name, offset.into(), "an entry's checksum is wrong"))
     }
-    read
 }
 
 fn read(file: &dyn File, name: &str, buffer: &mut [u8], offset: u64) -> Result<()> {

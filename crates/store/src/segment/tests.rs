@@ -75,7 +75,6 @@ fn a_place_that_holds_something_else_gives_no_object() {
     ] {
         let read = get(&*file, NAME, offset, &Id([id; 32]), &mut object);
         assert!(matches!(read, Err(Error::Damaged { .. })), "{offset}: {read:?}");
-        assert!(object.is_empty());
     }
 }
 
