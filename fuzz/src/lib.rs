@@ -9,6 +9,7 @@ pub mod disk;
 pub mod engine;
 pub mod libvirt;
 pub mod sparse;
+pub mod store;
 
 /// A target takes any bytes and panics if something is wrong.
 pub type Target = fn(&[u8]);
@@ -35,6 +36,12 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("point_name", engine::point_name),
     ("provision_words", engine::provision_words),
     ("qemu_monitor", libvirt::monitor),
+    ("store_config", store::config),
+    ("store_hints", store::hints),
+    ("store_index", store::index),
+    ("store_integrity", store::integrity),
+    ("store_lock", store::lock),
+    ("store_segment", store::segment),
     ("survey", disk::survey),
     ("swap_header", disk::swap_header),
     ("swap_layout", disk::swap_layout),

@@ -1,0 +1,3 @@
+//! Target `store_hints`: see the function it calls.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| strongroom_fuzz::store::hints(data));
