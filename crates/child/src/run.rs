@@ -1,14 +1,17 @@
 //! Runs a program to its end: bounded in time and in what it may say, ended when the work is stopped.
 //!
-//! Input is an unnamed file, so that neither side waits for the other. Output goes through pipes that are closed at the
+//! Input is a file in memory, so that neither side waits for the other, and a passphrase is in no storage. Output goes through pipes that are closed at the
 //! limit, or soon after the program has ended: whatever it leaves behind holds nothing up and fills no disk. The terminal
 //! stays as it is, so that a program can ask for a passphrase.
 
+use std::fs::File;
 use std::io::{self, Read, Seek as _, Write as _};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::end;
 
@@ -17,6 +20,9 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// How long output may still arrive when a program has ended: something that it left behind may hold the pipe open.
 const REST: Duration = Duration::from_millis(500);
+
+/// How long a program that is asked to end may take, to put its own things in order.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// What a program may take.
 #[derive(Debug, Clone, Copy)]
@@ -75,10 +81,7 @@ pub fn run(
     limits: Limits,
     stop: &dyn Fn() -> bool,
 ) -> Result<Output, Failure> {
-    let mut file = tempfile::tempfile().map_err(Why::Io)?;
-    file.write_all(input)
-        .and_then(|()| file.rewind())
-        .map_err(Why::Io)?;
+    let file = memory(input).map_err(Why::Io)?;
     let mut child = command
         .stdin(Stdio::from(file))
         .stdout(Stdio::piped())
@@ -103,8 +106,8 @@ pub fn run(
             }
         };
         let name = command.get_program().to_string_lossy().into_owned();
-        let _ = end::kill(&mut child, &name);
-        let err = err.until(Instant::now()).unwrap_or_default();
+        let _ = end::end(&mut child, &name, GRACE);
+        let err = err.until(Instant::now() + LOOK).unwrap_or_default();
         return Err(Failure { why, err });
     };
     let end = Instant::now() + REST;
@@ -112,6 +115,14 @@ pub fn run(
         (Some(out), Some(err)) => Ok(Output { status, out, err }),
         _ => Err(Why::Limit.into()),
     }
+}
+
+/// A file in memory with this content, to be read from its beginning.
+fn memory(content: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("input", MemfdFlags::CLOEXEC)?);
+    file.write_all(content)?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// What arrives through a pipe, up to a limit. Dropped, or at the limit, the pipe is closed, and whatever goes on writing
@@ -160,5 +171,28 @@ impl Heard {
             self.bytes.extend(piece);
         }
         (!self.is_too_long()).then_some(self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Needs, command};
+
+    /// R10: it may still put its own things in order.
+    #[test]
+    fn one_that_is_ended_is_asked_first() {
+        let mut shell = command("sh", Needs::Nothing);
+        shell.args([
+            "-c",
+            "trap 'echo in order >&2; exit 1' TERM; cat; sleep 600 & wait",
+        ]);
+        let limits = Limits {
+            time: Duration::from_millis(500),
+            bytes: 1000,
+        };
+        let failure = run(&mut shell, b"input", limits, &|| false).unwrap_err();
+        assert!(matches!(failure.why, Why::Time), "{failure:?}");
+        assert_eq!(failure.err, b"in order\n");
     }
 }
