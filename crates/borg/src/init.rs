@@ -1,13 +1,20 @@
 //! Creating repositories with the stock `borg init`.
 
 use std::ffi::OsString;
-use std::io::Write;
-use std::process::Stdio;
+use std::time::Duration;
+
+use strongroom_child::{Failure, Limits, Why};
 
 use crate::crypto::Encryption;
-use crate::{Error, Location, PassphraseRequest, PassphraseSource, Result, Settings, rpc};
+use crate::{Error, Location, Passphrase, PassphraseRequest, PassphraseSource, Result, Settings, rpc};
 
-/// Runs `borg init`. The passphrase goes through a pipe; it is in no argument and in no environment variable.
+/// How long it may take, with a person at it who tells ssh a password; and what it may say.
+const LIMITS: Limits = Limits {
+    time: Duration::from_mins(10),
+    bytes: 1 << 20,
+};
+
+/// Runs `borg init`. The passphrase goes through a file in memory; it is in no argument and in no environment variable.
 pub(crate) fn create(
     location: &Location,
     encryption: Encryption,
@@ -50,36 +57,47 @@ pub(crate) fn create(
         .env("BORG_KEYS_DIR", &settings.keys_dir)
         .env("BORG_SECURITY_DIR", &settings.security_dir)
         .env("BORG_PASSPHRASE_FD", "3")
-        .env("BORG_DISPLAY_PASSPHRASE", "no")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
+        .env("BORG_DISPLAY_PASSPHRASE", "no");
     if let Some(path) = &settings.key_file {
         command.env("BORG_KEY_FILE", path);
     }
-    let error = |source| Error::Spawn {
-        program: settings.local_borg.display().to_string(),
-        source,
+    let input = passphrase.as_ref().map_or(&[][..], Passphrase::as_bytes);
+    let output = strongroom_child::run(&mut command, input, LIMITS, &|| source.is_stopped());
+    let message = match output {
+        Ok(output) if output.status.success() => return Ok(()),
+        Ok(output) => format!("{} ({})", end_of(&output.err), output.status),
+        Err(Failure {
+            why: Why::Spawn(source) | Why::Io(source),
+            ..
+        }) => {
+            return Err(Error::Spawn {
+                program: settings.local_borg.display().to_string(),
+                source,
+            });
+        }
+        Err(Failure { why, err }) => {
+            let why = match why {
+                Why::Stopped => "interrupted".to_owned(),
+                Why::Limit => format!("it says more than {} bytes", LIMITS.bytes),
+                _ => format!("it has not ended after {} s", LIMITS.time.as_secs()),
+            };
+            let said = end_of(&err);
+            let gap = if said.is_empty() { "" } else { "; " };
+            format!("{why}{gap}{said}; what there is of it by now stays at {location}")
+        }
     };
-    let mut child = command.spawn().map_err(error)?;
-    if let (Some(mut stdin), Some(passphrase)) = (child.stdin.take(), &passphrase) {
-        // If Borg ended early, its message tells why.
-        let _ = stdin.write_all(passphrase.as_bytes());
-    }
-    let output = child.wait_with_output().map_err(error)?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let lines: Vec<&[u8]> = output
-        .stderr
+    Err(Error::Init { message })
+}
+
+/// The last lines that were said, on one.
+fn end_of(said: &[u8]) -> String {
+    let lines: Vec<&[u8]> = said
         .split(|byte| *byte == b'\n')
         .filter(|line| !line.is_empty())
         .collect();
     let tail = lines.get(lines.len().saturating_sub(4)..).unwrap_or_default();
-    let message: Vec<String> = tail.iter().map(|line| rpc::wire::printable(line)).collect();
-    Err(Error::Init {
-        message: format!("{} ({})", message.join("; "), output.status),
-    })
+    let tail: Vec<String> = tail.iter().map(|line| rpc::wire::printable(line)).collect();
+    tail.join("; ")
 }
 
 fn arguments(location: &Location, encryption: Encryption, settings: &Settings) -> Vec<OsString> {

@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::io::Read as _;
+use std::fs::File;
+use std::io::{self, Read};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -61,8 +62,8 @@ pub struct PassphraseSource {
     stop: Arc<AtomicBool>,
 }
 
-/// How long a command that prints the passphrase may take, with you typing a PIN; how long it may live on when
-/// it has told; how much it may say; and between two looks at whether that is still wanted.
+/// How long what tells the passphrase may take, with a person at it who types a PIN; how long a command may live on when it
+/// has told; how much may be said; and between two looks at whether that is still wanted.
 const PATIENCE: Duration = Duration::from_mins(5);
 const END: Duration = Duration::from_secs(10);
 const MAX_ANSWER: u64 = 1 << 16;
@@ -98,7 +99,7 @@ impl PassphraseSource {
         self
     }
 
-    /// A flag that ends a command that is to tell the passphrase.
+    /// A flag that ends the wait for whatever is to tell the passphrase, and for stock Borg that makes a repository with it.
     #[must_use]
     pub fn stopped_by(mut self, stop: &Arc<AtomicBool>) -> Self {
         self.stop = Arc::clone(stop);
@@ -112,6 +113,10 @@ impl PassphraseSource {
             *kept = from_environment(|name| std::env::var_os(name), &self.stop)?;
         }
         Ok(kept.clone())
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
     }
 
     pub(crate) fn ask(&self, request: &PassphraseRequest) -> Option<Passphrase> {
@@ -154,13 +159,45 @@ fn from_environment(
     }
     if let Some(fd) = lookup("BORG_PASSPHRASE_FD").and_then(|fd| fd.to_str()?.parse::<u32>().ok()) {
         // Opening it anew leaves the descriptor itself alone; for a pipe both are the same stream.
-        let bytes = std::fs::read(format!("/dev/fd/{fd}")).map_err(|source| Error::PassphraseSource {
+        let heard = hear(move || File::open(format!("/dev/fd/{fd}")), stop);
+        let bytes = heard.map_err(|reason| Error::PassphraseSource {
             source_name: "BORG_PASSPHRASE_FD",
-            reason: source.to_string(),
+            reason,
         })?;
         return text("BORG_PASSPHRASE_FD", trim_newlines(bytes)).map(Some);
     }
     Ok(None)
+}
+
+/// Reads to the end of what this opens, by a thread that is left to itself if there is no end.
+fn hear<R: Read>(
+    open: impl FnOnce() -> io::Result<R> + Send + 'static,
+    stop: &AtomicBool,
+) -> Result<Vec<u8>, String> {
+    let (sender, said) = channel();
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let read = open().and_then(|from| from.take(MAX_ANSWER).read_to_end(&mut bytes));
+        // It may have been given up.
+        let _ = sender.send(read.map(|_| bytes));
+    });
+    let begin = Instant::now();
+    loop {
+        match said.recv_timeout(LOOK) {
+            Ok(read) => return read.map_err(|source| source.to_string()),
+            Err(RecvTimeoutError::Disconnected) => return Err("it cannot be heard".to_owned()),
+            Err(RecvTimeoutError::Timeout) if stop.load(Ordering::SeqCst) => {
+                return Err("interrupted".to_owned());
+            }
+            Err(RecvTimeoutError::Timeout) if begin.elapsed() > PATIENCE => {
+                return Err(format!(
+                    "no answer has come to its end for {} s",
+                    PATIENCE.as_secs()
+                ));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
 }
 
 fn run_passcommand(command: &str, stop: &AtomicBool) -> Result<Vec<u8>> {
@@ -179,30 +216,12 @@ fn run_passcommand(command: &str, stop: &AtomicBool) -> Result<Vec<u8>> {
         .stderr(Stdio::inherit())
         .spawn()
         .map_err(|source| error(format!("cannot start {program}: {source}")))?;
-    let (sender, said) = channel();
-    if let Some(stdout) = child.stdout.take() {
-        std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            let read = stdout.take(MAX_ANSWER).read_to_end(&mut bytes);
-            // It may have been given up.
-            let _ = sender.send(read.map(|_| bytes));
-        });
-    }
-    let begin = Instant::now();
-    let bytes = loop {
-        match said.recv_timeout(LOOK) {
-            Ok(read) => break read.map_err(|source| error(source.to_string())),
-            Err(RecvTimeoutError::Disconnected) => break Err(error("it cannot be heard".to_owned())),
-            Err(RecvTimeoutError::Timeout) if stop.load(Ordering::SeqCst) => {
-                break Err(error("interrupted".to_owned()));
-            }
-            Err(RecvTimeoutError::Timeout) if begin.elapsed() > PATIENCE => {
-                let time = PATIENCE.as_secs();
-                break Err(error(format!("the command has not answered for {time} s")));
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-    };
+    let stdout = child.stdout.take();
+    let bytes = hear(
+        move || stdout.ok_or_else(|| io::Error::other("it cannot be heard")),
+        stop,
+    )
+    .map_err(error);
     let left = if bytes.is_ok() { END } else { Duration::ZERO };
     let status = match strongroom_child::wait(&mut child, left) {
         Ok(Some(status)) => status,
@@ -289,6 +308,21 @@ mod tests {
         let error = run_passcommand("sleep 600", &stop).unwrap_err();
         assert!(error.to_string().contains("interrupted"), "{error}");
         assert!(begin.elapsed() < Duration::from_mins(1));
+    }
+
+    /// R10: a pipe whose other end stays open and says nothing more.
+    #[test]
+    fn a_pipe_without_an_end_is_left_when_the_work_is_stopped() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"half of a pass").unwrap();
+        let fd = reader.as_raw_fd().to_string();
+        let stop = AtomicBool::new(true);
+        let error = from_environment(
+            |name| (name == "BORG_PASSPHRASE_FD").then(|| fd.clone().into()),
+            &stop,
+        )
+        .unwrap_err();
+        assert!(error.to_string().contains("interrupted"), "{error}");
     }
 
     #[test]

@@ -3,29 +3,18 @@
 //! The overlay and the image below it are both described in JSON with format and protocol spelled out. What the
 //! overlay's header says of its backing file does not matter then.
 
-use std::{
-    ffi::OsStr,
-    fs,
-    io::{BufRead as _, BufReader, Read as _},
-    os::unix::fs::FileTypeExt as _,
-    path::Path,
-    process::Stdio,
-};
+use std::{ffi::OsStr, fs, os::unix::fs::FileTypeExt as _, path::Path};
 
 use serde_json::{Value, json};
-use strongroom_child::{Needs, command};
+use strongroom_child::{Limits, Needs, Why, command};
 
 use crate::image::{COPY, Format, ImageError, LOOK, absolute, complaint, image_info, qemu_img, run_qemu_img};
 
-/// The longest line of `qemu-img map` that is read; one line is one extent.
-const MAX_LINE: u64 = 4096;
+/// How much of what `qemu-img map` says is read; the map of a large overlay is long.
+const MAP: u64 = 1 << 20;
 
 /// Whether a qcow2 image itself, without what is below it, holds anything. An empty file holds nothing.
 pub fn holds_data(overlay: &Path) -> Result<bool, ImageError> {
-    let run = |source| ImageError::Run {
-        program: "qemu-img",
-        source,
-    };
     let file = absolute(overlay)?;
     let metadata = fs::metadata(&file).map_err(|source| ImageError::Path {
         path: overlay.to_owned(),
@@ -36,39 +25,38 @@ pub fn holds_data(overlay: &Path) -> Result<bool, ImageError> {
     }
     let mut node = describe(overlay, Format::Qcow2)?;
     node["backing"] = Value::Null;
-    let mut child = command("qemu-img", Needs::Nothing)
+    let mut command = command("qemu-img", Needs::Nothing);
+    command
         .env("LC_ALL", "C")
-        .args(["map", "--output=json", "--", &format!("json:{node}")])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(run)?;
-    let mut found = false;
-    if let Some(stdout) = child.stdout.take() {
-        let mut lines = BufReader::new(stdout);
-        let mut line = String::new();
-        // The map of a large overlay is long; the first extent with data will do.
-        while !found && lines.by_ref().take(MAX_LINE).read_line(&mut line).map_err(run)? > 0 {
-            // A cluster of zeroes that the guest wrote (or discarded) is data, too: it hides what is below.
-            found = line.contains("\"present\": true") || line.contains("\"data\": true");
-            line.clear();
-        }
-    }
-    if found {
-        // It may go on for long, and ends by itself when no client listens.
-        let _ = strongroom_child::kill(&mut child, "qemu-img");
-        return Ok(true);
-    }
-    let output = child.wait_with_output().map_err(run)?;
-    if output.status.success() {
-        return Ok(false);
-    }
-    Err(ImageError::Tool {
+        .args(["map", "--output=json", "--", &format!("json:{node}")]);
+    let tool = |reason: String| ImageError::Tool {
         what: "read the map of",
         path: overlay.to_owned(),
-        reason: complaint(&output.stderr),
-    })
+        reason,
+    };
+    let limits = Limits {
+        time: LOOK,
+        bytes: MAP,
+    };
+    match strongroom_child::run(&mut command, b"", limits, &|| false) {
+        Ok(output) if output.status.success() => {
+            let map = String::from_utf8_lossy(&output.out);
+            // A cluster of zeroes that the guest wrote (or discarded) is data, too: it hides what is below.
+            Ok(map.contains("\"present\": true") || map.contains("\"data\": true"))
+        }
+        Ok(output) => Err(tool(complaint(&output.err))),
+        Err(failure) => match failure.why {
+            // What holds nothing is one extent.
+            Why::Limit => Ok(true),
+            Why::Spawn(source) | Why::Io(source) => Err(ImageError::Run {
+                program: "qemu-img",
+                source,
+            }),
+            Why::Time | Why::Stopped => {
+                Err(tool(format!("qemu-img has not ended after {} s", LOOK.as_secs())))
+            }
+        },
+    }
 }
 
 /// Whether the disk reads the same from the base alone as from the overlay on top of it.

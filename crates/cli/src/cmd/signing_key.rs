@@ -3,14 +3,21 @@
 
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
 
 use strongroom_child::Needs;
-
+use strongroom_engine::cancel::Cancel;
 use strongroom_engine::config::{Config, Signing};
 
 use crate::failure::Failure;
 use crate::replace::replace;
 use crate::settings::Settings;
+
+/// How long a person may take to type a passphrase twice.
+const PATIENCE: Duration = Duration::from_mins(10);
+/// Between two looks at whether the work is stopped.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What our signatures are made for, as a pattern in `allowed_signers`.
 const NAMESPACES: &str = "strongroom-*";
@@ -114,8 +121,8 @@ fn generate(settings: &Settings, key: &Path, identity: &str, unprotected: bool) 
     }
     let status = settings
         .ui
-        .suspended(|| command.status())
-        .map_err(|error| failed(error.to_string()))?;
+        .suspended(|| attended(&mut command, settings.signals.cancel()))
+        .map_err(failed)?;
     if status.success() && key.exists() {
         Ok(())
     } else {
@@ -123,6 +130,25 @@ fn generate(settings: &Settings, key: &Path, identity: &str, unprotected: bool) 
             "a passphrase is typed on a terminal; --unprotected-signing-key makes a key that needs none",
         ))
     }
+}
+
+/// Runs ssh-keygen at the terminal, until it has ended, or the work is stopped.
+fn attended(command: &mut Command, cancel: &Cancel) -> Result<ExitStatus, String> {
+    let mut child = command.spawn().map_err(|error| error.to_string())?;
+    let begin = Instant::now();
+    let why = loop {
+        match strongroom_child::wait(&mut child, LOOK) {
+            Ok(Some(status)) => return Ok(status),
+            Err(error) => break error.to_string(),
+            Ok(None) if cancel.is_cancelled() => break cancel.why().to_string(),
+            Ok(None) if begin.elapsed() > PATIENCE => {
+                break format!("ssh-keygen has not ended after {} s", PATIENCE.as_secs());
+            }
+            Ok(None) => {}
+        }
+    };
+    let _ = strongroom_child::kill(&mut child, "ssh-keygen");
+    Err(why)
 }
 
 /// The public part: in a file of its own, or the file itself.

@@ -92,7 +92,7 @@ fn the_second_one_ends_whatever_does_not_heed_the_first() {
     )
     .unwrap();
     let then = format!(
-        "case $1 in init) touch {}; exec sleep 10 ;; *) exec {} \"$@\" ;; esac",
+        "case $1 in init) touch {}; trap '' TERM; exec sleep 10 ;; *) exec {} \"$@\" ;; esac",
         directory.path().join("making").display(),
         real.trim()
     );
@@ -109,4 +109,48 @@ fn the_second_one_ends_whatever_does_not_heed_the_first() {
     let said = running.end();
     assert_eq!(said.code, Some(130), "{}", said.err);
     assert!(clock.elapsed() < Duration::from_secs(2), "{:?}", clock.elapsed());
+}
+
+/// R10: stock Borg that makes a repository, and ssh-keygen that makes a key, end with the work.
+#[test]
+fn the_first_one_ends_what_others_do_for_it() {
+    for (name, hangs, arguments) in [
+        (
+            "borg",
+            "case $1 in init) ;; *) exec \"$real\" \"$@\" ;; esac",
+            &["init", "test"][..],
+        ),
+        ("ssh-keygen", "", &["init", "--signing-key", "key", "test"]),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let real = Command::new("sh")
+            .args(["-c", &format!("command -v {name}")])
+            .output()
+            .unwrap();
+        let real = String::from_utf8(real.stdout).unwrap();
+        let making = directory.path().join("making");
+        let then = format!(
+            "real={}\n{hangs}\ntouch {}; exec sleep 600",
+            real.trim(),
+            making.display()
+        );
+        script(directory.path(), name, &then);
+        let mut program = program(directory.path(), "test:///default", arguments);
+        let running = start(directory.path(), program.current_dir(directory.path()));
+        let clock = Instant::now();
+        while !making.exists() {
+            assert!(clock.elapsed() < Duration::from_secs(20), "{name} is not called");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        running.signal("TERM");
+        let clock = Instant::now();
+        let said = running.end();
+        assert_eq!(said.code, Some(1), "{name}: {}", said.err);
+        assert!(said.err.contains("interrupted"), "{name}: {}", said.err);
+        assert!(
+            clock.elapsed() < Duration::from_secs(20),
+            "{name}: {:?}",
+            clock.elapsed()
+        );
+    }
 }

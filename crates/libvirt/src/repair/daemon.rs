@@ -6,17 +6,20 @@
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use strongroom_child::Needs;
+use strongroom_child::{Limits, Needs, Output, Why};
 
 /// Where the daemons that may serve `qemu:///system` write their process ids.
 const PID_FILES: [&str; 2] = ["/run/libvirt/virtqemud.pid", "/run/libvirt/libvirtd.pid"];
 /// How long it may take to end: libvirtd gives its calls half a minute.
 const LIMIT: Duration = Duration::from_mins(1);
+/// How long systemd may take to answer a question; and to stop or start a service, which it gives a minute and a half each.
+const TALK: Duration = Duration::from_secs(30);
+const JOB: Duration = Duration::from_mins(4);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -33,7 +36,7 @@ enum Started {
     /// Units of systemd: the service last.
     Units(Vec<String>),
     /// By a command with these words, in this environment.
-    Command(PathBuf, Vec<String>, Vec<(String, String)>),
+    Words(PathBuf, Vec<String>, Vec<(String, String)>),
 }
 
 impl Daemon {
@@ -59,8 +62,8 @@ impl Daemon {
     /// Stops it, and waits until it is gone.
     pub fn stop(&self) -> Result<(), String> {
         match &self.started {
-            Started::Units(units) => systemctl("stop", units)?,
-            Started::Command(..) => {
+            Started::Units(units) => change("stop", units)?,
+            Started::Words(..) => {
                 let id = Pid::from_raw(self.id).ok_or("it has no process id")?;
                 kill_process(id, Signal::TERM).map_err(|error| format!("stop libvirtd: {error}"))?;
             }
@@ -78,8 +81,8 @@ impl Daemon {
     /// Starts it again.
     pub fn start(&self) -> Result<(), String> {
         match &self.started {
-            Started::Units(units) => systemctl("start", units),
-            Started::Command(program, arguments, environment) => {
+            Started::Units(units) => change("start", units),
+            Started::Words(program, arguments, environment) => {
                 // Left behind by one that ended by force, it would be in the way.
                 let _ = fs::remove_file(&self.file);
                 let mut command = strongroom_child::command(program, Needs::Nothing);
@@ -95,10 +98,17 @@ impl Daemon {
                     .stdin(Stdio::null())
                     .stdout(Stdio::null())
                     .stderr(Stdio::null());
-                match command.status() {
-                    Ok(status) if status.success() => Ok(()),
-                    Ok(status) => Err(format!("start {}: {status}", program.display())),
-                    Err(error) => Err(format!("start {}: {error}", program.display())),
+                let failed = |why: String| format!("start {}: {why}", program.display());
+                let mut child = command.spawn().map_err(|error| failed(error.to_string()))?;
+                // What it leaves behind is the daemon; it itself ends when that is ready.
+                match strongroom_child::wait(&mut child, LIMIT) {
+                    Ok(Some(status)) if status.success() => Ok(()),
+                    Ok(Some(status)) => Err(failed(status.to_string())),
+                    Ok(None) => {
+                        let _ = strongroom_child::kill(&mut child, &program.display().to_string());
+                        Err(failed(format!("it is not ready after {} s", LIMIT.as_secs())))
+                    }
+                    Err(error) => Err(failed(error.to_string())),
                 }
             }
         }
@@ -120,16 +130,11 @@ fn unit_of(path: &str) -> Option<String> {
 
 /// The active sockets that would start a service again.
 fn triggers(unit: &str) -> Result<Vec<String>, String> {
-    let output = strongroom_child::command("systemctl", Needs::Nothing)
-        .args(["show", "--property=TriggeredBy", "--value", unit])
-        .output()
-        .map_err(|error| format!("ask systemctl about {unit}: {error}"))?;
-    let named = String::from_utf8_lossy(&output.stdout).into_owned();
+    let output = systemctl(&["show", "--property=TriggeredBy", "--value", unit], TALK)?;
+    let named = String::from_utf8_lossy(&output.out).into_owned();
     let active = |socket: &&str| {
-        let asked = strongroom_child::command("systemctl", Needs::Nothing)
-            .args(["--quiet", "is-active", socket])
-            .status();
-        asked.is_ok_and(|status| status.success())
+        let asked = systemctl(&["--quiet", "is-active", socket], TALK);
+        asked.is_ok_and(|output| output.status.success())
     };
     Ok(named
         .split_whitespace()
@@ -138,17 +143,36 @@ fn triggers(unit: &str) -> Result<Vec<String>, String> {
         .collect())
 }
 
-fn systemctl(verb: &str, units: &[String]) -> Result<(), String> {
-    let failed = |why: String| format!("systemctl {verb} {}: {why}", units.join(" "));
-    match strongroom_child::command("systemctl", Needs::Nothing)
-        .arg(verb)
-        .args(units)
-        .output()
-    {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
-        Err(error) => Err(failed(error.to_string())),
+/// Stops or starts units.
+fn change(verb: &str, units: &[String]) -> Result<(), String> {
+    let words: Vec<&str> = [verb]
+        .into_iter()
+        .chain(units.iter().map(String::as_str))
+        .collect();
+    let output = systemctl(&words, JOB)?;
+    if output.status.success() {
+        return Ok(());
     }
+    let said = String::from_utf8_lossy(&output.err).trim().to_owned();
+    Err(format!("systemctl {}: {said}", words.join(" ")))
+}
+
+fn systemctl(words: &[&str], time: Duration) -> Result<Output, String> {
+    bounded(
+        strongroom_child::command("systemctl", Needs::Nothing).args(words),
+        time,
+    )
+    .map_err(|why| format!("systemctl {}: {why}", words.join(" ")))
+}
+
+/// Runs a command that is not interrupted: between a stop and a start there is no daemon.
+fn bounded(command: &mut Command, time: Duration) -> Result<Output, String> {
+    let limits = Limits { time, bytes: 1 << 20 };
+    strongroom_child::run(command, b"", limits, &|| false).map_err(|failure| match failure.why {
+        Why::Spawn(error) | Why::Io(error) => error.to_string(),
+        Why::Limit => format!("it says more than {} bytes", limits.bytes),
+        Why::Time | Why::Stopped => format!("it has not ended after {} s", time.as_secs()),
+    })
 }
 
 /// The words and the environment that a process was started with.
@@ -167,7 +191,7 @@ fn command(id: i32) -> Result<Started, String> {
         .iter()
         .filter_map(|variable| variable.split_once('='))
         .map(|(name, value)| (name.to_owned(), value.to_owned()));
-    Ok(Started::Command(
+    Ok(Started::Words(
         program,
         list("cmdline")?.into_iter().skip(1).collect(),
         variables.collect(),
@@ -176,7 +200,15 @@ fn command(id: i32) -> Result<Started, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::unit_of;
+    use super::*;
+
+    /// R10.
+    #[test]
+    fn a_systemd_that_hangs_is_waited_for_no_longer_than_this() {
+        let mut hangs = strongroom_child::command("sh", Needs::Nothing);
+        let error = bounded(hangs.args(["-c", "exec sleep 600"]), Duration::from_millis(200)).unwrap_err();
+        assert!(error.contains("it has not ended"), "{error}");
+    }
 
     #[test]
     fn a_service_is_told_by_its_control_group() {
