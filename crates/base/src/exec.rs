@@ -3,8 +3,11 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::time::Duration;
 
+use rustix::fs::Access;
 use strongroom_child::{Limits, Why};
 pub use strongroom_child::{Needs, Output};
 
@@ -86,6 +89,31 @@ pub fn ssh_program() -> OsString {
     std::env::var_os("STRONGROOM_SSH").unwrap_or_else(|| "ssh".into())
 }
 
+/// Whether there is such a program to start: at this path, or by this name in one of the directories of `PATH`.
+pub fn find(program: &OsStr) -> io::Result<()> {
+    let startable = |path: &Path| {
+        rustix::fs::access(path, Access::EXEC_OK)?;
+        if path.is_file() {
+            Ok(())
+        } else {
+            Err(io::Error::from(io::ErrorKind::NotFound))
+        }
+    };
+    if program.as_bytes().contains(&b'/') {
+        return startable(Path::new(program));
+    }
+    let directories = std::env::var_os("PATH").unwrap_or_default();
+    let mut tried = std::env::split_paths(&directories).map(|directory| startable(&directory.join(program)));
+    if tried.any(|found| found.is_ok()) {
+        Ok(())
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "it is in no directory of PATH",
+        ))
+    }
+}
+
 /// As one word for a shell, whatever it holds.
 pub fn shell_word(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
@@ -157,6 +185,16 @@ mod tests {
                 .success()
         );
         assert!(clock.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn a_program_that_can_be_started_is_found() {
+        for there in ["sh", "/bin/sh"] {
+            find(OsStr::new(there)).unwrap();
+        }
+        for not in ["no-such-program", "/no/such/program", "/etc/passwd", "/etc", ""] {
+            find(OsStr::new(not)).unwrap_err();
+        }
     }
 
     #[test]

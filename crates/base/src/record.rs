@@ -31,6 +31,19 @@ pub enum RecordError {
     },
 }
 
+/// Whether records can be kept in a directory, seen by writing as much as a small one has, down to the storage. Nothing stays.
+pub fn check(directory: &Path) -> Result<(), RecordError> {
+    let write = || {
+        let mut file = tempfile::NamedTempFile::new_in(directory)?;
+        file.write_all(&[0; 4096])?;
+        file.as_file().sync_all()
+    };
+    write().map_err(|source| RecordError::Io {
+        path: directory.to_owned(),
+        source,
+    })
+}
+
 /// Replaces a file in one step: whatever happens, it is the old one or the new one. Only its owner may read it.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));

@@ -4,6 +4,7 @@ use std::fmt;
 
 use strongroom_engine::backup::BackupError;
 use strongroom_engine::backup::plan::PlanError as Unplanned;
+use strongroom_engine::backup::ready::NotReady;
 use strongroom_engine::config::ConfigError;
 use strongroom_engine::provision::create::CreateError;
 use strongroom_engine::provision::template::TemplateError;
@@ -12,6 +13,7 @@ use strongroom_engine::restore::plan::PlanError;
 use strongroom_engine::restore::write::WriteError;
 use strongroom_hypervisor::HypervisorError;
 use strongroom_points::archive::HistoryError;
+use strongroom_points::trust::SigningError;
 
 use crate::exit::Exit;
 
@@ -76,6 +78,30 @@ impl From<HistoryError> for Failure {
             HistoryError::None(_) => Self::usage(error),
             other => Self::failed(other),
         }
+    }
+}
+
+impl From<NotReady> for Failure {
+    fn from(error: NotReady) -> Self {
+        let hint = match &error {
+            NotReady::State(_) => {
+                "no VM was touched; `state` in the configuration says where records are kept"
+            }
+            NotReady::Signing(SigningError::Exec(_)) => {
+                "no VM was touched; [signing] needs ssh-keygen, which is a part of OpenSSH's client"
+            }
+            NotReady::Signing(SigningError::Refused { .. }) => {
+                "no VM was touched; `ssh-keygen -Y sign -f KEY -n test < /dev/null` tests the key of [signing]. One with a \
+                 passphrase needs an agent: `ssh-add KEY`"
+            }
+            NotReady::Signing(SigningError::Useless { .. } | SigningError::Signers { .. }) => {
+                "no VM was touched; `allowed_signers` of [signing] has to be readable and to name the key"
+            }
+            NotReady::Witness(_) => {
+                "no VM was touched; [witness] in the configuration says who is told of restore points"
+            }
+        };
+        Self::failed(&error).hint(hint)
     }
 }
 

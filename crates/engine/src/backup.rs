@@ -17,6 +17,7 @@ mod firmware;
 pub mod guard;
 pub mod pace;
 pub mod plan;
+pub mod ready;
 pub mod roles;
 pub mod seal;
 mod shared;

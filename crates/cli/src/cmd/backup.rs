@@ -2,11 +2,11 @@
 
 mod side_by_side;
 
-use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
-use strongroom_child::{Needs, command};
-use strongroom_engine::backup::{self, Outcome, Report};
+use strongroom_child::{Limits, Needs, command};
+use strongroom_engine::backup::{self, Outcome, Report, ready};
 use strongroom_engine::run::settings::Arguments;
 
 use self::side_by_side::{Done, Work};
@@ -26,6 +26,7 @@ pub fn run(settings: &Settings, args: &Backup) -> Result<Exit, Failure> {
     })?;
     let vms = Settings::chosen(&resolved, &args.vms)?;
     let jobs = args.jobs.map_or(resolved.at_once, usize::from);
+    ready::check(&resolved, settings.signals.cancel())?;
     // A hypervisor that cannot be reached is said once, and while there is nothing to undo; of several it is the matter of its VMs.
     if let [(only, _)] = resolved.by_hypervisor(&vms).as_slice() {
         drop(Settings::parts(&resolved, only)?);
@@ -86,14 +87,14 @@ fn yield_the_disk() {
     let ionice = |arguments: &[&str]| {
         let id = std::process::id().to_string();
         let mut command = command("ionice", Needs::Nothing);
-        command.args(arguments).args(["-p", &id]);
-        command
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .stderr(Stdio::null());
-        command.output()
+        command.args(arguments).args(["-p", &id]).env("LC_ALL", "C");
+        let limits = Limits {
+            time: Duration::from_secs(10),
+            bytes: 1 << 16,
+        };
+        strongroom_child::run(&mut command, b"", limits, &|| false)
     };
-    let unset = ionice(&[]).is_ok_and(|said| said.stdout.starts_with(b"none"));
+    let unset = ionice(&[]).is_ok_and(|said| said.out.starts_with(b"none"));
     if unset {
         let _ = ionice(&["-c", "2", "-n", "7"]);
     }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
+use strongroom_base::cancel::Cancel;
 use strongroom_child::Needs;
-use strongroom_engine::cancel::Cancel;
 use strongroom_engine::config::{Config, Signing};
 
 use crate::failure::Failure;

@@ -390,6 +390,119 @@ fn a_vm_that_is_named_by_its_uuid() {
     }
 }
 
+/// K7: what every backup needs is looked at before the first VM is touched, and said once.
+#[test]
+fn a_backup_that_cannot_be_finished_is_not_begun() {
+    let place = Place::new(PATTERN);
+    let key = place.path("signing").display().to_string();
+    place
+        .strongroom(&[
+            "init",
+            "--encryption",
+            "repokey",
+            "--signing-key",
+            &key,
+            "--unprotected-signing-key",
+        ])
+        .expect(0, &["made signing key"]);
+    let signing = fs::read_to_string(place.path("strongroom.toml")).unwrap();
+    let (_, signing) = signing.split_once("[signing]").unwrap();
+    let (signing, _) = signing.split_once("[vm").unwrap_or((signing, ""));
+    let text =
+        |more: &str| format!("repository = '{{place}}/{{vm}}'\n[signing]{signing}\n{more}\n[vm.test]\n");
+    place.configure("test:///default", &text(""));
+    let backup = |place: &Place| place.strongroom(&["backup", "--dry-run", "test", "gone"]);
+    let touched = |said: &Said| said.err.contains("back up test");
+    // All is well: each VM fails, or not, for reasons of its own.
+    let said = backup(&place);
+    assert!(
+        said.err.contains("in the configuration") && !said.err.contains("no VM was touched"),
+        "{}",
+        said.err
+    );
+
+    let refused = |place: &Place, words: &[&str]| {
+        let said = backup(place);
+        said.expect(1, words).expect(1, &["no VM was touched"]);
+        assert!(
+            !touched(&said) && said.err.matches("failed to").count() == 1,
+            "{}",
+            said.err
+        );
+        let document = Said::of(&mut place.command(&["--json", "backup", "test"])).json();
+        assert!(
+            document["hint"].as_str().unwrap().contains("no VM was touched"),
+            "{document}"
+        );
+    };
+    // No ssh-keygen.
+    let programs = place.path("programs");
+    fs::create_dir(&programs).unwrap();
+    let said = Said::of(place.command(&["backup", "test"]).env("PATH", &programs));
+    said.expect(1, &["start ssh-keygen", "OpenSSH", "no VM was touched"]);
+    // A key that is gone, is none, or has a passphrase, and no terminal.
+    let aside = place.path("aside");
+    fs::rename(&key, &aside).unwrap();
+    refused(&place, &["sign with", "ssh-add"]);
+    fs::write(&key, "no key\n").unwrap();
+    refused(&place, &["sign with", "ssh-add"]);
+    fs::copy(&aside, &key).unwrap();
+    run(Command::new("ssh-keygen").args(["-q", "-p", "-P", "", "-N", "secret", "-f", &key]));
+    refused(&place, &["sign with", "passphrase", "ssh-add"]);
+    fs::rename(&aside, &key).unwrap();
+    // A key that `allowed_signers` does not list.
+    fs::write(place.path("allowed_signers"), "").unwrap();
+    refused(&place, &["could never be verified", "allowed_signers"]);
+    // Witnesses that cannot be told.
+    for (witness, word) in [
+        ("file = '{place}/no/such/witness.jsonl'", "No such file"),
+        ("file = '/sys/kernel/witness.jsonl'", "denied"),
+        ("command = ['no-such-program', 'x']", "start no-such-program"),
+        ("command = ['{place}/strongroom.toml']", "denied"),
+        (
+            "command = ['true']\nread_command = ['/no/such/program']",
+            "start /no/such/program",
+        ),
+    ] {
+        place.configure(
+            "test:///default",
+            &format!("repository = '{{place}}/{{vm}}'\n[witness]\n{witness}\n[vm.test]\n"),
+        );
+        refused(&place, &["use the witness", word]);
+    }
+    assert!(!place.path("no").exists());
+    // Records that cannot be written: a place that cannot be made, and one that is there.
+    for state in ["/sys/kernel", "/proc/no/such", "{place}/strongroom.toml/state"] {
+        let text = format!(
+            "hypervisor = 'test:///default'\nstate = '{state}'\nrepository = '{{place}}/{{vm}}'\n[vm.test]\n"
+        );
+        let text = text.replace("{place}", &place.directory.path().display().to_string());
+        fs::write(place.path("strongroom.toml"), text).unwrap();
+        refused(&place, &["keep records in", "`state` in the configuration"]);
+    }
+}
+
+/// K7: a repository out of reach is the matter of its VM alone.
+#[test]
+fn one_repository_out_of_reach_keeps_no_other_vm() {
+    let place = Place::new("");
+    place.configure(
+        &hypervisor(&place, &["one", "two", "three"]),
+        "repository = '{place}/{vm}'\n[vm.one]\n[vm.two]\n[vm.three]\n",
+    );
+    place
+        .strongroom(&["init", "--encryption", "repokey"])
+        .expect(0, &[]);
+    fs::rename(place.path("two"), place.path("elsewhere")).unwrap();
+    let said = place.strongroom(&["--json", "backup", "--dry-run", "--all"]);
+    said.expect(1, &["back up two: use the repository"]);
+    let backups = said.json()["backups"].clone();
+    assert_eq!(backups.as_array().unwrap().len(), 3, "{backups}");
+    for one in backups.as_array().unwrap() {
+        assert_eq!(one["error"].is_null(), one["vm"] != "two", "{backups}");
+    }
+}
+
 /// Every exit code: part of the interface.
 #[test]
 fn exit_codes() {

@@ -92,6 +92,7 @@ fn watch(
     done: &AtomicBool,
 ) -> Option<String> {
     let mut reason = None;
+    let mut said = None;
     while !done.load(Ordering::SeqCst) {
         reason = reason.or_else(|| shortage(context, plan, run, limits));
         if let Some(reason) = &reason {
@@ -106,10 +107,12 @@ fn watch(
                     break;
                 }
                 Err(error) => {
-                    context.warn(
-                        Code::JobLeft,
-                        format!("{reason}, and the backup job does not end: {error}"),
-                    );
+                    let text = format!("{reason}, and the backup job does not end: {error}");
+                    // It is tried again and again.
+                    if said.as_ref() != Some(&text) {
+                        context.warn(Code::JobLeft, text.clone());
+                        said = Some(text);
+                    }
                 }
             }
         }

@@ -140,6 +140,11 @@ impl Settings {
         self.vms.values().map(name).collect()
     }
 
+    /// The limits of all VMs.
+    pub fn limits(&self) -> &Limits {
+        &self.others.limits
+    }
+
     /// The hypervisor of VMs that name no other.
     pub fn default_hypervisor(&self) -> &HypervisorSettings {
         &self.others.hypervisor

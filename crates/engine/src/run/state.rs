@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use strongroom_base::record::{RecordError, read_json, replace_json};
+use strongroom_base::record::{self, RecordError, read_json, replace_json};
 use strongroom_hypervisor::{Listener, Overlay};
 use uuid::Uuid;
 
@@ -199,6 +199,11 @@ impl StateDirectory {
     /// Tells the watcher of a moment between two acts that no write lies between.
     pub(crate) fn step(&self) {
         self.watcher.tell(Write::Due);
+    }
+
+    /// Whether records can be kept here.
+    pub fn check(&self) -> Result<(), StateError> {
+        Ok(record::check(&self.path)?)
     }
 
     /// Locks a VM's records and reads them.

@@ -8,15 +8,21 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use strongroom_base::bounded;
+use strongroom_base::cancel::Cancel;
 use strongroom_base::record::{self, RecordError};
 use strongroom_borg::ChunkId;
 
 use super::chain::{Head, Records};
 use super::part::Part;
 use crate::manifest::LostPoint;
+
+/// How long another process may hold the lock.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The version of the file.
 const VERSION: u32 = 1;
@@ -90,7 +96,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Waits for the lock, which is held for moments only, and reads.
+    /// Waits for the lock, which is held for moments only unless its holder hangs, and reads.
     pub fn open(state: &Path, vm: &str) -> Result<Self, RecordError> {
         let directory = directory(state);
         let failed = |path: &Path| {
@@ -105,14 +111,18 @@ impl Memory {
         // A VM's name has no slash and no leading dot: the configuration and the command line see to that.
         let path = directory.join(format!("{}.json", vm.replace('/', "_")));
         let lock_path = directory.join(".lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(failed(&lock_path))?;
-        lock.lock().map_err(failed(&lock_path))?;
+        let wanted = lock_path.clone();
+        let locked = bounded::within(PATIENCE, &Cancel::new(), move || {
+            let lock = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(wanted)?;
+            lock.lock()?;
+            Ok(lock)
+        });
+        let lock = locked.and_then(|locked| locked).map_err(failed(&lock_path))?;
         let content = read(&path)?.unwrap_or_else(|| Content {
             version: VERSION,
             ..Content::default()

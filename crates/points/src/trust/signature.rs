@@ -16,6 +16,9 @@ use super::settings::Signing;
 /// What a manifest's signature is made for: it stands for nothing else, and no other signature stands for it.
 pub const NAMESPACE: &str = "strongroom-manifest@v1";
 
+/// What signs and verifies.
+const PROGRAM: &str = "ssh-keygen";
+
 /// The largest signature that is looked at, in bytes. Those of 16384-bit RSA keys have 6 KiB.
 pub const MAX_BYTES: u64 = 64 << 10;
 
@@ -41,6 +44,14 @@ pub enum SigningError {
         key: PathBuf,
         /// The tool's words.
         words: String,
+    },
+    /// Whom to trust cannot be read.
+    #[error("read who is trusted in {}: {source}", file.display())]
+    Signers {
+        /// The file of allowed signers.
+        file: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
     },
     /// What was made would not be accepted when it is verified.
     #[error("sign with {}: {source}; the restore point could never be verified", key.display())]
@@ -82,6 +93,31 @@ pub struct Signer {
     pub identity: String,
     /// The key as `ssh-keygen` tells it (`ED25519 key SHA256:…`).
     pub key: String,
+}
+
+/// What is signed to see whether it can be: no manifest, and nothing that is read as one.
+const TRIAL: &[u8] = b"a trial of the key\n";
+
+/// Whether signatures can be made and verified as it is configured, seen by making one. Nothing of it is kept.
+pub fn check_key(signing: &Signing, cancel: &Cancel) -> Result<(), SigningError> {
+    if let Some(key) = &signing.key {
+        return sign(signing, key, NAMESPACE, TRIAL, Timestamp::now(), cancel).map(drop);
+    }
+    exec::find(OsStr::new(PROGRAM)).map_err(|source| {
+        SigningError::Exec(ExecError::Spawn {
+            program: PROGRAM.to_owned(),
+            source,
+        })
+    })?;
+    let Some(file) = &signing.allowed_signers else {
+        return Ok(());
+    };
+    std::fs::File::open(file)
+        .map(drop)
+        .map_err(|source| SigningError::Signers {
+            file: file.clone(),
+            source,
+        })
 }
 
 /// Signs content; gives the armored signature. With `allowed_signers` configured, the signature is verified at once: one
@@ -205,7 +241,7 @@ fn ssh_keygen(
     cancel: &Cancel,
 ) -> Result<Output, ExecError> {
     let call = Call {
-        program: OsStr::new("ssh-keygen"),
+        program: OsStr::new(PROGRAM),
         needs: Needs::Keys,
         arguments: first.iter().chain(rest).copied().collect(),
         input,
@@ -381,6 +417,35 @@ mod tests {
         keys.check(&new, CONTENT, "2026-12-01T00:00:01Z").unwrap();
         keys.check(&old, CONTENT, "2026-12-02T00:00:00Z").unwrap_err();
         keys.check(&new, CONTENT, "2026-11-30T00:00:00Z").unwrap_err();
+    }
+
+    /// K7.
+    #[test]
+    fn a_key_that_cannot_sign_is_known_before() {
+        let mut keys = Keys::new();
+        let says = |signing: &Signing| check_key(signing, &Cancel::new());
+        says(&keys.signing).unwrap();
+        let protected = keys.path("protected");
+        strongroom_testkit::ssh_keygen(&protected, "protected");
+        let mut keygen = std::process::Command::new(PROGRAM);
+        keygen
+            .args(["-q", "-p", "-P", "", "-N", "a passphrase", "-f"])
+            .arg(&protected);
+        strongroom_testkit::run(&mut keygen);
+        for (key, word) in [
+            (keys.path("absent"), "No such file"),
+            (keys.path("two"), "could never be verified"),
+            (protected, "passphrase"),
+        ] {
+            keys.signing.key = Some(key);
+            let error = says(&keys.signing).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        // Who only verifies needs the list.
+        keys.signing.key = None;
+        says(&keys.signing).unwrap();
+        std::fs::remove_file(keys.path("allowed")).unwrap();
+        assert!(matches!(says(&keys.signing), Err(SigningError::Signers { .. })));
     }
 
     #[test]

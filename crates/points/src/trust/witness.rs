@@ -10,6 +10,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use strongroom_base::bounded;
 use strongroom_base::cancel::Cancel;
 use strongroom_base::exec::{self, Call, ExecError, Needs, Output};
 
@@ -56,14 +57,28 @@ pub enum WitnessError {
     TooLarge,
 }
 
+/// Whether the witness can be told of a restore point, as far as that is known before there is one. No line is
+/// written.
+pub fn check(witness: &Witness, cancel: &Cancel) -> Result<(), WitnessError> {
+    if let Some(path) = &witness.file {
+        at(path, cancel, |path| open(path).map(drop))?;
+    }
+    for command in [&witness.command, &witness.read_command].into_iter().flatten() {
+        let program = command.first().map(OsStr::new).unwrap_or_default();
+        exec::find(program).map_err(|source| ExecError::Spawn {
+            program: program.display().to_string(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
 /// Tells the witness of a new restore point.
 pub fn tell(witness: &Witness, head: &Head, cancel: &Cancel) -> Result<(), WitnessError> {
     let line = head.line();
     if let Some(path) = &witness.file {
-        append(path, line.as_bytes()).map_err(|source| WitnessError::File {
-            path: path.clone(),
-            source,
-        })?;
+        let line = line.clone();
+        at(path, cancel, move |path| append(path, line.as_bytes()))?;
     }
     if let Some(command) = &witness.command {
         call(command, line.as_bytes(), cancel)?;
@@ -75,17 +90,12 @@ pub fn tell(witness: &Witness, head: &Head, cancel: &Cancel) -> Result<(), Witne
 pub fn ask(witness: &Witness, cancel: &Cancel) -> Result<Vec<Head>, WitnessError> {
     let mut heads = Vec::new();
     if let Some(path) = &witness.file {
-        match read(path) {
+        match at(path, cancel, read) {
             Ok(Some(bytes)) => heads.extend(parse(&bytes)?),
             Ok(None) => return Err(WitnessError::TooLarge),
             // Nothing was ever told.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => {
-                return Err(WitnessError::File {
-                    path: path.clone(),
-                    source,
-                });
-            }
+            Err(WitnessError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
     if let Some(command) = &witness.read_command {
@@ -109,13 +119,32 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Head>, WitnessError> {
         .collect()
 }
 
-fn append(path: &Path, line: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
+/// Does something with the file, which may be on another machine's storage, or locked by a run that hangs.
+fn at<T: Send + 'static>(
+    path: &Path,
+    cancel: &Cancel,
+    work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+) -> Result<T, WitnessError> {
+    let own = path.to_owned();
+    let done = bounded::within(TIME, cancel, move || work(&own));
+    done.and_then(|done| done).map_err(|source| WitnessError::File {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Opens the file to add to it, and makes it if it is not there.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
         .create(true)
         .read(true)
         .append(true)
         .mode(0o600)
-        .open(path)?;
+        .open(path)
+}
+
+fn append(path: &Path, line: &[u8]) -> io::Result<()> {
+    let mut file = open(path)?;
     // Other VMs' runs write here too.
     file.lock()?;
     let mut bytes = Vec::new();
@@ -206,6 +235,53 @@ mod tests {
             ask(&witness, &cancel),
             Err(WitnessError::Line { line: 3, .. })
         ));
+    }
+
+    /// K7.
+    #[test]
+    fn what_could_not_be_told_is_known_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let says = |witness: &Witness| check(witness, &Cancel::new());
+        let file = |path: PathBuf| Witness {
+            file: Some(path),
+            ..Witness::default()
+        };
+        let path = directory.path().join("witness.jsonl");
+        for _ in 0..2 {
+            says(&file(path.clone())).unwrap();
+        }
+        assert!(ask(&file(path.clone()), &Cancel::new()).unwrap().is_empty());
+        for bad in [
+            path.join("below"),
+            directory.path().join("no/such"),
+            directory.path().to_owned(),
+        ] {
+            assert!(matches!(says(&file(bad)), Err(WitnessError::File { .. })));
+        }
+        let command = |name: &str| Witness {
+            command: Some(vec![name.to_owned(), "argument".to_owned()]),
+            ..Witness::default()
+        };
+        says(&command("sh")).unwrap();
+        let error = says(&command("no-such-program")).unwrap_err().to_string();
+        assert!(error.contains("start no-such-program"), "{error}");
+    }
+
+    /// R10: the lock is held by a process that hangs.
+    #[test]
+    fn a_file_that_hangs_ends_with_the_work() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("witness.jsonl");
+        let held = File::create(&path).unwrap();
+        held.lock().unwrap();
+        let witness = Witness {
+            file: Some(path),
+            ..Witness::default()
+        };
+        let cancel = Cancel::new();
+        let part = cancel.within(Some(Duration::from_millis(300)));
+        let error = tell(&witness, &head(1), &part.cancel).unwrap_err().to_string();
+        assert!(error.contains("the time limit"), "{error}");
     }
 
     /// With the configuration that `docs/guide/verify.md` shows.
