@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use strongroom_engine::config::CaptureMethod;
-use strongroom_testkit::{Lab, run, virsh};
+use strongroom_testkit::{Lab, Sshd, run, virsh};
 
 use super::Bench;
 use super::running::{Running, Said, signal};
@@ -109,6 +109,8 @@ pub struct Ward<'a> {
     pub lab: &'a Lab,
     pub bench: Bench,
     pub tiny: Tiny,
+    /// What the program's environment has beside Borg's.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 impl<'a> Ward<'a> {
@@ -118,7 +120,12 @@ impl<'a> Ward<'a> {
         run(&mut virsh(["start", "--paused", &tiny.name]));
         let mut bench = Bench::new(lab, &[&tiny.name]);
         bench.config.limits.free_mib = 0;
-        let mut ward = Self { lab, bench, tiny };
+        let mut ward = Self {
+            lab,
+            bench,
+            tiny,
+            environment: Vec::new(),
+        };
         ward.by(method);
         ward
     }
@@ -128,14 +135,59 @@ impl<'a> Ward<'a> {
         self.bench.config.vm.entry(name).or_default().method = method;
     }
 
+    fn program(&self) -> Command {
+        let mut program = self.bench.program(self.lab);
+        program.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        program
+    }
+
     /// Starts a slow backup, and waits until it says this.
     #[track_caller]
     pub fn at(&mut self, step: &str, arguments: &[&str]) -> Running {
         self.bench.config.reader.limit_mib = 1;
-        let mut program = self.bench.program(self.lab);
+        let mut program = self.program();
         let mut running = Running::start(program.args(["-v", "backup", &self.tiny.name]).args(arguments));
         running.wait_for(step);
         running
+    }
+
+    /// Puts the repository behind ssh. Gives how the server beyond is found.
+    pub fn over_ssh(&mut self, sshd: &Sshd) -> PathBuf {
+        let (there, place) = (self.lab.path("borg-there"), self.lab.path("there"));
+        let borg = run(Command::new("sh").args(["-c", "command -v borg"]));
+        std::os::unix::fs::symlink(borg, &there).unwrap();
+        self.bench.config.repository = sshd.url(&place.join("{vm}"));
+        std::fs::create_dir(place).unwrap();
+        let settings = &mut self.bench.repositories.settings;
+        settings.rsh = sshd.rsh();
+        settings.remote_borg = there.display().to_string();
+        self.environment = vec![
+            ("BORG_RSH", sshd.rsh()),
+            ("BORG_REMOTE_PATH", there.display().to_string()),
+        ];
+        let (name, method) = (
+            self.tiny.name.clone(),
+            self.bench.config.vm[&self.tiny.name].method,
+        );
+        self.bench.add_vm(&name);
+        self.by(method);
+        there
+    }
+
+    /// Has the program call this instead of ssh-keygen: it hangs as long as the file that this gives is there, which it marks
+    /// by one beside it, `.seen`.
+    pub fn with_own_keygen(&mut self, before: &str) -> PathBuf {
+        let (directory, hang) = (self.lab.path("programs"), self.lab.path("hang"));
+        std::fs::create_dir(&directory).unwrap();
+        let real = run(Command::new("sh").args(["-c", "command -v ssh-keygen"]));
+        let text = format!(
+            "#!/bin/sh\n[ ! -e {0} ] || {{ touch {0}.seen; exec sleep 600; }}\n{before}\nexec {real} \"$@\"\n",
+            hang.display()
+        );
+        program(&directory, "ssh-keygen", &text);
+        let path = std::env::var("PATH").unwrap();
+        self.environment = vec![("PATH", format!("{}:{path}", directory.display()))];
+        hang
     }
 
     /// The run fails in time, and for this reason. The guest is on its own image then, without a job, and no run is open.
@@ -161,21 +213,35 @@ impl<'a> Ward<'a> {
 
     #[track_caller]
     pub fn home(&self) {
+        self.on_its_image();
+        self.bench.guest_at_rest(self.lab, &self.tiny.name);
+    }
+
+    /// The guest is on its own image, and there is no job, whatever the run is still up to.
+    #[track_caller]
+    pub fn on_its_image(&self) {
         let image = self.tiny.disk("vda").display().to_string();
         for options in [&[][..], &["--inactive"]] {
             let disks = run(virsh(["domblklist", &self.tiny.name]).args(options));
             assert!(disks.contains(&image) && !disks.contains("overlay"), "{disks}");
         }
-        self.bench.guest_at_rest(self.lab, &self.tiny.name);
+        let job = run(&mut virsh(["domjobinfo", &self.tiny.name]));
+        assert_eq!(job.split_whitespace().last(), Some("None"), "{job}");
     }
 
-    /// The next backup is good.
+    /// The next backup is good, and leaves the guest at home.
     #[track_caller]
-    pub fn recovers(&mut self) {
+    pub fn backs_up(&mut self) {
         self.bench.config.reader.limit_mib = 0;
-        let said = self.bench.says(self.lab, &["backup", &self.tiny.name]);
+        let said = Said::of(self.program().args(["backup", &self.tiny.name]));
         assert!(matches!(said.code, Some(0 | 3)), "{}", said.err);
         self.home();
+    }
+
+    /// The same, and stock Borg lists what it has made.
+    #[track_caller]
+    pub fn recovers(&mut self) {
+        self.backs_up();
         let archives = self.bench.archives(&self.tiny.name);
         let newest = archives.last().unwrap();
         let repository = self.bench.repository(&self.tiny.name).display().to_string();
@@ -189,11 +255,16 @@ impl<'a> Ward<'a> {
 
 /// A program that notes its environment, and goes on as the real one, or as it is told.
 pub fn spy(directory: &Path, name: &str, log: &Path, then: &str) {
-    use std::os::unix::fs::PermissionsExt as _;
     let text = format!(
         "#!/bin/sh\nenv | sed 's/^/{name} /' >> '{}'\n{then}\n",
         log.display()
     );
+    program(directory, name, &text);
+}
+
+/// Makes a program of a text.
+fn program(directory: &Path, name: &str, text: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
     let path = directory.join(name);
     std::fs::write(&path, text).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();

@@ -3,12 +3,15 @@
 //! job, and the next run is good.
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // A test fails by panicking, and says how far it came.
 
+use std::process::Command;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use strongroom_engine::config::{CaptureMethod, Witness};
-use strongroom_testkit::{Lab, output_of};
+use strongroom_testkit::{Lab, Sshd, output_of};
 
 use crate::common::hangs::{Held, Mount, Ward};
+use crate::common::tiny::with_signing;
 
 /// How long a run may take that nobody tells to end: the longest patience with a party, for each step of the way home.
 const UNTOLD: Duration = Duration::from_mins(8);
@@ -23,52 +26,62 @@ const STEPS: [&str; 5] = [
 ];
 
 /// Finds a party while a process runs.
-type Find = fn(&Ward<'_>, u32) -> Option<u32>;
+type Find = Box<dyn Fn(&Ward<'_>, u32) -> Option<u32>>;
 
-/// The parties. One that is not there at a step is left out.
-const PARTIES: [(&str, Find); 5] = [
-    ("borg serve", |_, process| child(process, "serve")),
-    ("qemu-nbd", |_, process| child(process, "qemu-nbd")),
-    ("libvirtd", |_, _| {
-        number("/run/libvirt/libvirtd.pid").or_else(|| number("/run/libvirtd.pid"))
-    }),
-    ("QEMU", |ward, _| {
-        number(&format!("/run/libvirt/qemu/{}.pid", ward.tiny.name))
-    }),
-    ("the witness", |_, process| child(process, "sleep")),
-];
+/// The parties of every backup. One that is not there at a step is left out.
+fn parties() -> Vec<(&'static str, Find)> {
+    let below = |word: &'static str| -> Find { Box::new(move |_, process| child(process, word)) };
+    vec![
+        ("borg serve", below("serve")),
+        ("qemu-nbd", below("qemu-nbd")),
+        (
+            "libvirtd",
+            Box::new(|_, _| number("/run/libvirt/libvirtd.pid").or_else(|| number("/run/libvirtd.pid"))),
+        ),
+        (
+            "QEMU",
+            Box::new(|ward, _| number(&format!("/run/libvirt/qemu/{}.pid", ward.tiny.name))),
+        ),
+        ("ssh-keygen", below("ssh-keygen")),
+        ("the witness", below("sleep 0.31")),
+    ]
+}
+
+/// Some are there for moments only.
+fn soon(find: &Find, ward: &Ward<'_>, process: u32) -> Option<u32> {
+    let begin = Instant::now();
+    loop {
+        let found = find(ward, process);
+        if found.is_some() || begin.elapsed() > Duration::from_secs(2) {
+            return found;
+        }
+        sleep(Duration::from_millis(20));
+    }
+}
 
 fn child(process: u32, word: &str) -> Option<u32> {
-    let found = output_of(std::process::Command::new("pgrep").args(["-P", &process.to_string(), "-f", word]));
-    found.ok()?.lines().next()?.trim().parse().ok()
+    newest(&["-n", "-P", &process.to_string(), "-f", word])
+}
+
+fn newest(arguments: &[&str]) -> Option<u32> {
+    let found = output_of(Command::new("pgrep").args(arguments));
+    found.ok()?.trim().parse().ok()
 }
 
 fn number(file: &str) -> Option<u32> {
     std::fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
-#[test]
-#[ignore = "takes an hour"]
-fn whatever_hangs_the_guest_comes_home() {
-    let lab = Lab::new();
-    let mut ward = Ward::new(&lab, CaptureMethod::Checkpoint);
+/// Stops each party at each step, by both methods.
+fn matrix(ward: &mut Ward<'_>, parties: &[(&str, Find)]) {
     ward.bench.config.limits.repository_s = 5;
     ward.bench.config.limits.answer_s = 20;
-    ward.bench.config.witness = Some(Witness {
-        file: None,
-        command: Some(
-            ["sh", "-c", "cat > /dev/null; sleep 0.3"]
-                .map(str::to_owned)
-                .to_vec(),
-        ),
-        read_command: None,
-    });
     for method in [CaptureMethod::Checkpoint, CaptureMethod::Snapshot] {
         ward.by(method);
-        for (party, find) in PARTIES {
+        for (party, find) in parties {
             for step in STEPS {
                 let running = ward.at(step, &[]);
-                let Some(process) = find(&ward, running.id()) else {
+                let Some(process) = soon(find, ward, running.id()) else {
                     running.signal("INT");
                     running.end();
                     continue;
@@ -86,11 +99,57 @@ fn whatever_hangs_the_guest_comes_home() {
                 assert!(took < UNTOLD, "{took:?}: {}", said.err);
                 // A step may be over before the party is stopped.
                 assert!(matches!(said.code, Some(0 | 1 | 3)), "{}", said.err);
-                ward.recovers();
+                ward.backs_up();
             }
         }
     }
+}
+
+#[test]
+#[ignore = "takes an hour"]
+fn whatever_hangs_the_guest_comes_home() {
+    let lab = Lab::new();
+    let mut ward = Ward::new(&lab, CaptureMethod::Checkpoint);
+    with_signing(&lab, &mut ward.bench);
+    // Slow enough to be caught at it.
+    ward.with_own_keygen("sleep 0.3");
+    ward.bench.config.witness = Some(Witness {
+        file: None,
+        command: Some(
+            ["sh", "-c", "cat > /dev/null; sleep 0.31"]
+                .map(str::to_owned)
+                .to_vec(),
+        ),
+        read_command: None,
+    });
+    matrix(&mut ward, &parties());
+    ward.recovers();
     ward.bench.check(&ward.tiny.name);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_server_beyond_ssh_that_hangs_keeps_no_guest() {
+    let lab = Lab::new();
+    let sshd = Sshd::start();
+    let mut ward = Ward::new(&lab, CaptureMethod::Checkpoint);
+    let there = ward.over_ssh(&sshd).display().to_string();
+    let beyond: Find = Box::new(move |_, _| newest(&["-n", "-f", &format!("{there} serve")]));
+    matrix(&mut ward, &[("borg serve beyond ssh", beyond)]);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_mount_below_the_repository_keeps_no_guest() {
+    let lab = Lab::new();
+    let mount = Mount::new(&lab);
+    let mut ward = Ward::new(&lab, CaptureMethod::Checkpoint);
+    ward.bench.config.repository = mount.place.join("{vm}").display().to_string();
+    let name = ward.tiny.name.clone();
+    ward.bench.add_vm(&name);
+    let server = mount.id();
+    matrix(&mut ward, &[("the mount", Box::new(move |_, _| Some(server)))]);
+    ward.recovers();
 }
 
 #[test]

@@ -1,15 +1,18 @@
-//! The hang matrix, its short part: the repository's server, or the storage below it, hangs (R10). The
-//! guest is brought home, the program ends, and the next run is good. `long/hang.rs` is the long part.
+//! The hang matrix, its short part: the repository's server here or beyond ssh, the storage below it, QEMU, or what signs hangs
+//! (R10). The guest is brought home, the program ends, and the next run is good. `long/hang.rs` is the long part; of the guest's
+//! agent it is `quiesce.rs` that tells.
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use strongroom_engine::config::{CaptureMethod, Level, Quiesce, Witness};
-use strongroom_testkit::{Lab, run};
+use strongroom_testkit::{Lab, Sshd, run};
 
-use crate::common::hangs::{Held, Mount, Ward, spy};
+use crate::common::hangs::{Held, Mount, PATIENCE, Ward, spy};
 use crate::common::running::child_of;
 use crate::common::tiny::{MIB, with_signing};
 
@@ -65,6 +68,91 @@ fn a_repository_that_hangs_keeps_no_guest() {
     ward.recovers();
 }
 
+/// The server beyond ssh hangs; ssh itself, and the network, are as they should be.
+#[test]
+fn a_repository_over_ssh_that_hangs_keeps_no_guest() {
+    let lab = Lab::new();
+    let sshd = Sshd::start();
+    let mut ward = Ward::new(&lab, CaptureMethod::Checkpoint);
+    let there = ward.over_ssh(&sshd).display().to_string();
+    for method in [CaptureMethod::Checkpoint, CaptureMethod::Snapshot] {
+        ward.by(method);
+        let running = ward.at("reading", &[]);
+        let server: u32 = run(Command::new("pgrep").args(["-f", &format!("{there} serve")]))
+            .lines()
+            .last()
+            .unwrap()
+            .parse()
+            .unwrap();
+        let held = Held::stop(server);
+        sleep(Duration::from_secs(1));
+        running.signal("INT");
+        ward.undone(running, "interrupted");
+        drop(held);
+        // Its client is gone: it lets go of the repository, and ends.
+        let begin = Instant::now();
+        while Path::new(&format!("/proc/{server}")).exists() {
+            assert!(begin.elapsed() < PATIENCE, "the server stays");
+            sleep(Duration::from_millis(50));
+        }
+        ward.backs_up();
+    }
+    // And nothing is done.
+    ward.bench.config.limits.repository_s = 2;
+    let running = ward.at("reading", &[]);
+    let held = Held::stop(
+        run(Command::new("pgrep").args(["-n", "-f", &format!("{there} serve")]))
+            .parse()
+            .unwrap(),
+    );
+    ward.undone(running, "no sign of life for 2 s");
+    drop(held);
+}
+
+/// The guest is home before anything is signed, and the run ends when it is told to.
+#[test]
+fn a_signing_tool_that_hangs_keeps_no_guest() {
+    let lab = Lab::new();
+    let mut ward = Ward::new(&lab, CaptureMethod::Checkpoint);
+    with_signing(&lab, &mut ward.bench);
+    let hang = ward.with_own_keygen("");
+    let seen = hang.with_extension("seen");
+    for method in [CaptureMethod::Checkpoint, CaptureMethod::Snapshot] {
+        ward.by(method);
+        let mut running = ward.at("reading", &[]);
+        std::fs::write(&hang, "").unwrap();
+        running.wait_for("writing the archive");
+        let begin = Instant::now();
+        while !seen.exists() {
+            assert!(begin.elapsed() < PATIENCE, "nothing is signed");
+            sleep(Duration::from_millis(50));
+        }
+        ward.on_its_image();
+        running.signal("INT");
+        ward.undone(running, "interrupted");
+        for file in [&hang, &seen] {
+            std::fs::remove_file(file).unwrap();
+        }
+        ward.recovers();
+    }
+}
+
+/// A guest on an overlay whose QEMU hangs: what cannot be undone now is undone by the next run.
+#[test]
+fn a_qemu_that_hangs_keeps_no_overlay() {
+    let lab = Lab::new();
+    let mut ward = Ward::new(&lab, CaptureMethod::Snapshot);
+    ward.bench.config.limits.answer_s = 4;
+    let qemu = std::fs::read_to_string(format!("/run/libvirt/qemu/{}.pid", ward.tiny.name)).unwrap();
+    let running = ward.at("reading", &[]);
+    let held = Held::stop(qemu.trim().parse().unwrap());
+    Ward::given_up(running, "get an answer from the hypervisor within");
+    drop(held);
+    ward.bench.config.limits.answer_s = 600;
+    ward.recovers();
+    ward.bench.check(&ward.tiny.name);
+}
+
 #[test]
 fn storage_that_hangs_keeps_no_guest() {
     let lab = Lab::new();
@@ -94,7 +182,7 @@ fn children_are_told_what_they_need() {
     std::fs::create_dir(&spies).unwrap();
     std::fs::set_permissions(&spies, std::fs::Permissions::from_mode(0o755)).unwrap();
     for name in ["borg", "ssh-keygen", "qemu-nbd", "qemu-img", "ionice"] {
-        let real = run(std::process::Command::new("sh").args(["-c", &format!("command -v {name}")]));
+        let real = run(Command::new("sh").args(["-c", &format!("command -v {name}")]));
         spy(&spies, name, &log, &format!("exec '{real}' \"$@\""));
     }
     spy(&spies, "witness", &log, "cat > /dev/null");

@@ -9,7 +9,7 @@ use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use strongroom_engine::config::{IfMissed, Level, Quiesce};
+use strongroom_engine::config::{CaptureMethod, IfMissed, Level, Quiesce};
 use strongroom_engine::run::event::Kind;
 use strongroom_engine::run::state::Debt;
 use strongroom_hypervisor::{Agent as _, FreezeStatus, Hypervisor as _};
@@ -555,6 +555,34 @@ fn an_agent_that_hangs_costs_a_bounded_time_and_no_guest() {
     scene.backup().expect(0, &[]);
     scene.expect(Consistency::Filesystem, None);
     scene.at_rest();
+}
+
+/// It hangs when the guest is frozen: the watchdog asks for the thaw until it is done, also when the run is over.
+#[test]
+fn an_agent_that_hangs_while_frozen_is_asked_until_it_thaws() {
+    let lab = Lab::new();
+    let mut scene = Scene::with_agent(&lab);
+    let vm = scene.vm().to_owned();
+    for method in [CaptureMethod::Snapshot, CaptureMethod::Checkpoint] {
+        scene.bench.config.vm.get_mut(&vm).unwrap().method = method;
+        let caught = Caught::new(&mut scene, 3000);
+        scene.guest.sh("kill -STOP $(pidof qemu-ga)");
+        caught.held.release();
+        let clock = Instant::now();
+        caught
+            .running
+            .end()
+            .expect(3, &["may still be frozen", "the watchdog goes on trying"]);
+        assert!(clock.elapsed() < PLENTY, "{:?}", clock.elapsed());
+        assert!(scene.debt().thaw);
+        assert!(scene.watchdog().is_some());
+        scene.guest.sh("kill -CONT $(pidof qemu-ga)");
+        await_that("it is thawed", || scene.status() == FreezeStatus::Thawed);
+        await_that("the watchdog is gone", || scene.watchdog().is_none());
+        let again = scene.backup();
+        assert!(matches!(again.code, Some(0 | 3)), "{}", again.err);
+        scene.at_rest();
+    }
 }
 
 #[test]
