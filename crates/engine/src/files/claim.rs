@@ -136,6 +136,19 @@ impl Inventory {
         }
     }
 
+    /// A domain that uses one of these files, if one does. If none is known to, but what one of them uses is not known, that one
+    /// is the error.
+    pub fn any_user<'a>(
+        &'a self,
+        paths: impl IntoIterator<Item = &'a Path>,
+    ) -> Result<Option<&'a Held>, &'a Unread> {
+        let used = paths.into_iter().find_map(|path| self.users_of(path).next());
+        match (used, self.unread.first()) {
+            (None, Some(unread)) => Err(unread),
+            (used, _) => Ok(used),
+        }
+    }
+
     /// Refuses a file that is there while a domain may be using it of which nothing is known. A name that is free is free.
     fn known(&self, path: &Path) -> Result<(), InUse> {
         match self.unread.first().filter(|_| self.is_there(path)) {

@@ -33,11 +33,9 @@ pub fn define<'a>(
         let found = Inventory::take(context.hypervisor)
             .map_err(|error| error.to_string())
             .and_then(|inventory| {
-                let mut users = files.iter().flat_map(|file| inventory.users_of(file.place()));
-                match (users.next(), inventory.unread().first()) {
-                    (None, Some(unread)) => Err(format!("{:?}: {}", unread.domain, unread.reason)),
-                    (found, _) => Ok(found.map(|held| (held.domain.clone(), held.uuid))),
-                }
+                let user = inventory.any_user(files.iter().map(Published::place));
+                user.map(|held| held.map(|held| (held.domain.clone(), held.uuid)))
+                    .map_err(|unread| format!("{:?}: {}", unread.domain, unread.reason))
             });
         match found {
             Ok(None) => return Err(error),

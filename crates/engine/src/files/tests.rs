@@ -264,6 +264,27 @@ fn what_may_be_in_use_is_left_alone() {
     assert_eq!(inventory.check(&there, &Own::none()), Ok(()));
 }
 
+/// What is defined is asked until it is known: a domain that hangs may be the one that has the files.
+#[test]
+fn a_domain_that_hangs_may_have_what_is_asked_about() {
+    let directory = tempfile::tempdir().unwrap();
+    let (there, other) = (directory.path().join("there"), directory.path().join("other"));
+    image(&there, None);
+    image(&other, None);
+    let asked = [other.as_path(), there.as_path()];
+    let vm = || user("vm", vec![disk("vda", &there, "qcow2")]);
+    let of = |users: &[User]| {
+        let inventory = Inventory::of(users, true);
+        let user = inventory.any_user(asked).map_err(|unread| unread.domain.clone());
+        user.map(|held| held.map(|held| held.domain.clone()))
+    };
+    assert_eq!(of(&[]), Ok(None));
+    assert_eq!(of(&[user("web", Vec::new())]), Ok(None));
+    assert_eq!(of(&[hangs("dead")]), Err("dead".into()));
+    // What is known is enough.
+    assert_eq!(of(&[hangs("dead"), vm()]), Ok(Some("vm".into())));
+}
+
 /// A backup goes on beside a domain that hangs. It matters only where nothing else keeps that from the images.
 #[test]
 fn a_backup_goes_on_beside_a_domain_that_hangs() {

@@ -16,10 +16,10 @@ use std::path::Path;
 use strongroom_base::record::RecordError;
 use strongroom_hypervisor::HypervisorError;
 
+use super::Inventory;
 use super::directory::{Directory, Identity};
 use super::journal::{Entry, Phase, Place, STAGE_PREFIX, abandoned, close};
 use super::staged::names_beside;
-use super::{Held, Inventory};
 use crate::run::context::Context;
 use crate::run::state::StateError;
 
@@ -283,19 +283,8 @@ fn put_right(context: &Context<'_>, journal: &Path, entry: &Entry) -> Result<(),
         };
         let inventory = Inventory::take(context.hypervisor)?;
         for (at, _) in todo.iter().filter(|(_, acts)| changes(acts)) {
-            // A file that was not there before is nobody's; one that was may be a domain's that is off.
-            let mut users = inventory.users_of(&at.file.path);
-            let keeps = |held: &&Held| held.now || at.file.before.is_none();
-            let path = at.file.path.display();
-            if let Some(held) = users.find(keeps) {
-                return Err(unclear(vec![format!("{path}: domain {:?} has it", held.domain)]));
-            }
-            if let Some(unread) = inventory.unread().first() {
-                return Err(unclear(vec![format!(
-                    "{path}: whether domain {:?} has it cannot be determined ({}); wait until that VM answers again, or end it \
-                     with `virsh destroy`",
-                    unread.domain, unread.reason
-                )]));
+            if let Some(why) = in_the_way(&inventory, &at.file.path, at.file.before.is_none()) {
+                return Err(unclear(vec![format!("{}: {why}", at.file.path.display())]));
             }
         }
     }
@@ -351,8 +340,23 @@ fn is_defined(context: &Context<'_>, entry: &Entry) -> Result<bool, RestoreLeft>
     Ok(false)
 }
 
+/// Which domain keeps a file from being put back. A file that was not there before is of no domain but the restored one; one
+/// that was may be that of a domain which is off.
+fn in_the_way(inventory: &Inventory, path: &Path, is_new: bool) -> Option<String> {
+    if let Some(held) = inventory.users_of(path).find(|held| held.now || is_new) {
+        return Some(format!("domain {:?} has it", held.domain));
+    }
+    let unread = inventory.unread().first()?;
+    Some(format!(
+        "whether domain {:?} has it cannot be determined ({}); wait until that VM answers again, or end it with `virsh destroy`",
+        unread.domain, unread.reason
+    ))
+}
+
 #[cfg(test)]
 mod tests {
+    use strongroom_hypervisor::{Role, Store, Use, User};
+
     use super::*;
 
     fn file(inode: u64) -> Identity {
@@ -443,5 +447,44 @@ mod tests {
         );
         assert_eq!(back(&writing, now(other, None, None)), Some(Vec::new()));
         assert_eq!(forward(&writing, now(other, None, None)), Some(Vec::new()));
+    }
+
+    /// A domain that hangs may have any file that is there.
+    #[test]
+    fn nothing_is_put_back_that_a_domain_may_have() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        std::fs::write(&path, "x").unwrap();
+        let user = |now: bool, unread: Option<&str>| User {
+            name: "web".into(),
+            uuid: uuid::Uuid::nil(),
+            active: now,
+            uses: vec![Use {
+                store: Store::Path(path.clone()),
+                role: Role::Disk("vda".into()),
+                format: Some("raw".into()),
+                writable: true,
+                shareable: false,
+                now,
+            }],
+            unread: unread.map(str::to_owned),
+        };
+        let of = |users: &[User], is_new: bool| in_the_way(&Inventory::of(users, true), &path, is_new);
+        assert_eq!(of(&[], true), None);
+        assert_eq!(of(&[user(false, None)], false), None);
+        for (users, is_new) in [([user(true, None)], false), ([user(false, None)], true)] {
+            assert!(of(&users, is_new).unwrap().contains("\"web\" has it"));
+        }
+        let dead = User {
+            uses: Vec::new(),
+            ..user(true, Some("cannot acquire state change lock"))
+        };
+        for is_new in [true, false] {
+            let why = of(std::slice::from_ref(&dead), is_new).unwrap();
+            assert!(
+                why.contains("cannot be determined") && why.contains("virsh destroy"),
+                "{why}"
+            );
+        }
     }
 }

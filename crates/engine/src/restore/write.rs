@@ -112,8 +112,13 @@ fn fill(
 pub(super) fn placed(point: &Point, disk: &DiskTarget) -> Result<Vec<Placed>, WriteError> {
     let chunks = point.chunks(&disk.target).ok_or(WriteError::List)?;
     let record = point.manifest.disk(&disk.target).ok_or(WriteError::List)?;
+    laid_out(chunks, disk.size, &record.digest)
+}
+
+/// Where chunks lie that together have to be a disk of this size, and to have this digest.
+fn laid_out(chunks: &[ChunkRef], size: u64, digest: &str) -> Result<Vec<Placed>, WriteError> {
     let total: u64 = chunks.iter().map(|chunk| u64::from(chunk.size)).sum();
-    if total != disk.size || digest::of_chunks(chunks) != record.digest {
+    if total != size || digest::of_chunks(chunks) != digest {
         return Err(WriteError::List);
     }
     let mut offset = 0;
@@ -309,6 +314,32 @@ fn data_runs(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A list that is not the one that the manifest describes is not restored, whatever it differs in.
+    #[test]
+    fn a_list_is_the_one_that_the_manifest_describes() {
+        let chunk = |id: u8, size: u32| ChunkRef {
+            id: ChunkId([id; 32]),
+            size,
+            csize: 0,
+        };
+        let list = [chunk(1, 4096), chunk(2, 512), chunk(1, 4096)];
+        let digest = digest::of_chunks(&list);
+        let offsets = |list: &[ChunkRef], size| -> Option<Vec<u64>> {
+            let placed = laid_out(list, size, &digest).ok()?;
+            Some(placed.iter().map(|(offset, _)| *offset).collect())
+        };
+        assert_eq!(offsets(&list, 8704), Some(vec![0, 4096, 4608]));
+        assert_eq!(offsets(&list, 8192), None, "the disk's size is another one");
+        for other in [
+            [chunk(1, 4096), chunk(3, 512), chunk(1, 4096)],
+            [chunk(2, 512), chunk(1, 4096), chunk(1, 4096)],
+            [chunk(1, 4096), chunk(2, 4096), chunk(1, 512)],
+        ] {
+            assert_eq!(offsets(&other, 8704), None);
+        }
+        assert_eq!(offsets(&list[..2], 4608), None);
+    }
 
     #[test]
     fn only_clusters_with_data_are_written() {
