@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use strongroom_borg::{PassphraseSource, Settings as BorgSettings};
+use strongroom_borg::{Access, PassphraseSource, Settings as BorgSettings};
 use strongroom_engine::config::{Config, ConfigError, name_problem, uuid_in};
 use strongroom_engine::run::context::{Context, Launch, Repositories, Surroundings};
 use strongroom_engine::run::settings::{self as resolved, Arguments, HypervisorSettings};
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
+use strongroom_points::catalog::Catalog;
 use strongroom_points::when::{PointName, When};
 use uuid::Uuid;
 
@@ -100,13 +101,33 @@ impl Settings {
 
     /// The same, with these arguments.
     pub fn resolve_live_with(&self, arguments: &Arguments) -> Result<Arc<resolved::Settings>, Failure> {
-        let mut connections: BTreeMap<String, Option<Libvirt>> = BTreeMap::new();
-        resolved_as(&self.file()?, arguments, |uuid, uri| {
-            let connection = connections
-                .entry(uri.to_owned())
-                .or_insert_with(|| Libvirt::connect(uri).ok());
-            Some(connection.as_ref()?.domain(&uuid.to_string()).ok()?.name)
+        resolved_as(&self.file()?, arguments, in_hypervisors())
+    }
+
+    /// The same, for commands that read repositories: on a machine without records, these know the names.
+    pub fn resolve_stored(&self) -> Result<Arc<resolved::Settings>, Failure> {
+        let known = self.resolve()?;
+        resolved_as(&self.file()?, &self.arguments, |uuid, _| {
+            self.in_repository(&known, uuid)
         })
+    }
+
+    /// The same, for a restore, which works with hypervisors as well.
+    pub fn resolve_stored_live(&self) -> Result<Arc<resolved::Settings>, Failure> {
+        let known = self.resolve()?;
+        let mut defined = in_hypervisors();
+        resolved_as(&self.file()?, &self.arguments, |uuid, uri| {
+            defined(uuid, uri).or_else(|| self.in_repository(&known, uuid))
+        })
+    }
+
+    /// What the newest restore point of a VM calls it.
+    fn in_repository(&self, known: &resolved::Settings, uuid: Uuid) -> Option<String> {
+        let location = &known.of_uuid(uuid)?.repository;
+        let mut repository = self.repositories.open_as_it_is(location, Access::Read).ok()?;
+        let catalog = Catalog::read(&mut repository).ok()?;
+        repository.close().ok()?;
+        catalog.name_of(uuid).map(str::to_owned)
     }
 
     /// What holds with a configuration that is not in the file yet. VMs go by what it names them.
@@ -231,6 +252,17 @@ impl Settings {
             vm: Self::named(settings, &point.vm)?,
             when: point.when.clone(),
         })
+    }
+}
+
+/// Asks hypervisors for the names of VMs, over one connection each.
+fn in_hypervisors() -> impl FnMut(Uuid, &str) -> Option<String> {
+    let mut connections: BTreeMap<String, Option<Libvirt>> = BTreeMap::new();
+    move |uuid, uri| {
+        let connection = connections
+            .entry(uri.to_owned())
+            .or_insert_with(|| Libvirt::connect(uri).ok());
+        Some(connection.as_ref()?.domain(&uuid.to_string()).ok()?.name)
     }
 }
 

@@ -151,6 +151,13 @@ impl Catalog {
         self.entries.iter().filter(of_vm).collect()
     }
 
+    /// What the newest restore point of this UUID calls its VM.
+    pub fn name_of(&self, uuid: Uuid) -> Option<&str> {
+        let mut newest = self.entries.iter().rev();
+        let entry = newest.find(|entry| entry.manifest.vm.uuid == uuid)?;
+        Some(&entry.manifest.vm.name)
+    }
+
     /// The restore points that may be of a VM's chain, by number: those of its UUID, and those of its name, which an earlier
     /// VM of that name may have left.
     pub fn chain(&self, vm: &str, uuid: Uuid) -> Vec<&Entry> {
@@ -297,5 +304,10 @@ mod tests {
         assert_eq!(chain("renamed", 3), [1, 3]);
         assert_eq!(chain("web", 99), [1, 3]);
         assert_eq!(chain("none", 99), [0; 0]);
+        let named = |uuid: u64| catalog.name_of(Uuid::from_u128(u128::from(uuid)));
+        assert_eq!(
+            [named(5), named(3), named(99)],
+            [Some("other"), Some("web"), None]
+        );
     }
 }

@@ -27,7 +27,7 @@ struct Found {
 /// Lists restore points in the order of their numbers. VMs need not exist any more, nor be configured. A repository that cannot be read does not
 /// keep the others from being listed.
 pub fn run(settings: &Settings, args: &List) -> Result<Exit, Failure> {
-    let resolved = settings.resolve()?;
+    let resolved = settings.resolve_stored()?;
     let state = StateDirectory::at(&resolved.state_directory);
     let here = settings.here(&resolved, &state);
     let witnessed = trust::witnessed(&here.grounds());

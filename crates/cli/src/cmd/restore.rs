@@ -12,7 +12,7 @@ use crate::ui::human::bytes;
 
 /// Restores a VM, or some of its disks.
 pub fn run(settings: &Settings, args: &Restore) -> Result<Exit, Failure> {
-    let resolved = settings.resolve_live()?;
+    let resolved = settings.resolve_stored_live()?;
     let point = Settings::point(&resolved, &args.point)?;
     let parts = Settings::parts(&resolved, &resolved.job(&point.vm).hypervisor)?;
     settings.signals.undo_first();

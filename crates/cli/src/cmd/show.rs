@@ -17,7 +17,7 @@ use crate::ui::human::{self, bytes};
 
 /// Shows one restore point.
 pub fn run(settings: &Settings, args: &Show) -> Result<Exit, Failure> {
-    let resolved = settings.resolve()?;
+    let resolved = settings.resolve_stored()?;
     let point = Settings::point(&resolved, &args.point)?;
     let state = StateDirectory::at(&resolved.state_directory);
     let (here, vm) = (settings.here(&resolved, &state), &point.vm);

@@ -15,7 +15,7 @@ use crate::ui::human::{self, bytes};
 
 /// Verifies restore points. Needs no hypervisor.
 pub fn run(settings: &Settings, args: &Verify) -> Result<Exit, Failure> {
-    let resolved = settings.resolve()?;
+    let resolved = settings.resolve_stored()?;
     if args.all && resolved.names().len() == 0 {
         return Err(Failure::usage(
             "verify all VMs: the configuration names none, so there is nothing to begin with",

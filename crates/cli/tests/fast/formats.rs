@@ -114,6 +114,56 @@ fn restore_points_are_listed_verified_and_restored() {
     }
 }
 
+/// A machine that has nothing but the configuration, in which the VM is named by its UUID: its restore points say what it is called.
+#[test]
+fn a_uuid_is_enough_on_a_machine_without_records() {
+    let left = Left::unpack();
+    let uuid = "0f1c5d0a-0101-4a11-8b5e-5740f1f00010";
+    let file = left.path.join("strongroom.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let (_, repository) = text.split_once("repository = \"").unwrap();
+    let (repository, _) = repository.split_once('"').unwrap();
+    let repository = repository.replace("{vm}", "fixture");
+    let signing = text
+        .split_once("[signing]")
+        .map_or("", |(_, rest)| rest.split("\n[").next().unwrap());
+    let signing = if signing.is_empty() {
+        String::new()
+    } else {
+        format!("[signing]{signing}\n")
+    };
+    let state = left.path.join("nothing").display().to_string();
+    fs::write(
+        &file,
+        format!(
+            "repository = '/nowhere/{{vm}}'\nstate = '{state}'\n{signing}\n[vm.{uuid}]\nrepository = '{repository}'\n"
+        ),
+    )
+    .unwrap();
+    for asked in [uuid, "fixture"] {
+        let listed = left.strongroom(&["list", "--json", asked]);
+        let listed = listed.expect(0, &[]).json();
+        assert_eq!(listed["restore_points"].as_array().unwrap().len(), 4, "{asked}");
+        assert_eq!(listed["restore_points"][3]["vm"], "fixture", "{asked}");
+        left.strongroom(&["show", asked]).expect(0, &[]);
+        let verified = left.strongroom(&["verify", asked]);
+        assert!(
+            verified.expect(0, &[]).out.contains("newest number 4"),
+            "{}",
+            verified.out
+        );
+        let image = left.path.join("vda.raw");
+        let to = image.display().to_string();
+        left.strongroom(&["restore", asked, "--disk", "vda", "--to", &to, "--format", "raw"])
+            .expect(0, &[]);
+        assert_eq!(sha256(&fs::read(&image).unwrap()), POINTS[3].1, "{asked}");
+        fs::remove_file(&image).unwrap();
+        // What the first one has left here is not needed.
+        fs::remove_dir_all(left.path.join("nothing")).unwrap();
+    }
+    left.strongroom(&["verify", "--all"]).expect(0, &[]);
+}
+
 #[test]
 fn journals_of_runs_that_died_are_read() {
     let left = Left::unpack();
