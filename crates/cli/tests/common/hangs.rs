@@ -1,5 +1,6 @@
 //! Parties of a backup that hang (R10), and what has to hold afterwards.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -59,6 +60,8 @@ impl Drop for Held {
 pub struct Mount {
     pub place: PathBuf,
     server: Child,
+    /// What the kernel says of the connection to the server, and takes orders for it.
+    control: PathBuf,
 }
 
 impl Mount {
@@ -77,13 +80,39 @@ impl Mount {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mount = Self { place, server };
+        let mut mount = Self {
+            place,
+            server,
+            control: PathBuf::new(),
+        };
         let begin = Instant::now();
         while !mount.is_there() {
             assert!(begin.elapsed() < PATIENCE, "fuse2fs does not mount");
             sleep(Duration::from_millis(50));
         }
+        let connections = lab.path("connections");
+        std::fs::create_dir(&connections).unwrap();
+        run(Command::new("mount")
+            .args(["-t", "fusectl", "fusectl"])
+            .arg(&connections));
+        let device = std::fs::metadata(&mount.place).unwrap().dev();
+        mount.control = connections.join(rustix::fs::minor(device).to_string());
         mount
+    }
+
+    /// Stops the server while it has nothing to do. What is asked of it then waits in its queue, and can be killed there; what it
+    /// had begun to answer could not, and would hold its process.
+    pub fn stop_idle(&self) -> Held {
+        let waiting = || std::fs::read_to_string(self.control.join("waiting")).unwrap();
+        for _ in 0..1000 {
+            let held = Held::stop(self.server.id());
+            if waiting().trim() == "0" {
+                return held;
+            }
+            drop(held);
+            sleep(Duration::from_millis(1));
+        }
+        panic!("the server is never idle")
     }
 
     fn is_there(&self) -> bool {
@@ -98,7 +127,14 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.place).status();
+        // Nothing waits for the server any longer, whatever has become of it.
+        let _ = std::fs::write(self.control.join("abort"), "1");
+        for place in [Some(self.place.as_path()), self.control.parent()]
+            .into_iter()
+            .flatten()
+        {
+            let _ = Command::new("umount").arg("-l").arg(place).status();
+        }
         let _ = self.server.kill();
         let _ = self.server.wait();
     }

@@ -8,6 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use strongroom_engine::config::{CaptureMethod, Witness};
+use strongroom_engine::run::state::StateDirectory;
 use strongroom_testkit::{Lab, Sshd, output_of};
 
 use crate::common::hangs::{Held, Mount, Ward};
@@ -152,20 +153,22 @@ fn a_mount_below_the_repository_keeps_no_guest() {
     ward.recovers();
 }
 
+/// The run ends, although calls of its own hang in the storage of its records; the next one undoes what it had begun.
 #[test]
-#[ignore = "holds the machine for long if it fails"]
+#[ignore = "takes minutes if it fails"]
 fn records_on_storage_that_hangs_keep_no_run() {
     let lab = Lab::new();
     let mount = Mount::new(&lab);
     let mut ward = Ward::new(&lab, CaptureMethod::Snapshot);
     ward.bench.config.state = Some(mount.place.join("state"));
-    ward.bench.config.limits.answer_s = 4;
-    let running = ward.at("opening the repository", &[]);
-    let held = Held::stop(mount.id());
-    Ward::given_up(running, "the storage of the state directory has not answered");
-    drop(held);
-    ward.bench.config.limits.answer_s = 600;
-    ward.bench.config.reader.limit_mib = 0;
-    let said = ward.bench.says(&lab, &["backup", &ward.tiny.name]);
-    assert!(matches!(said.code, Some(0 | 3)), "{}", said.err);
+    ward.bench.state = StateDirectory::open(mount.place.join("state")).unwrap();
+    for step in ["opening the repository", "reading"] {
+        ward.bench.config.limits.answer_s = 4;
+        let running = ward.at(step, &[]);
+        let held = mount.stop_idle();
+        Ward::given_up(running, "the storage of the state directory has not answered");
+        drop(held);
+        ward.bench.config.limits.answer_s = 600;
+        ward.recovers();
+    }
 }
