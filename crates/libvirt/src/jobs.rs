@@ -113,16 +113,14 @@ impl Libvirt {
     /// account for jobs.
     fn said_of_old(&self, command: &str, message: String) -> Result<(), String> {
         let uri = Uri::parse(&self.reported).unwrap_or_default();
-        let told = run(&ssh::on(&uri, command)?, END_DEADLINE)?;
-        if !told.status.success() {
-            return Err(message);
+        match runs_itself(&uri, command)? {
+            None => Err(message),
+            Some(Rights::Shell) => Ok(()),
+            Some(Rights::Old) => {
+                self.has_old_rights();
+                Ok(())
+            }
         }
-        // The forced command of version 0.1.0 refuses all that it does not know. A shell does as it is asked: an
-        // administrator's own account, which no other rights are waiting for.
-        if !run(&ssh::on(&uri, "true")?, ASK)?.status.success() {
-            self.has_old_rights();
-        }
-        Ok(())
     }
 
     fn name_of(&self, handle: &Handle) -> Result<String, HypervisorError> {
@@ -130,6 +128,24 @@ impl Libvirt {
             .name()
             .map_err(|error| self.failed("read a domain's name".into(), &error))
     }
+}
+
+/// What lets an account run a command of version 0.1.0 itself.
+#[derive(Debug, PartialEq, Eq)]
+enum Rights {
+    /// A shell does as it is asked: an administrator's own account, which no other rights are waiting for.
+    Shell,
+    /// The forced command of version 0.1.0, which refuses all that it does not know.
+    Old,
+}
+
+/// Runs a command in the account that the URI names, and finds out what has let it; nothing if it was refused.
+fn runs_itself(uri: &Uri, command: &str) -> Result<Option<Rights>, String> {
+    if !run(&ssh::on(uri, command)?, END_DEADLINE)?.status.success() {
+        return Ok(None);
+    }
+    let anything = run(&ssh::on(uri, "true")?, ASK)?.status.success();
+    Ok(Some(if anything { Rights::Shell } else { Rights::Old }))
 }
 
 fn run(command: &[OsString], time: Duration) -> Result<Output, String> {
@@ -150,5 +166,35 @@ fn done(output: &Output) -> Result<(), String> {
         Ok(())
     } else {
         Err(exec::words(output))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    /// What an account answers that does this with the command it is given.
+    fn answers(does: &str, command: &str) -> Option<Rights> {
+        let directory = tempfile::tempdir().unwrap();
+        let ssh = directory.path().join("ssh");
+        let text = format!("#!/bin/sh\nfor last do :; done\n{does}\n");
+        std::fs::write(&ssh, text).unwrap();
+        std::fs::set_permissions(&ssh, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let uri = Uri::parse(&format!("qemu+ssh://me@host/system?command={}", ssh.display())).unwrap();
+        runs_itself(&uri, command).unwrap()
+    }
+
+    /// The forced command of 0.1.0 knows its own words alone. An account with a shell has no rights to be warned of.
+    #[test]
+    fn rights_of_0_1_0_are_told_from_a_shell() {
+        let abort = old::abort_command("web");
+        let forced = format!("[ \"$last\" = {} ]", exec::shell_word(&abort));
+        assert_eq!(answers(&forced, &abort), Some(Rights::Old));
+        assert_eq!(answers(&forced, &old::abort_command("other")), None);
+        let shell = "virsh() { :; }; eval \"$last\"";
+        assert_eq!(answers(shell, &abort), Some(Rights::Shell));
+        assert_eq!(answers("exit 255", &abort), None, "ssh itself failed");
     }
 }
