@@ -9,8 +9,8 @@ use crate::book::{pages, prose, root};
 /// Subjects that hide who it is.
 const VAGUE: [&str; 4] = ["whoever", "nobody", "somebody", "anybody"];
 
-/// Crates that keep this in their comments, too.
-const COMMENTS: [&str; 6] = ["borg", "child", "disk", "guest", "nbd", "testkit"];
+/// Crates whose comments are not held to this yet.
+const UNFINISHED: [&str; 3] = ["cli", "engine", "points"];
 
 /// The vague subject in a text, if there is one. What is quoted in backticks is a name or an example.
 fn vague(text: &str) -> Option<&'static str> {
@@ -151,10 +151,11 @@ fn messages_say_who() {
 }
 
 #[test]
-fn comments_say_who_where_that_has_been_done() {
+fn comments_say_who() {
     let mut said = Vec::new();
-    for of in COMMENTS {
-        for file in sources(&root().join("crates").join(of).join("src")) {
+    let unfinished = |of: &&PathBuf| UNFINISHED.iter().any(|name| of.ends_with(name));
+    for of in crates().iter().filter(|of| !unfinished(of)) {
+        for file in sources(&of.join("src")) {
             let source = fs::read_to_string(&file).unwrap();
             for (number, line) in source.lines().enumerate() {
                 let comment = line.split_once("//").map_or("", |(_, comment)| comment);
