@@ -243,7 +243,7 @@ impl<'a> Capture<'a> {
     }
 
     /// Whether what was read is one state of the disks. Nothing else can touch a backup job's views; a shut-off VM
-    /// may have been started meanwhile, which we do not hinder, and somebody else may have merged an overlay; then
+    /// may have been started meanwhile, which we do not hinder, and another program may have merged an overlay; then
     /// the copy is worthless.
     pub fn check(&self) -> Result<(), CaptureError> {
         // First of all: what was written before a VM went off again has reached its images then.

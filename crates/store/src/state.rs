@@ -99,7 +99,7 @@ fn remove_others(directory: &dyn Directory, transaction: u32) {
     }
 }
 
-/// `transactions` of an append-only repository: when each transaction was committed, for whoever undoes some.
+/// `transactions` of an append-only repository: when each transaction was committed, for an owner who undoes some.
 fn log_transaction(directory: &dyn Directory, transaction: u32) -> Result<()> {
     const NAME: &str = "transactions";
     let line = format!("transaction {transaction}, UTC time {}\n", time::utc_now());

@@ -273,7 +273,7 @@ impl Repository {
             .write(Tag::Commit, &Id::MANIFEST, &[], place.offset)
             .and_then(|()| place.segment.close(&*self.directory));
         if let Err(error) = written {
-            // Nobody knows what a failed write left behind, so it must not be found again.
+            // What a failed write left behind is unknown, so it must not be found again.
             return match place.segment.remove(&*self.directory) {
                 Ok(()) => Err(error),
                 Err(_) => Err(Error::CommitUnknown(Box::new(error))),

@@ -193,7 +193,7 @@ impl<'a> Patient<'a> {
         self.begins_again();
     }
 
-    /// The guest has been reset. libvirt does not find this one's agent again then, whether anybody backs it up or not.
+    /// The guest has been reset. libvirt does not find this one's agent again then, whether it is backed up or not.
     #[track_caller]
     pub fn was_reset(&self) {
         self.guest.wait_ready();

@@ -216,7 +216,7 @@ fn a_result_that_does_not_arrive_is_a_failure() {
             err.contains("write the result to standard output"),
             "{arguments:?}: {err}"
         );
-        // Somebody who has read enough is told nothing.
+        // A reader who has read enough is told nothing.
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let output = command.stdout(writer).output().unwrap();

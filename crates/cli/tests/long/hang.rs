@@ -14,7 +14,7 @@ use strongroom_testkit::{Lab, Sshd, output_of};
 use crate::common::hangs::{Held, Mount, Ward};
 use crate::common::tiny::with_signing;
 
-/// How long a run may take that nobody tells to end: the longest patience with a party, for each step of the way home.
+/// How long a run may take that is not asked to end: the longest patience with a party, for each step of the way home.
 const UNTOLD: Duration = Duration::from_mins(8);
 
 /// The steps, by what the program says of them.

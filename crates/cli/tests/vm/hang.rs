@@ -58,7 +58,7 @@ fn a_repository_that_hangs_keeps_no_guest() {
     drop(held);
     ward.bench.config.limits.scratch_mib = 0;
 
-    // And nobody does anything.
+    // And nothing is done.
     ward.bench.config.limits.repository_s = 2;
     let running = ward.at("reading", &[]);
     let held = serve(running.id());

@@ -1,4 +1,4 @@
-//! What becomes of a backup when something happens to its VM meanwhile that is nobody's fault: it is reset, reboots, is
+//! What becomes of a backup when something happens to its VM meanwhile that is no fault: it is reset, reboots, is
 //! paused, renamed. Each has a clear outcome, with either way of holding the disks still.
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 

@@ -73,7 +73,7 @@ fn a_vm_that_is_migrated_away_is_left_alone() {
     let vm = &tiny.name;
     let other = daemon.other_host(lab.dir());
 
-    // A backup job keeps it where it is: whoever wants to migrate it is told so.
+    // A backup job keeps it where it is: a migration is refused with that reason.
     let hook = Hook::new(|event| {
         if let Kind::Captured { .. } = event {
             let refused = migrate(vm, &other).unwrap_err();
@@ -326,7 +326,7 @@ fn a_host_without_backup_jobs_is_backed_up_by_snapshot() {
         assert_eq!(bench.sha256_of_restored(&lab, &vm, &report.archive, "vda"), hash);
         expect_home(&lab, &vm);
     }
-    // Whoever wants a job or nothing gets nothing else.
+    // A request for a job or nothing gets nothing else.
     for settings in bench.config.vm.values_mut() {
         settings.method = CaptureMethod::Checkpoint;
     }

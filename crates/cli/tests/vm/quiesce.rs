@@ -100,7 +100,7 @@ impl<'a> Scene<'a> {
         manifest
     }
 
-    /// Nothing is frozen or owed, nobody watches any more, the guest has lost nothing.
+    /// Nothing is frozen or owed, no watchdog is left, the guest has lost nothing.
     #[track_caller]
     fn at_rest(&self) -> Vec<String> {
         if self.bench.hypervisor.agent_connected(self.uuid).unwrap() {
@@ -207,7 +207,7 @@ fn file_systems_are_at_rest_in_the_restore_point() {
     );
     scene.at_rest();
 
-    // Somebody else's freeze is nothing of ours: not to be used, and not to be ended.
+    // Another program's freeze is nothing of ours: not to be used, and not to be ended.
     scene.bench.hypervisor.freeze(scene.uuid, PLENTY).unwrap();
     scene.backup().expect(3, &["another program has frozen"]);
     assert_eq!(scene.status(), FreezeStatus::Frozen);
@@ -354,14 +354,14 @@ fn a_panic(scene: &mut Scene<'_>) {
     scene.at_rest();
 }
 
-/// A job of somebody else on the domain: until it is released, the capture has to wait, with the guest frozen.
+/// A job of another program on the domain: until it is released, the capture has to wait, with the guest frozen.
 struct Held {
     dump: Child,
     pipe: File,
 }
 
 impl Held {
-    /// Begins to save the running guest's memory into a pipe that nobody reads.
+    /// Begins to save the running guest's memory into a pipe that is not read.
     fn new(scene: &Scene<'_>) -> Self {
         let fifo = scene.lab.path("fifo");
         if !fifo.exists() {

@@ -111,7 +111,7 @@ fn passphrases(scene: &Scene<'_>) {
     let error = document["backups"][0]["error"].as_str().unwrap();
     assert!(error.contains("the passphrase is wrong"), "{document}");
 
-    // Without a terminal and without a passphrase nobody can be asked.
+    // Without a terminal and without a passphrase there is nothing to ask.
     let mut program = scene.bench.program(scene.lab);
     program.env_remove("BORG_PASSPHRASE").args(["backup", scene.vm()]);
     let mut detached = std::process::Command::new("setsid");

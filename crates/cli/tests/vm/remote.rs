@@ -53,7 +53,7 @@ fn a_vm_of_another_machine_is_backed_up_verified_and_restored_over_ssh() {
     let mut bench = remote(&lab, &[vm], &sshd);
     guest.probe("pattern start 5");
 
-    // Nobody has said that what is on its disk may be seen elsewhere.
+    // It is not stated that what is on its disk may be seen elsewhere.
     let refused = bench.says(&lab, &["backup", vm]);
     refused.expect(
         1,

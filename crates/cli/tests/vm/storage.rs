@@ -110,7 +110,7 @@ fn a_backup_gives_way_before_the_storage_is_full_and_resumes_a_guest_that_was_st
         "{error}"
     );
 
-    // Too late: nobody watched, QEMU has stopped the guest. It loses nothing.
+    // Too late: without a watch QEMU has stopped the guest. It loses nothing.
     bench.config.limits.free_mib = 0;
     let filler = lab.path("filler");
     let full = Hook::new(|event| match event {

@@ -56,7 +56,7 @@ fn connect(bench: &mut Bench, uri: &str) {
         .with_nbd_tls(bench.config.nbd_tls.clone());
 }
 
-/// Whether somebody with these certificates gets to see an export.
+/// Whether a client with these certificates gets to see an export.
 fn sees(port: u16, certificates: Option<&Path>) -> bool {
     let target = Target::Tcp {
         host: "localhost".into(),
@@ -153,7 +153,7 @@ fn vms_of_another_machine_are_backed_up_over_tls() {
     assert_eq!(*ports.lock().unwrap(), [first, first + 1]);
     let mut points = vec![(full, sha256_of_raw_at_rest(&lab, &one.name))];
 
-    // Incremental, from a port that somebody else does not have.
+    // Incremental, from a port that no other program has.
     let taken = TcpListener::bind(("127.0.0.1", first)).unwrap();
     one.write("vda", 7, MIB, MIB);
     let next = bench.backup(&one.name, &watch).unwrap();
@@ -213,7 +213,7 @@ fn sha256_of_raw_at_rest(lab: &Lab, vm: &str) -> String {
     sha256_at_rest(lab, &Libvirt::connect(crate::common::URI).unwrap(), vm)
 }
 
-/// The certificates of somebody who knows the authority, and whom it does not know.
+/// The certificates of a client that knows the authority, and that it does not know.
 fn only_authority(lab: &Lab, trusted: &Path) -> PathBuf {
     let directory = lab.path("only-authority");
     std::fs::create_dir(&directory).unwrap();

@@ -1,10 +1,10 @@
 //! The views of a backup job as disks of the VM in which this program runs.
 //!
-//! The hypervisor attaches them, and lets nobody write to them; nothing of this machine's networks is between, and no copy
+//! The hypervisor attaches them, and lets no guest write to them; nothing of this machine's networks is between, and no copy
 //! goes through ssh. They are found by their serial numbers, and read through a `qemu-nbd` like an image. Maps of holes and
 //! changes still come from the job itself: a disk cannot tell them.
 //!
-//! What is attached is in nobody's way: it goes when it is taken back, when the next run of the VM tidies up, or when this
+//! What is attached is in no other's way: it goes when it is taken back, when the next run of the VM tidies up, or when this
 //! machine is shut off. It is taken back before the job ends, since QEMU could read no more from it.
 
 use std::fs;

@@ -33,7 +33,7 @@ pub enum ReconcileError {
     /// Our records' reason.
     #[error(transparent)]
     State(#[from] StateError),
-    /// Somebody else is at work on it. The journal stays open.
+    /// Another program is at work on it. The journal stays open.
     #[error("undo what an interrupted backup of {vm} left: {what}; run it again when that is over")]
     Busy {
         /// The VM.
@@ -99,7 +99,7 @@ pub fn reconcile(
             });
         }
     }
-    // Scratch files of a job that still runs, somebody else's, have other names.
+    // Scratch files of another program's job that still runs have other names.
     if context.hypervisor.is_local() {
         let socket = run.listener.as_ref().and_then(Listener::socket);
         for path in run.scratch.iter().map(PathBuf::as_path).chain(socket) {

@@ -1,7 +1,7 @@
 //! The frozen view of a running VM as its images below the overlays of an external snapshot.
 //!
 //! The guest writes to the overlays from the snapshot on, so that its images stand still and can be read by servers of
-//! our own. Those lock the images against writes: nobody can merge an overlay while its base is read.
+//! our own. Those lock the images against writes: no program can merge an overlay while its base is read.
 //!
 //! For the next incremental backup a checkpoint is made right *before* the snapshot. Its bitmap then holds what changed
 //! since the frozen state, and a little more: what changed between the two calls is read once more, which costs little

@@ -111,7 +111,7 @@ pub fn remove(context: &Context<'_>, domain: &Domain, bitmaps: &[StoredBitmap]) 
 mod tests {
     use super::*;
 
-    /// A15: what libvirt knows, what is somebody else's, and what was forgotten.
+    /// A15: what libvirt knows, what is another program's, and what was forgotten.
     #[test]
     fn an_orphan_is_ours_and_unknown() {
         let bitmap = |name: &str| StoredBitmap {

@@ -105,7 +105,7 @@ fn a_file_has_many_names() {
         let error = inventory.check(&at(name), &of("vm")).unwrap_err();
         assert!(error.to_string().contains("runs on it"), "{name}: {error}");
     }
-    // Nothing is there yet, and yet it is somebody's.
+    // Nothing is there yet, and yet it has an owner.
     let users = [user("vm", vec![disk("vda", &at("absent"), "raw")])];
     let inventory = Inventory::of(&users, true);
     assert!(inventory.check(&at("directory/absent"), &Own::none()).is_err());
@@ -192,7 +192,7 @@ fn who_may_replace_what() {
     );
     // A disk that stays in the definition keeps its image.
     assert!(taken(own_disk(), &anew("vm", &["vdb"])).is_err());
-    // What is open, or will be when memory is resumed, is nobody's to replace.
+    // What is open, or will be when memory is resumed, is not to be replaced.
     assert!(matches!(
         taken(running(own_disk()), &of("vm")),
         Err(InUse::Now { .. })

@@ -128,7 +128,7 @@ pub enum AuditError {
     /// The hypervisor does not answer.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
-    /// Somebody asked it to stop.
+    /// It was asked to stop.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
 }

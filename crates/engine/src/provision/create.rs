@@ -1,7 +1,7 @@
 //! The story of how a machine is made, from top to bottom.
 //!
 //! [`run`] decides where everything goes, has a throwaway VM ([`machine`]) make the encrypted disk from a verified template,
-//! looks at that disk as anybody can, moves everything to its place, and defines the domain last. What fails, or is
+//! looks at that disk without a key, moves everything to its place, and defines the domain last. What fails, or is
 //! interrupted, leaves nothing. No key is ever here: not in this process, not in a file, not in what is said to it.
 
 pub mod input;
@@ -79,7 +79,7 @@ pub struct Request {
     pub kdf: Kdf,
     /// Where the images go.
     pub directory: PathBuf,
-    /// Who runs its instructions, and those of the throwaway VM; KVM where the host has it if nobody says so.
+    /// Who runs its instructions, and those of the throwaway VM; KVM where the host has it if neither is named.
     pub accelerator: Option<Accelerator>,
     /// What the machine starts with.
     pub firmware: Firmware,
@@ -114,7 +114,7 @@ pub struct Created {
     pub swap: Option<PathBuf>,
     /// What the system disk takes on the storage, in bytes.
     pub allocated: u64,
-    /// The LUKS2 volume as anybody sees it.
+    /// The LUKS2 volume as it looks without a key.
     pub luks: LuksFacts,
     /// The recovery secret, encrypted.
     pub recovery: Option<PathBuf>,
@@ -494,7 +494,7 @@ fn no_space(path: &Path) -> Option<String> {
     (free < 64).then(|| format!("; {} has {free} MiB left", directory.display()))
 }
 
-/// Looks at the new disk as anybody can who has it: there has to be the volume that was reported, and nothing else where
+/// Looks at the new disk without a key: there has to be the volume that was reported, and nothing else where
 /// one begins.
 fn look(system: &Draft, request: &Request, report: &Report) -> Result<LuksFacts, CreateError> {
     let wrong = |error: &dyn std::fmt::Display| CreateError::Disk(error.to_string());
@@ -546,7 +546,7 @@ fn keep(context: &Context<'_>, files: Vec<Published<'_>>) {
     }
 }
 
-/// The parameters for Argon2id where nobody asks for others: a quarter of the machine's memory, so that it can open its own
+/// The parameters for Argon2id if you do not ask for others: a quarter of the machine's memory, so that it can open its own
 /// disk, and at most 512 MiB.
 pub fn default_kdf(memory: u64, vcpus: u32) -> Kdf {
     let mebibytes = (memory >> 22).clamp(32, 512) as u32;

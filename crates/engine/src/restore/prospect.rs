@@ -22,7 +22,7 @@ pub fn of(
     let hypervisor = context.hypervisor;
     let placed: Vec<&str> = change.disks.iter().map(|(target, _)| target.as_str()).collect();
     let mut defined = hypervisor.retarget(stored, change)?;
-    // What a copy leaves out needs nobody's word, and no host.
+    // What a copy leaves out needs no signature, and no host.
     let lacks = hypervisor.lacks(&defined.xml, &placed)?;
     let fatal: Vec<String> = lacks
         .iter()
@@ -78,7 +78,7 @@ pub fn of(
     Ok(defined.xml)
 }
 
-/// The directory on the way to a file that lets nobody but its owner and group through, if there is one. What an access list
+/// The directory on the way to a file that lets only its owner and group through, if there is one. What an access list
 /// allows cannot be told from the mode.
 fn closed_to_others(path: &Path) -> Option<PathBuf> {
     let closed = |directory: &&Path| {

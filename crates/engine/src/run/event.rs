@@ -1,4 +1,4 @@
-//! What long work reports while it runs. The engine prints nothing; whoever calls it hands in an [`Observer`].
+//! What long work reports while it runs. The engine prints nothing; its caller hands in an [`Observer`].
 
 mod code;
 

@@ -137,7 +137,7 @@ pub enum Write {
     Durable,
 }
 
-/// Who is told of each write, if anybody.
+/// What is told of each write, if anything.
 #[derive(Clone, Default)]
 struct Watcher(Option<Arc<dyn Fn(Write) + Send + Sync>>);
 

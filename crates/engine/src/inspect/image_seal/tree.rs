@@ -32,7 +32,7 @@ const ROOT: [u8; 1] = [1];
 
 type Leaf = [u8; 32];
 
-/// Size and digest of a regular file or a block device that nobody writes to meanwhile.
+/// Size and digest of a regular file or a block device that is not written to meanwhile.
 pub fn measure(file: &NamedFile, observer: &dyn Observer, cancel: &Cancel) -> Result<SealedFile, SealError> {
     let failed = |source| SealError::Read {
         name: file.name.clone(),

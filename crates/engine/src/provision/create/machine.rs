@@ -37,7 +37,7 @@ const CONSOLE_LINES: usize = 12;
 /// Bytes of a console's line that are kept.
 const CONSOLE_LINE: usize = 200;
 
-/// The user that QEMU runs as when we are root: libvirt's own for QEMU, or nobody.
+/// The user that QEMU runs as when we are root: libvirt's own for QEMU, or `nobody`.
 const USERS: [&str; 2] = ["libvirt-qemu", "nobody"];
 
 /// Where a passphrase comes from.
@@ -45,7 +45,7 @@ const USERS: [&str; 2] = ["libvirt-qemu", "nobody"];
 pub enum Typed {
     /// None is needed.
     Nothing,
-    /// QEMU gets our terminal; somebody types it there. We read nothing of it.
+    /// QEMU gets our terminal; you type it there. We read nothing of it.
     Terminal,
     /// QEMU gets this descriptor and reads it. We do not.
     Descriptor(OwnedFd),

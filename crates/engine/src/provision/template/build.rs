@@ -1,4 +1,4 @@
-//! Making a template from Debian's packages, or from a Debian system that somebody else has put together: mmdebstrap, apt
+//! Making a template from Debian's packages, or from a Debian system of another origin: mmdebstrap, apt
 //! and the tools of file systems do the work, step by step, in a directory of the store that is removed however it ends.
 //!
 //! What is imported is foreign: its file system is read by a process, never by this host's kernel, and what runs of it does
@@ -79,7 +79,7 @@ impl Release {
 pub enum Source<'a> {
     /// Debian's packages.
     Debian(Release),
-    /// Somebody's Debian 12 or 13.
+    /// A Debian 12 or 13 of another origin.
     Import {
         /// The file that holds it.
         file: &'a Path,
@@ -184,7 +184,7 @@ pub fn build(
     );
     let directory = &work.0;
     fs::create_dir(directory).map_err(at(directory))?;
-    // Nobody else comes near what an imported system holds: programs that run as root, for example.
+    // No other user comes near what an imported system holds: programs that run as root, for example.
     if let Source::Import { .. } = build.source {
         use std::os::unix::fs::PermissionsExt as _;
         fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(at(directory))?;
@@ -267,7 +267,7 @@ pub fn build(
     store.publish(&draft.0, description, signing, cancel)
 }
 
-/// Whole seconds: nobody needs more.
+/// Whole seconds are enough.
 fn now() -> Timestamp {
     Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default()
 }
