@@ -8,6 +8,7 @@
 mod archives;
 mod common;
 mod interchange;
+mod killed;
 mod locks;
 mod program;
 mod reading;
