@@ -25,6 +25,9 @@ pub enum Error {
         /// Who holds it, as far as the lock's files say.
         holders: Vec<String>,
     },
+    /// The lock was held and is no more: nothing may be written.
+    #[error("another process has broken the repository's lock")]
+    LockLost,
     /// The caller asked for an end.
     #[error("cancelled while waiting for the repository's lock")]
     Cancelled,

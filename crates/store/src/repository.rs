@@ -126,9 +126,7 @@ impl Repository {
             return Ok(());
         }
         if self.access == Access::Write {
-            return Err(Error::CheckNeeded(
-                "another process has broken the lock".to_owned(),
-            ));
+            return Err(Error::LockLost);
         }
         Err(Error::ReadOnly)
     }

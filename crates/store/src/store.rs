@@ -39,7 +39,8 @@ pub trait Store: Send + Sync {
     /// These objects will be asked for, in this order. Where there is a distance to a server, it can begin.
     fn expect(&self, _ids: &[Id]) {}
 
-    /// Reads an object into a buffer, whose former content is lost.
+    /// Reads an object into a buffer, whose former content is lost. What is being put may not be readable before that
+    /// call has returned.
     fn get(&self, id: &Id, object: &mut Vec<u8>) -> Result<(), Self::Error>;
 
     /// Stores an object, whether or not there is one of this id. It may not be certain before [`Self::settle`].

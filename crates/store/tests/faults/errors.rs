@@ -157,3 +157,22 @@ fn a_full_disk_gets_its_space_back_at_once() {
     repository.rollback().unwrap();
     assert_eq!(segments(&memory.world().tree), segments(&tree));
 }
+
+#[test]
+fn nothing_is_committed_once_the_lock_is_broken() {
+    let (tree, before) = start();
+    let memory = Memory::of(tree);
+    let repository = open(&memory, &Options::write());
+    repository.put(&Id([1; 32]), b"late").unwrap();
+    // As `borg break-lock` does it.
+    memory
+        .world()
+        .tree
+        .nodes
+        .retain(|name, _| !name.starts_with("lock."));
+    assert!(matches!(repository.commit(), Err(Error::LockLost)));
+    assert!(matches!(repository.put(&Id([1; 32]), b""), Err(Error::LockLost)));
+    assert!(matches!(repository.reserve_nonce(None, 5), Err(Error::LockLost)));
+    drop(repository);
+    assert!(everything(&open(&memory, &Options::read())) == before);
+}
