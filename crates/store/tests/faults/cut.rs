@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use strongroom_store::{Id, Options, Repository, Store as _};
 
 use crate::common::Dice;
-use crate::history::{Objects, everything, history, start};
+use crate::history::{Objects, everything, history, open, start};
 use crate::memory::{Memory, Node, Step, Tree, write};
 
 /// What a disk may hold when the power fails behind these steps.
@@ -88,33 +88,29 @@ fn apply_name(tree: &mut Tree, step: &Step) {
 /// Opens what is left, demands one of two states, and goes on from there.
 fn survives(tree: &Tree, old: &Objects, new: Option<&Objects>, what: &str) {
     let memory = Memory::of(tree.clone());
-    let read = Repository::open_in(std::sync::Arc::new(memory.clone()), &Options::read())
-        .unwrap_or_else(|error| panic!("{what}: {error}"));
-    let found = everything(&read);
-    assert!(
-        found == *old || Some(&found) == new,
-        "{what}: neither the old state nor the new one"
-    );
-    drop(read);
-    let write = Repository::open_in(std::sync::Arc::new(memory.clone()), &Options::write())
-        .unwrap_or_else(|error| panic!("{what}: {error}"));
-    let mut after = found;
-    for (id, object) in [
-        (Id([0xee; 32]), vec![1; 70_000]),
-        (Id::MANIFEST, b"goes on".to_vec()),
-    ] {
-        write
-            .put(&id, &object)
-            .unwrap_or_else(|error| panic!("{what}: {error}"));
+    let found = opened(&memory, what);
+    assert!(found == *old || Some(&found) == new, "{what}: neither state");
+    let write = open(&memory, &Options::write());
+    let mut after = found.clone();
+    for (id, object) in [(Id([0xee; 32]), vec![1; 70_000]), (Id::MANIFEST, vec![2; 30])] {
+        write.put(&id, &object).unwrap();
         after.insert(id, object);
     }
-    write.commit().unwrap_or_else(|error| panic!("{what}: {error}"));
+    write.commit().unwrap();
     drop(write);
-    let read = Repository::open_in(std::sync::Arc::new(memory), &Options::read()).unwrap();
-    assert!(
-        everything(&read) == after,
-        "{what}: what was committed afterwards is not there"
-    );
+    assert!(opened(&memory, what) == after, "{what}: a later commit is lost");
+    // The power fails once more while that was made up for.
+    let steps = memory.world().steps.clone();
+    let mut dice = Dice::new(what.bytes().map(u64::from).sum());
+    let end = dice.below(steps.len() + 1);
+    let what = format!("{what}, then step {end} of {}", steps.len());
+    let left = opened(&Memory::of(cut(tree, &steps[..end], &mut dice)), &what);
+    assert!(left == found || left == after, "{what}: neither state");
+}
+
+fn opened(memory: &Memory, what: &str) -> Objects {
+    let read = Repository::open_in(std::sync::Arc::new(memory.clone()), &Options::read());
+    everything(&read.unwrap_or_else(|error| panic!("{what}: {error}")))
 }
 
 /// Is given what is left, the old state, the new one if there is one to come, and what was done.
