@@ -463,7 +463,7 @@ fn a_foreign_snapshot(scene: &Scene<'_>) {
             &format!("disk vda runs on {}", overlay.display()),
             "the overlay of another program's snapshot \"theirs\"",
             "nothing was touched",
-            "hint: let it be merged",
+            "hint: let the program that took it merge it",
         ],
     );
     let chain = run(&mut virsh(["domblklist", scene.vm()]));
