@@ -10,7 +10,7 @@ use strongroom_engine::config::{Config, ConfigError, name_problem, uuid_in};
 use strongroom_engine::run::context::{Context, Launch, Repositories, Surroundings};
 use strongroom_engine::run::settings::{self as resolved, Arguments, HypervisorSettings};
 use strongroom_engine::run::state::StateDirectory;
-use strongroom_hypervisor::Hypervisor as _;
+use strongroom_hypervisor::{Hypervisor as _, HypervisorError};
 use strongroom_libvirt::Libvirt;
 use strongroom_points::catalog::Catalog;
 use strongroom_points::when::{PointName, When};
@@ -161,7 +161,7 @@ impl Settings {
         hypervisor: &HypervisorSettings,
     ) -> Result<Parts, Failure> {
         let own_domain = hypervisor.own_domain.clone();
-        let hypervisor = connect(hypervisor)?;
+        let hypervisor = connect(hypervisor).map_err(Failure::failed)?;
         let state = StateDirectory::open(&settings.state_directory).map_err(Failure::failed)?;
         let watchdog = thaw_watchdog::launch(hypervisor.uri());
         Ok(Parts {
@@ -279,7 +279,7 @@ fn resolved_as(
 }
 
 /// Connects to a hypervisor.
-pub fn connect(hypervisor: &HypervisorSettings) -> Result<Libvirt, Failure> {
-    let connection = Libvirt::connect(&hypervisor.uri).map_err(Failure::failed)?;
+pub fn connect(hypervisor: &HypervisorSettings) -> Result<Libvirt, HypervisorError> {
+    let connection = Libvirt::connect(&hypervisor.uri)?;
     Ok(connection.with_nbd_tls(hypervisor.nbd_tls.clone()))
 }

@@ -10,6 +10,7 @@ pub mod backup;
 pub mod capture;
 pub mod config;
 pub mod files;
+pub mod fleet;
 pub mod inspect;
 pub mod provision;
 pub mod restore;

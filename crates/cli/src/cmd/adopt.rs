@@ -24,7 +24,7 @@ pub fn run(settings: &Settings, args: &Adopt) -> Result<Exit, Failure> {
             Some(resolved) => resolved,
             None => settings.resolve_draft(&Config::new(String::new()))?,
         };
-        let hypervisor = connect(resolved.default_hypervisor())?;
+        let hypervisor = connect(resolved.default_hypervisor()).map_err(Failure::failed)?;
         if hypervisor.is_local() {
             let domain = hypervisor.domain(&args.vm).map_err(Failure::failed)?;
             let found = audit::swap_disks(&domain).into_iter();

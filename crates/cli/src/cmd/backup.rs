@@ -1,21 +1,40 @@
 //! `strongroom backup`.
 
-mod side_by_side;
-
 use std::sync::Arc;
 use std::time::Duration;
 
 use strongroom_child::{Limits, Needs, command};
 use strongroom_engine::backup::{self, Outcome, Report, ready};
-use strongroom_engine::run::settings::Arguments;
+use strongroom_engine::fleet::{self, FleetError, Work};
+use strongroom_engine::run::settings::{Arguments, VmJob};
 
-use self::side_by_side::{Done, Work};
 use crate::args::Backup;
+use crate::cmd::thaw_watchdog;
 use crate::documents::{BackupOutcome, Backups, Failed, OneBackup};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::settings::Settings;
+use crate::settings::{Settings, connect};
+use crate::ui::Warned;
 use crate::ui::human::bytes;
+use crate::ui::of_vm::OfVm;
+
+impl From<FleetError> for Failure {
+    fn from(error: FleetError) -> Self {
+        let hint = match &error {
+            FleetError::RecordsHang(_) => "put it on storage of this machine: `state` in the configuration",
+            FleetError::NoAnswer { .. } => {
+                "QEMU or libvirtd hangs: `virsh domstate VM`, `virsh domcontrol VM`; limits.answer_s is how long it is waited for"
+            }
+            _ => {
+                return match error {
+                    FleetError::Backup(error) => error.into(),
+                    other => Self::failed(other),
+                };
+            }
+        };
+        Self::failed(error).hint(hint)
+    }
+}
 
 /// Backs up the VMs, some of them at the same time. One that fails does not keep the others from their turn.
 pub fn run(settings: &Settings, args: &Backup) -> Result<Exit, Failure> {
@@ -36,22 +55,36 @@ pub fn run(settings: &Settings, args: &Backup) -> Result<Exit, Failure> {
     let work = Work {
         settings: resolved,
         repositories: settings.repositories.clone(),
-        ui: Arc::clone(&settings.ui),
+        connect: Arc::new(|job: &VmJob| connect(&job.hypervisor)),
+        watchdog: Arc::new(thaw_watchdog::launch),
         cancel: settings.signals.cancel().clone(),
         request: backup::Request {
             dry_run: args.dry_run,
             made_anew: args.made_anew,
         },
     };
-    let done = side_by_side::run(&work, &vms, jobs, |one| match &one.result {
-        Ok(Outcome::Done(report)) => summary(settings, report),
-        Ok(Outcome::Planned(_)) => {}
-        Err(failure) => settings.ui.failure(&Failure {
-            message: format!("back up {}: {}", one.vm, failure.message),
-            hint: failure.hint.clone(),
-            exit: failure.exit,
-        }),
+    let observer = |vm: &str| Arc::new(OfVm::new(Arc::clone(&settings.ui), vm));
+    let mut done = Vec::new();
+    fleet::run(&work, &vms, jobs, observer, |one| {
+        let warnings = one.observer.map(|observer| observer.warned()).unwrap_or_default();
+        let result = one.result.map_err(Failure::from);
+        match &result {
+            Ok(Outcome::Done(report)) => summary(settings, report),
+            Ok(Outcome::Planned(_)) => {}
+            Err(failure) => settings.ui.failure(&Failure {
+                message: format!("back up {}: {}", one.vm, failure.message),
+                hint: failure.hint.clone(),
+                exit: failure.exit,
+            }),
+        }
+        done.push(Done {
+            turn: one.turn,
+            vm: one.vm,
+            result,
+            warnings,
+        });
     });
+    done.sort_by_key(|one| one.turn);
     if settings.ui.json() {
         let backups = done.iter().map(document).collect();
         settings.ui.document_with_warnings(Backups { backups });
@@ -62,6 +95,14 @@ pub fn run(settings: &Settings, args: &Backup) -> Result<Exit, Failure> {
     };
     let failed = exits().find(|exit| *exit == Exit::Failed);
     Ok(failed.or_else(|| exits().next()).unwrap_or(Exit::Done))
+}
+
+/// What came of one VM.
+struct Done {
+    turn: usize,
+    vm: String,
+    result: Result<Outcome, Failure>,
+    warnings: Vec<Warned>,
 }
 
 fn document(one: &Done) -> OneBackup<'_> {

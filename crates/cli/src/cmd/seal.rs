@@ -236,7 +236,7 @@ fn definition(
     let failed = |reason: String| Failure::failed(format!("verify {vm}: {reason}"));
     let found = match &args.definition {
         None => {
-            let hypervisor = connect(&resolved.job(vm).hypervisor)?;
+            let hypervisor = connect(&resolved.job(vm).hypervisor).map_err(Failure::failed)?;
             let xml = at_rest(&hypervisor, vm)?.xml;
             hypervisor.machine(&xml)
         }

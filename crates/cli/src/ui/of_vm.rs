@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use strongroom_borg::Event as BorgEvent;
+use strongroom_engine::fleet;
 use strongroom_engine::run::event::{Code, Event, Kind, Observer};
 
 use super::{Ui, Warned};
@@ -31,9 +32,10 @@ impl OfVm {
             .map(|warned| warned.clone())
             .unwrap_or_default()
     }
+}
 
-    /// Takes what the repository's server and the Borg client say.
-    pub fn repository(&self, event: &BorgEvent) {
+impl fleet::OfVm for OfVm {
+    fn repository(&self, event: &BorgEvent) {
         if let Some(text) = Ui::complaint(event) {
             let kind = Kind::warning(Code::RepositoryServer, text);
             return self.event(&Event::now(Some(&self.name), kind));
