@@ -4,6 +4,7 @@
 
 mod args;
 mod cmd;
+mod config_file;
 mod documents;
 mod exit;
 mod failure;

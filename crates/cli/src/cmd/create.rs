@@ -14,6 +14,7 @@ use strongroom_hypervisor::{Accelerator, Creation as _, Extras, Firmware, Launch
 
 use super::{init, template};
 use crate::args::{Create, Extra, Firmware as Wanted, Unlock, VirtType};
+use crate::config_file;
 use crate::documents;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -289,7 +290,7 @@ fn protect(settings: &Settings, parts: &Parts, made: &Created) {
         hypervisor: file.and_then(|file| settings.own_hypervisor(&file)),
         ..Vm::default()
     };
-    let protected = init::add_vm(&settings.path, name, vm)
+    let protected = config_file::add_vm(&settings.path, name, vm)
         .and_then(|()| init::repository(settings, &parts.settings.job(name), Encryption::RepokeyBlake2));
     match protected {
         Ok(()) => settings

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use strongroom_base::cancel::Cancel;
 use strongroom_child::Needs;
-use strongroom_engine::config::{Config, Signing};
+
+use strongroom_engine::config::Signing;
 
 use crate::failure::Failure;
 use crate::replace::replace;
@@ -21,43 +22,6 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// What our signatures are made for, as a pattern in `allowed_signers`.
 const NAMESPACES: &str = "strongroom-*";
-
-/// What `[signing]` is to say; nothing if it says so already.
-pub fn wanted(config: &Config, file: &Path, key: &Path) -> Result<Option<Signing>, Failure> {
-    let absolute = |path: &Path| {
-        std::path::absolute(path)
-            .map_err(|error| Failure::failed(format!("find {}: {error}", path.display())))
-    };
-    let key = absolute(key)?;
-    if let Some(signing) = &config.signing {
-        return if signing.key.as_ref() == Some(&key) {
-            Ok(None)
-        } else {
-            Err(
-                Failure::usage("change the signing key: [signing] is configured already").hint(format!(
-                    "edit [signing] in {}; docs/guide/verify.md tells how keys are changed",
-                    file.display()
-                )),
-            )
-        };
-    }
-    Ok(Some(Signing {
-        key: Some(key),
-        identity: Some(identity()),
-        allowed_signers: Some(absolute(file)?.with_file_name("allowed_signers")),
-        revoked_keys: None,
-    }))
-}
-
-/// `strongroom@HOST`.
-fn identity() -> String {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let word: String = name
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || ".-_".contains(*c))
-        .collect();
-    format!("strongroom@{}", if word.is_empty() { "localhost" } else { &word })
-}
 
 /// Makes the key unless it is there, and has it trusted.
 pub fn make(settings: &Settings, signing: &Signing, unprotected: bool) -> Result<(), Failure> {
