@@ -2,4 +2,5 @@
 
 pub mod audit;
 pub mod image_seal;
+pub mod status;
 pub mod storage;

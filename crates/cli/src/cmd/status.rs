@@ -2,15 +2,16 @@
 
 mod vm;
 
-use strongroom_engine::inspect::storage::{self, Pool};
+use strongroom_engine::inspect::status;
+use strongroom_engine::inspect::storage::Pool;
 use strongroom_engine::run::event::Code;
-use strongroom_hypervisor::{Domain, Hypervisor as _};
+use strongroom_engine::run::state::StateDirectory;
 
 use crate::args::Status;
 use crate::documents;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::settings::{Parts, Settings};
+use crate::settings::Settings;
 use crate::ui::Ui;
 use crate::ui::human::{self, bytes};
 
@@ -22,17 +23,20 @@ pub fn run(settings: &Settings, args: &Status) -> Result<Exit, Failure> {
     for (hypervisor, names) in resolved.by_hypervisor(&names) {
         match Settings::parts(&resolved, &hypervisor) {
             Ok(parts) => {
-                vms.extend(names.iter().map(|name| vm::look(settings, &parts, name)));
-                pools.extend(storage_of(settings, &parts, &names));
+                let context = settings.context(&parts);
+                vms.extend(names.iter().map(|name| status::look(&context, name)));
+                pools.extend(status::pools(&context, &names));
             }
-            Err(failure) => vms.extend(names.iter().map(|name| {
-                vm::look_without(
-                    settings,
-                    &resolved,
-                    name,
-                    format!("failed to {}", failure.message),
-                )
-            })),
+            Err(failure) => {
+                let state = StateDirectory::at(&resolved.state_directory);
+                let here = settings.here(&resolved, &state);
+                let problem = format!("failed to {}", failure.message);
+                vms.extend(
+                    names
+                        .iter()
+                        .map(|name| status::look_without(&here, name, problem.clone())),
+                );
+            }
         }
     }
     for vm in &vms {
@@ -84,38 +88,6 @@ pub fn run(settings: &Settings, args: &Status) -> Result<Exit, Failure> {
         }
     }
     Ok(Exit::Done)
-}
-
-/// The storage of these VMs' images, with what all VMs of the hypervisor have there. Empty for a hypervisor on another
-/// machine, whose storage is not to be seen from here.
-fn storage_of(settings: &Settings, parts: &Parts, names: &[String]) -> Vec<Pool> {
-    let look = || -> Result<Vec<Pool>, String> {
-        let all = parts
-            .hypervisor
-            .domain_names()
-            .map_err(|error| error.to_string())?;
-        // One that cannot be read is a warning already, or none of ours.
-        let domains = |names: &[String]| -> Vec<Domain> {
-            let found = names.iter().map(|name| parts.hypervisor.domain(name));
-            found.filter_map(Result::ok).collect()
-        };
-        let failed = |error: std::io::Error| error.to_string();
-        let ours = storage::pools(&domains(names)).map_err(failed)?;
-        let mut pools = storage::pools(&domains(&all)).map_err(failed)?;
-        pools.retain(|pool| ours.iter().any(|other| other.place == pool.place));
-        Ok(pools)
-    };
-    if !parts.hypervisor.is_local() {
-        return Vec::new();
-    }
-    look().unwrap_or_else(|error| {
-        settings.ui.warn(
-            Code::StorageUnknown,
-            None,
-            format!("the storage of the images is unknown: {error}"),
-        );
-        Vec::new()
-    })
 }
 
 fn pool_row(pool: &Pool) -> Vec<String> {
