@@ -34,7 +34,6 @@ mod state;
 mod store;
 mod sys;
 mod time;
-mod transaction;
 
 pub use config::Config;
 pub use error::{Error, Result};

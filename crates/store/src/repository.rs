@@ -1,7 +1,9 @@
 //! A repository in a directory: opening and reading.
 //!
 //! Objects are read by the threads that want them, with `pread`, into their own buffers; only the look-up in the
-//! index is shared. Writing is in `transaction.rs`.
+//! index is shared. Writing is in `repository/transaction.rs`.
+
+mod transaction;
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -12,20 +14,20 @@ use crate::files::{Directory, Disk, read_all};
 use crate::lock::{Lock, host_id};
 use crate::options::{Access, Options};
 use crate::recover::{self, How, Loaded};
-use crate::transaction::Transaction;
 use crate::{Config, Error, Id, Index, Info, Place, Result, Store, config, layout, nonce, segment, state};
+use transaction::Transaction;
 
 /// A repository in a directory.
 pub struct Repository {
-    pub(crate) directory: Arc<dyn Directory>,
-    pub(crate) config: Config,
-    pub(crate) cache: Cache,
-    pub(crate) append_only: bool,
-    pub(crate) storage_quota: Option<u64>,
+    directory: Arc<dyn Directory>,
+    config: Config,
+    cache: Cache,
+    append_only: bool,
+    storage_quota: Option<u64>,
     how: How,
     access: Access,
     /// Held for reading by all who put something, so that a commit can wait for them.
-    pub(crate) gate: RwLock<()>,
+    gate: RwLock<()>,
     state: RwLock<State>,
     /// Given back last.
     lock: Option<Lock>,
@@ -33,10 +35,10 @@ pub struct Repository {
 
 /// What changes while a repository is open.
 #[derive(Default)]
-pub(crate) struct State {
+struct State {
     /// `None` if it has to be read again.
-    pub(crate) loaded: Option<Loaded>,
-    pub(crate) transaction: Option<Transaction>,
+    loaded: Option<Loaded>,
+    transaction: Option<Transaction>,
 }
 
 impl Repository {
@@ -102,7 +104,7 @@ impl Repository {
     }
 
     /// Loads the latest transaction. A writer leaves it on disk as it should be.
-    pub(crate) fn load(&self) -> Result<Loaded> {
+    fn load(&self) -> Result<Loaded> {
         let writer = self.access == Access::Write;
         let mut loaded = recover::load(&*self.directory, &self.config, writer)?;
         if writer
@@ -121,7 +123,7 @@ impl Repository {
     }
 
     /// Fails unless the exclusive lock is still ours.
-    pub(crate) fn may_write(&self) -> Result<()> {
+    fn may_write(&self) -> Result<()> {
         if self.lock.as_ref().is_some_and(Lock::is_exclusive) {
             return Ok(());
         }
@@ -132,7 +134,7 @@ impl Repository {
     }
 
     /// What changes, for those who change it. A panic within leaves nothing that can be gone on with.
-    pub(crate) fn state(&self) -> Result<RwLockWriteGuard<'_, State>> {
+    fn state(&self) -> Result<RwLockWriteGuard<'_, State>> {
         self.state.write().map_err(|_| Error::Doomed)
     }
 
@@ -166,7 +168,7 @@ impl Repository {
     }
 
     /// Length of the PUT that the index has for an object.
-    pub(crate) fn put_len(&self, id: &Id, place: Place) -> Result<u32> {
+    fn put_len(&self, id: &Id, place: Place) -> Result<u32> {
         let per_dir = self.config.segments_per_dir;
         let file = self.cache.open(&*self.directory, per_dir, place.segment)?;
         segment::put_len(&*file, &layout::segment(place.segment, per_dir), place.offset, id)

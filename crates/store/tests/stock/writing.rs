@@ -94,7 +94,8 @@ fn compare(seed: u64, rounds: usize) {
                     theirs.put(&id, &object).unwrap();
                     ours.put(&id, &object).unwrap();
                 }
-                65..80 => {
+                // The last object stays: stock Borg takes an empty index for one that is not loaded, and reads it again.
+                65..80 if id != Id::MANIFEST => {
                     let (ours, theirs) = (ours.delete(&id), theirs.delete(&id));
                     assert_eq!(ours.is_ok(), theirs.is_ok());
                     assert!(matches!(ours, Ok(()) | Err(Error::NotFound(_))));

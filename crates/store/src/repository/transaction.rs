@@ -6,10 +6,10 @@
 
 use std::sync::PoisonError;
 
+use super::{Repository, State};
 use crate::layout;
 use crate::log::{Log, Place as LogPlace};
 use crate::recover::Loaded;
-use crate::repository::{Repository, State};
 use crate::segment::{ID_HEAD, MAX_ENTRY, MAX_OBJECT, Tag};
 use crate::{Error, Hints, Id, Index, Place, Result, state};
 
@@ -17,7 +17,7 @@ use crate::{Error, Hints, Id, Index, Place, Result, state};
 const COMMIT_LEN: usize = 9;
 
 /// What was put and deleted since the last commit.
-pub(crate) struct Transaction {
+pub(super) struct Transaction {
     log: Log,
     doom: Option<Doom>,
 }
@@ -37,7 +37,7 @@ enum Doom {
 
 impl Transaction {
     /// The error that a commit would end with.
-    pub(crate) fn doom(&self) -> Option<Error> {
+    pub(super) fn doom(&self) -> Option<Error> {
         self.doom.map(|doom| match doom {
             Doom::Quota { quota, used } => Error::QuotaExceeded { quota, used },
             Doom::Failed { .. } => Error::Doomed,
@@ -123,7 +123,7 @@ impl Repository {
         Ok(())
     }
 
-    pub(crate) fn put_object(&self, id: &Id, object: &[u8]) -> Result<()> {
+    pub(super) fn put_object(&self, id: &Id, object: &[u8]) -> Result<()> {
         if object.len() > MAX_OBJECT {
             return Err(Error::TooBig(object.len()));
         }
@@ -202,7 +202,7 @@ impl Repository {
         Err(Error::QuotaExceeded { quota, used })
     }
 
-    pub(crate) fn delete_object(&self, id: &Id) -> Result<()> {
+    pub(super) fn delete_object(&self, id: &Id) -> Result<()> {
         let _commits_wait = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.state()?;
         self.begin(&mut state)?;
@@ -221,7 +221,7 @@ impl Repository {
         }
     }
 
-    pub(crate) fn commit_transaction(&self) -> Result<()> {
+    pub(super) fn commit_transaction(&self) -> Result<()> {
         let _all_is_written = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.state()?;
         if state.transaction.is_none() {
@@ -316,7 +316,7 @@ impl Repository {
         live.sum::<i64>().max(0) as u64
     }
 
-    pub(crate) fn forget_transaction(&self) -> Result<()> {
+    pub(super) fn forget_transaction(&self) -> Result<()> {
         let _nothing_is_written = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.state()?;
         self.forget(&mut state, false);
