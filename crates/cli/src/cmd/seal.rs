@@ -1,17 +1,13 @@
 //! `strongroom seal` and `strongroom verify-image`.
 
 use std::io::Read as _;
-use std::sync::Arc;
 
-use strongroom_engine::config::Signing;
-use strongroom_engine::inspect::image_seal::vm::{self, disk_name};
 use strongroom_engine::inspect::image_seal::{self, Place, SealError};
 use strongroom_engine::run::event::{Event, Kind, Observer as _};
-use strongroom_engine::run::settings::{self as resolved, VmJob};
+use strongroom_engine::run::settings as resolved;
 use strongroom_engine::run::state::StateDirectory;
-use strongroom_hypervisor::{Disk, DiskSource, Domain, Hypervisor as _, MachineFiles, RunState};
-use strongroom_libvirt::{Libvirt, machine};
-use uuid::Uuid;
+use strongroom_hypervisor::{Disk, DiskSource, MachineFiles};
+use strongroom_libvirt::machine;
 
 use crate::args::{Seal, VerifyImage};
 use crate::documents::{CheckedImages, CheckedVm, Sealed, SealedVm};
@@ -33,7 +29,10 @@ impl From<SealError> for Failure {
             ),
             _ => None,
         };
-        let failure = Self::failed(error);
+        let failure = match &error {
+            SealError::Remote(_) => Self::usage(error),
+            _ => Self::failed(error),
+        };
         match hint {
             Some(hint) => failure.hint(hint),
             None => failure,
@@ -63,7 +62,9 @@ pub fn run(settings: &Settings, args: &Seal) -> Result<Exit, Failure> {
     } else {
         for vm in &vms {
             let parts = Settings::parts(&resolved, &resolved.job(vm).hypervisor)?;
-            let (seal, place) = seal(settings, &resolved, &parts.hypervisor, &parts.state, vm, args)?;
+            let context = settings.context(&parts);
+            let machine = |xml: &str| parts.hypervisor.machine(xml);
+            let (seal, place) = image_seal::machine::seal(&context, vm, args.with_swap, machine)?;
             settings.ui.info(format!(
                 "{vm}: sealed ({}), as {}",
                 seal.files
@@ -86,55 +87,6 @@ pub fn run(settings: &Settings, args: &Seal) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn seal(
-    settings: &Settings,
-    resolved: &resolved::Settings,
-    hypervisor: &Libvirt,
-    state: &StateDirectory,
-    vm: &str,
-    args: &Seal,
-) -> Result<(image_seal::Seal, Place), Failure> {
-    if !hypervisor.is_local() {
-        return Err(Failure::usage(format!(
-            "seal {vm}: its images lie on another machine; run strongroom there"
-        )));
-    }
-    let domain = at_rest(hypervisor, vm)?;
-    let machine = hypervisor
-        .machine(&domain.xml)
-        .map_err(|reason| Failure::failed(format!("seal {vm}: {reason}")))?;
-    let job = job(resolved, vm, Some(domain.uuid));
-    let files = vm::files(&machine, |disk| args.with_swap || !disk.is_swap(&job.swap))?;
-    let signing = signing(resolved);
-    let cancel = settings.signals.cancel();
-    let (seal, signed) = image_seal::make(&signing, vm::subject(&machine), &files, &*settings.ui, cancel)?;
-    // What was measured is what the next start finds only if there was none meanwhile, and the same images are meant.
-    if at_rest(hypervisor, vm)?.xml != domain.xml {
-        return Err(Failure::failed(format!(
-            "seal {vm}: its definition was changed meanwhile"
-        )));
-    }
-    let place = Place::of_vm(state, vm);
-    place.write(&signed)?;
-    Ok((seal, place))
-}
-
-/// The domain, if nothing is about to change its images.
-fn at_rest(hypervisor: &Libvirt, vm: &str) -> Result<Domain, Failure> {
-    let domain = hypervisor.domain(vm).map_err(Failure::failed)?;
-    let why = if domain.state != RunState::ShutOff {
-        "it runs; shut it down first"
-    } else if domain.saved {
-        "its memory is saved, the next start resumes it; start it and shut it down first"
-    } else {
-        return match &domain.busy {
-            Some(busy) => Err(Failure::failed(format!("seal {vm}: {busy}"))),
-            None => Ok(domain),
-        };
-    };
-    Err(Failure::failed(format!("seal {vm}: {why}")))
-}
-
 /// Checks the images of VMs against their seals.
 pub fn verify(settings: &Settings, args: &VerifyImage) -> Result<Exit, Failure> {
     let resolved = settings.resolve()?;
@@ -142,11 +94,15 @@ pub fn verify(settings: &Settings, args: &VerifyImage) -> Result<Exit, Failure> 
         return Err(Failure::usage("verify several VMs: a definition is that of one"));
     }
     let state = StateDirectory::open(&resolved.state_directory).map_err(Failure::failed)?;
+    let here = settings.here(&resolved, &state);
     let mut documents = Vec::new();
     let mut worst = Exit::Done;
     let vms = Settings::chosen(&resolved, &args.vms)?;
     for vm in &vms {
-        match verify_one(settings, &resolved, &state, vm, args) {
+        let found = image_seal::machine::check(&here, vm, args.if_required, || {
+            definition(settings, &resolved, vm, args)
+        });
+        match found {
             Ok(Some((seal, signer))) => {
                 settings
                     .ui
@@ -180,52 +136,6 @@ pub fn verify(settings: &Settings, args: &VerifyImage) -> Result<Exit, Failure> 
     Ok(worst)
 }
 
-/// Gives the seal that holds and who vouches for it; nothing if there is none and none is asked for.
-fn verify_one(
-    settings: &Settings,
-    resolved: &resolved::Settings,
-    state: &StateDirectory,
-    vm: &str,
-    args: &VerifyImage,
-) -> Result<Option<(image_seal::Seal, String)>, Failure> {
-    // libvirt's hook asks by name, and may be the first to do so.
-    let early = resolved
-        .has_uuids()
-        .then(|| definition(settings, resolved, vm, args))
-        .transpose()?;
-    let job = job(resolved, vm, early.as_ref().and_then(|machine| machine.uuid));
-    let place = Place::of_vm(state, vm);
-    let Some(signed) = place.read()? else {
-        if args.if_required && !job.require_seal {
-            return Ok(None);
-        }
-        return Err(SealError::Missing {
-            name: vm.to_owned(),
-            path: place.statement(),
-        }
-        .into());
-    };
-    let machine = match early {
-        Some(machine) => machine,
-        None => definition(settings, resolved, vm, args)?,
-    };
-    let cancel = settings.signals.cancel();
-    let (seal, signer) = image_seal::open(&signing(resolved), &vm::subject(&machine), &signed, cancel)?;
-    // Swap counts if it was sealed.
-    let sealed = |name: &str| seal.files.iter().any(|file| file.name == name);
-    let files = vm::files(&machine, |disk| {
-        sealed(&disk_name(&disk.target)) || !disk.is_swap(&job.swap)
-    })?;
-    image_seal::check(&seal, &files, &*settings.ui, cancel)?;
-    Ok(Some((seal, format!("{} ({})", signer.identity, signer.key))))
-}
-
-/// What the configuration says about this VM, by whatever it names it.
-fn job(resolved: &resolved::Settings, vm: &str, uuid: Option<Uuid>) -> Arc<VmJob> {
-    let by_uuid = uuid.and_then(|uuid| resolved.of_uuid(uuid)).cloned();
-    by_uuid.unwrap_or_else(|| resolved.job(vm))
-}
-
 /// What the next start uses: the definition that was handed in, or libvirt's.
 fn definition(
     settings: &Settings,
@@ -237,7 +147,7 @@ fn definition(
     let found = match &args.definition {
         None => {
             let hypervisor = connect(&resolved.job(vm).hypervisor).map_err(Failure::failed)?;
-            let xml = at_rest(&hypervisor, vm)?.xml;
+            let xml = image_seal::machine::at_rest(&hypervisor, vm)?.xml;
             hypervisor.machine(&xml)
         }
         Some(path) => {
@@ -268,8 +178,4 @@ fn definition(
         .ui
         .event(&Event::now(Some(vm), Kind::note("looking at its images")));
     Ok(found)
-}
-
-fn signing(resolved: &resolved::Settings) -> Signing {
-    resolved.signing.clone().unwrap_or_default()
 }

@@ -7,6 +7,7 @@
 //! It fails closed: no seal, an unknown signer, a byte altered, a file longer, shorter, missing or more than there were:
 //! each is an error.
 
+pub mod machine;
 mod store;
 pub mod tree;
 pub mod vm;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use strongroom_base::cancel::{Cancel, Cancelled};
+use strongroom_hypervisor::HypervisorError;
 use strongroom_points::trust::signature::{self, Signer, SigningError, Untrusted};
 use uuid::Uuid;
 
@@ -157,6 +159,12 @@ pub enum SealError {
         /// What differs, file by file.
         differences: Vec<String>,
     },
+    /// The hypervisor.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// Its images are out of reach.
+    #[error("seal {0}: its images lie on another machine; run strongroom there")]
+    Remote(String),
     /// The set of files cannot be told, or is none that can be sealed.
     #[error("seal {name}: {reason}")]
     Refused {

@@ -126,6 +126,12 @@ impl Settings {
         self.vms.values().find(|job| job.uuid == Some(uuid))
     }
 
+    /// What holds for a VM of this UUID, or else of this name, configured or not.
+    pub fn job_with(&self, name: &str, uuid: Option<Uuid>) -> Arc<VmJob> {
+        let by_uuid = uuid.and_then(|uuid| self.of_uuid(uuid)).cloned();
+        by_uuid.unwrap_or_else(|| self.job(name))
+    }
+
     /// Whether the configuration names any VM by its UUID.
     pub fn has_uuids(&self) -> bool {
         self.vms.values().any(|job| job.uuid.is_some())
