@@ -92,7 +92,7 @@ pub fn draft(settings: &Settings, args: &Init) -> Result<Draft, Failure> {
                 new_signing,
             });
         }
-        // Whoever wrote the file may have commented it.
+        // You may have commented the file.
         Some(old) => {
             let signing = new_signing.as_ref().map(Config::signing_table);
             let tables = [signing, (!new.is_empty()).then(|| Config::vm_tables(&new))];
@@ -163,7 +163,7 @@ fn identity() -> String {
     format!("strongroom@{}", if word.is_empty() { "localhost" } else { &word })
 }
 
-/// Adds a VM to the configuration file, as it is now. Whoever wrote it may have commented it.
+/// Adds a VM to the configuration file, as it is now. You may have commented it.
 pub fn add_vm(path: &Path, name: &str, vm: Vm) -> Result<(), Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::failed(format!("add {name} to {}: {error}", path.display()))

@@ -133,7 +133,7 @@ pub fn files(repository: &Path) -> Files {
         for file in std::fs::read_dir(dir.unwrap().path()).unwrap() {
             let file = file.unwrap();
             let number: u32 = file.file_name().to_str().unwrap().parse().unwrap();
-            // What is behind the last commit is in nobody's view.
+            // What is behind the last commit is not seen.
             if number <= transaction {
                 segments.insert(number, std::fs::read(file.path()).unwrap());
             }
