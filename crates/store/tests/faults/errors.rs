@@ -176,3 +176,36 @@ fn nothing_is_committed_once_the_lock_is_broken() {
     drop(repository);
     assert!(everything(&open(&memory, &Options::read())) == before);
 }
+
+#[test]
+fn a_failed_write_of_one_thread_keeps_all_from_committing() {
+    let (tree, before) = start();
+    for at in [15, 40, 90] {
+        let memory = Memory::of(tree.clone());
+        let repository = open(&memory, &Options::write());
+        let (at, times, errno) = (Some(memory.world().calls + at), 1, EIO);
+        memory.world().faults = Faults {
+            at,
+            times,
+            errno,
+            most: None,
+        };
+        let failed: usize = std::thread::scope(|scope| {
+            let repository = &repository;
+            let put = |thread: u8| {
+                move || {
+                    let ids = (0..20).map(|n| Id([thread * 20 + n + 1; 32]));
+                    ids.filter(|id| repository.put(id, &vec![thread; 20_000]).is_err())
+                        .count()
+                }
+            };
+            let threads: Vec<_> = (0..4).map(|thread| scope.spawn(put(thread))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert!(failed > 0);
+        assert!(matches!(repository.commit(), Err(Error::Doomed)));
+        assert!(everything(&repository) == before);
+        drop(repository);
+        assert!(everything(&open(&memory, &Options::read())) == before);
+    }
+}

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use strongroom_store::{Error, Options, Patience, Repository, Store as _, host_id};
+use strongroom_store::{Access, Error, Id, Options, Patience, Repository, Store as _, host_id};
 
 use crate::common::{empty, reader, writer};
 use crate::program::Stock;
@@ -58,6 +58,31 @@ fn we_wait_for_stock_borgs_lock() {
     open(&path, Options::read()).unwrap();
     driver.close();
     open(&path, Options::write()).unwrap();
+}
+
+#[test]
+fn reading_without_a_lock_leaves_no_trace() {
+    let stock = Stock::new();
+    let (_dir, path) = empty(&stock);
+    let mut driver = stock.writer(&path);
+    let names = || {
+        let entries = std::fs::read_dir(&path).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    let options = Options {
+        access: Access::Unlocked,
+        ..Options::default()
+    };
+    let repository = open(&path, options).unwrap();
+    assert_eq!(repository.count().unwrap(), 1);
+    assert!(matches!(repository.put(&Id([1; 32]), b""), Err(Error::ReadOnly)));
+    assert!(matches!(repository.reserve_nonce(None, 1), Err(Error::ReadOnly)));
+    drop(repository);
+    assert_eq!(names(), before);
+    driver.close();
 }
 
 #[test]
@@ -123,9 +148,7 @@ fn holder_of_a_lock() {
     let options = if write { Options::write() } else { Options::read() };
     let repository = Repository::open(Path::new(&path), &options).unwrap();
     if write {
-        repository
-            .put(&strongroom_store::Id([1; 32]), &vec![1; 200_000])
-            .unwrap();
+        repository.put(&Id([1; 32]), &vec![1; 200_000]).unwrap();
     }
     std::thread::sleep(Duration::from_secs(20));
 }
