@@ -222,6 +222,12 @@ impl Disk {
         self.source.why_no_path().or_else(|| self.encrypted.then(sealed))
     }
 
+    /// Whether it is a disk that a backup can have: no drive, nothing that takes no writes, and with a medium.
+    pub fn is_writable_disk(&self) -> bool {
+        let device = matches!(self.device.as_str(), "disk" | "lun");
+        device && !self.read_only && self.source != DiskSource::None
+    }
+
     /// Whether it holds nothing but swap: by its serial number, or because it is among these targets.
     pub fn is_swap(&self, targets: &[String]) -> bool {
         let marked = self

@@ -1,6 +1,6 @@
 //! `strongroom backup`.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use strongroom_child::{Limits, Needs, command};
@@ -47,15 +47,22 @@ pub fn run(settings: &Settings, args: &Backup) -> Result<Exit, Failure> {
     let jobs = args.jobs.map_or(resolved.at_once, usize::from);
     ready::check(&resolved, settings.signals.cancel())?;
     // A hypervisor that cannot be reached is said once, and while there is nothing to undo; of several it is the matter of its VMs.
+    // The first VM gets that connection.
+    let mut first = None;
     if let [(only, _)] = resolved.by_hypervisor(&vms).as_slice() {
-        drop(Settings::parts(&resolved, only)?);
+        first = Some(Settings::parts(&resolved, only)?.hypervisor);
     }
+    let first = Mutex::new(first);
+    let connected = move |job: &VmJob| {
+        let ready = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        ready.map_or_else(|| connect(&job.hypervisor), Ok)
+    };
     yield_the_disk();
     settings.signals.undo_first();
     let work = Work {
         settings: resolved,
         repositories: settings.repositories.clone(),
-        connect: Arc::new(|job: &VmJob| connect(&job.hypervisor)),
+        connect: Arc::new(connected),
         watchdog: Arc::new(thaw_watchdog::launch),
         cancel: settings.signals.cancel().clone(),
         request: backup::Request {

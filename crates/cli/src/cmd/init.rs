@@ -92,7 +92,7 @@ fn describe(settings: &Settings, parts: &Parts, job: &VmJob) -> Result<(), Failu
             "swap, never backed up"
         } else if job.exclude.contains(&disk.target) {
             "left out"
-        } else if disk.read_only || !matches!(disk.device.as_str(), "disk" | "lun") {
+        } else if !disk.is_writable_disk() {
             "removable or read-only, left out"
         } else {
             "backed up"

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use strongroom_borg::ChunkRef;
 use strongroom_hypervisor::names::PREFIX;
-use strongroom_hypervisor::{BadBitmap, Bitmaps, Disk, DiskSource, Domain, Identity, Snapshot};
+use strongroom_hypervisor::{BadBitmap, Bitmaps, Disk, Domain, Identity, Snapshot};
 use strongroom_points::digest;
 use strongroom_points::history::Point;
 use strongroom_points::manifest::{DiskRecord, Exclusion, Manifest, Method, Mode};
@@ -261,13 +261,8 @@ fn exclusion(disk: &Disk, job: &VmJob) -> Option<Exclusion> {
         Some(role)
     } else if disk.transient {
         Some(Exclusion::Transient)
-    } else if disk.read_only
-        || !matches!(disk.device.as_str(), "disk" | "lun")
-        || disk.source == DiskSource::None
-    {
-        Some(Exclusion::Removable)
     } else {
-        None
+        (!disk.is_writable_disk()).then_some(Exclusion::Removable)
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod parents;
 
-use strongroom_hypervisor::{Identity, RunState};
+use strongroom_hypervisor::{DiskSource, Identity, RunState};
 
 use super::*;
 use crate::testing::job;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use strongroom_disk::Survey;
-use strongroom_hypervisor::{Disk, DiskSource, Domain, Store};
+use strongroom_hypervisor::{Disk, Domain, Store};
 use strongroom_nbd::{Backing, Client, Format, ImageInfo, Options, QemuNbd, Serve, image_info};
 
 use crate::files::identity::Identity;
@@ -51,25 +51,17 @@ pub fn disks(domain: &Domain, swap: &[String]) -> Vec<DiskLook> {
 
 /// The disks of a domain on another machine, whose images are not to be read from here.
 pub fn out_of_reach(domain: &Domain, swap: &[String]) -> Vec<DiskLook> {
-    let disks = domain.disks.iter().filter(|disk| is_disk(disk));
+    let disks = domain.disks.iter().filter(|disk| disk.is_writable_disk());
     let look = |disk: &Disk| DiskLook {
         target: disk.target.clone(),
         image: disk.source.path().map(Path::to_owned),
         identity: None,
-        swap: swap.contains(&disk.target)
-            || disk
-                .serial
-                .as_deref()
-                .is_some_and(|serial| serial.starts_with("swap")),
+        swap: disk.is_swap(swap),
         discard: disk.discard,
         info: None,
         survey: Err("its image is on another machine: run the audit there".into()),
     };
     disks.map(look).collect()
-}
-
-fn is_disk(disk: &Disk) -> bool {
-    disk.source != DiskSource::None && !disk.read_only && matches!(disk.device.as_str(), "disk" | "lun")
 }
 
 fn format(disk: &Disk) -> Result<Format, String> {
