@@ -26,8 +26,9 @@ lint: ## Formatting, layers and clippy, warnings are errors
 test: lint test-fast test-borg test-vm ## Runs every check and test, the quick ones first
 
 ifeq ($(NEXTEST),yes)
-FAST := nextest run --workspace --locked -E 'not (binary(vm) or binary(long))'
-VM := nextest run --workspace --locked -E 'binary(vm)'
+SWEEPS := (binary(sim) and test(/^(faults|deaths)::/))
+FAST := nextest run --workspace --locked -E 'not (binary(vm) or binary(long) or $(SWEEPS))'
+VM := nextest run --workspace --locked -E 'binary(vm) or $(SWEEPS)'
 BORG := nextest run --workspace --locked -E 'package(/^strongroom-(borg|store)$$/) and binary(stock)'
 else
 FAST := test --workspace --locked --lib --bins --test '[!lv]*'
@@ -42,7 +43,7 @@ test-fast: ## Runs the tests that need no virtual machine
 test-borg: ## Runs the tests of Borg client and store against the newest Borg 1.4 as well
 	STRONGROOM_TEST_BORG=$$(scripts/borg-1.4) $(CARGO) $(BORG)
 
-test-vm: ## Runs the tests with real virtual machines
+test-vm: ## Runs the tests with real virtual machines, and the sweeps over the simulated one
 	$(CARGO) $(VM)
 
 test-long: ## Kills programs, guests and daemons at random for STRONGROOM_LONG_MINUTES=20, then stops them at each step (root)

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::definition::Definition;
 use crate::world::{Machine, World, describe};
-use crate::{SimHost, Told, URI};
+use crate::{SimHost, Told, URI, refused};
 
 impl Hypervisor for SimHost {
     fn uri(&self) -> &str {
@@ -185,14 +185,22 @@ pub fn view_socket(listener: &Path, target: &str) -> PathBuf {
 }
 
 fn check_definable(world: &World, new: &Definition, replace: bool) -> Told<()> {
-    let exists = |what| Err(HypervisorError::Exists(new.name.clone(), what));
-    let others = |of: &&Machine| of.stored.uuid != new.uuid;
-    let mut machines = world.machines.values();
-    if machines.any(|of| others(&of) && of.stored.name == new.name) {
-        return exists("name");
-    }
-    if !replace && world.machines.contains_key(&new.uuid) {
-        return exists("UUID");
+    let named = world
+        .machines
+        .values()
+        .find(|machine| machine.stored.name == new.name);
+    let same = world.machines.get(&new.uuid);
+    for (found, kind) in [(named, "name"), (same, "UUID")] {
+        let Some(found) = found else { continue };
+        if !replace || (&found.stored.name, found.stored.uuid) != (&new.name, new.uuid) {
+            return Err(HypervisorError::Exists(new.name.clone(), kind));
+        }
+        if found.live.is_some() {
+            return refused(
+                format!("define domain {:?}", new.name),
+                "the domain of that name runs",
+            );
+        }
     }
     Ok(())
 }

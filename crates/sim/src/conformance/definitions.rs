@@ -69,6 +69,17 @@ pub fn a_definition_takes_no_name_that_is_taken(peer: &dyn Peer) {
     assert!(peer.facts().autostart);
     port.set_autostart(peer.uuid(), false).unwrap();
     assert!(port.define("not a definition", false).is_err());
+    // Under another name it is no replacement; and none is replaced while it runs.
+    let renamed = Retarget {
+        name: Some(format!("{}-new", facts.name)),
+        ..Retarget::default()
+    };
+    let renamed = port.retarget(&facts.xml, &renamed).unwrap().xml;
+    let error = port.define(&renamed, true).unwrap_err();
+    assert!(matches!(error, HypervisorError::Exists(..)), "{error}");
+    peer.start();
+    let error = port.define(&facts.xml, true).unwrap_err().to_string();
+    assert!(error.contains("runs"), "{error}");
 }
 
 /// Disks that are given places have them, those that are dropped are gone; the rest is as it was, but for a copy.
