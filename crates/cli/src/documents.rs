@@ -15,11 +15,31 @@ use strongroom_engine::provision::attest;
 use strongroom_engine::provision::create;
 use strongroom_engine::provision::template::Description;
 use strongroom_engine::restore;
+use strongroom_engine::run::event::Code;
 use strongroom_engine::run::plan::Plan;
 use strongroom_engine::verify;
 use strongroom_points::manifest::Manifest;
 
-use crate::ui::Warned;
+/// A warning, as JSON documents have it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Warned {
+    /// What it is about; see `docs/reference/warnings.md`.
+    pub code: Code,
+    /// The VM that it is about, if it is about one.
+    pub vm: Option<String>,
+    /// For people.
+    pub text: String,
+}
+
+impl Warned {
+    /// The line that people read.
+    pub fn line(&self) -> String {
+        match &self.vm {
+            Some(vm) => format!("{vm}: {}", self.text),
+            None => self.text.clone(),
+        }
+    }
+}
 
 /// A document with the warnings of the whole command.
 #[derive(Serialize)]

@@ -16,33 +16,12 @@ use strongroom_engine::run::event::{Code, Event, Kind, Observer, Step};
 use strongroom_engine::run::plan::Plan;
 
 use crate::args::{Global, Progress as Wanted};
-use crate::documents::WithWarnings;
+use crate::documents::{Warned, WithWarnings};
 use crate::failure::Failure;
 use human::{bytes, printable};
 use lines::Lines;
 use progress::Progress;
 use strongroom_points::manifest::Mode;
-
-/// A warning, as JSON documents have it.
-#[derive(Debug, Clone, Serialize)]
-pub struct Warned {
-    /// What it is about; see `docs/reference/warnings.md`.
-    pub code: Code,
-    /// The VM that it is about, if it is about one.
-    pub vm: Option<String>,
-    /// For people.
-    pub text: String,
-}
-
-impl Warned {
-    /// The line that people read.
-    fn line(&self) -> String {
-        match &self.vm {
-            Some(vm) => format!("{vm}: {}", self.text),
-            None => self.text.clone(),
-        }
-    }
-}
 
 /// What the user hears.
 pub struct Ui {

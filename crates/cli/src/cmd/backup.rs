@@ -10,11 +10,10 @@ use strongroom_engine::run::settings::{Arguments, VmJob};
 
 use crate::args::Backup;
 use crate::cmd::thaw_watchdog;
-use crate::documents::{BackupOutcome, Backups, Failed, OneBackup};
+use crate::documents::{BackupOutcome, Backups, Failed, OneBackup, Warned};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::{Settings, connect};
-use crate::ui::Warned;
 use crate::ui::human::bytes;
 use crate::ui::of_vm::OfVm;
 

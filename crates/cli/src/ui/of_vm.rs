@@ -6,7 +6,8 @@ use strongroom_borg::Event as BorgEvent;
 use strongroom_engine::fleet;
 use strongroom_engine::run::event::{Code, Event, Kind, Observer};
 
-use super::{Ui, Warned};
+use super::Ui;
+use crate::documents::Warned;
 
 /// Passes on what happens to one VM, and keeps its warnings.
 pub struct OfVm {

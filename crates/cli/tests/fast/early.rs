@@ -180,6 +180,46 @@ fn a_name_with_braces_can_have_a_repository_of_its_own() {
     place.strongroom(&["list"]).expect(0, &[]);
 }
 
+/// With `--progress json` standard error has events and nothing else; documents have the codes of warnings.
+#[test]
+fn progress_for_programs_is_json_and_nothing_else() {
+    let place = Place::new(PATTERN);
+    place
+        .strongroom(&["init", "--encryption", "repokey"])
+        .expect(0, &[]);
+    let events = |arguments: &[&str], code: i32| -> (Vec<Value>, String) {
+        let mut command = place.command(&["--progress", "json"]);
+        let output = command.args(arguments).output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {err}");
+        let lines = err.lines().map(|line| serde_json::from_str(line).unwrap());
+        (lines.collect(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (warned, document) = events(&["--json", "status", VM], 3);
+    let document: Value = serde_json::from_str(&document).unwrap();
+    let [warning] = &warned[..] else {
+        panic!("{warned:?}");
+    };
+    let about = |value: &Value| ["code", "vm", "text"].map(|key| value[key].clone());
+    assert_eq!(warning["event"], "warning");
+    assert_eq!(
+        about(warning),
+        ["vm-problem", VM, "there is no backup"].map(Value::from)
+    );
+    assert_eq!(about(&document["warning_details"][0]), about(warning));
+    assert_eq!(document["warnings"], json!([format!("{VM}: there is no backup")]));
+
+    let (failed, _) = events(&["list", "other"], 1);
+    let [failure] = &failed[..] else {
+        panic!("{failed:?}");
+    };
+    assert_eq!(failure["event"], "failed");
+    assert!(
+        failure["message"].as_str().unwrap().contains("list other"),
+        "{failure}"
+    );
+}
+
 fn full() -> Stdio {
     File::options().write(true).open("/dev/full").unwrap().into()
 }
