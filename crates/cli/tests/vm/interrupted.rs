@@ -175,8 +175,13 @@ fn the_program_is_killed(scene: &mut Scene<'_>) {
     assert_eq!(status["vms"][0]["interrupted"], true, "{status}");
 
     let said = scene.bench.says(scene.lab, &["--json", "backup", vm]);
-    said.expect(3, &["warning: the backup of", "was interrupted"]);
+    let warning = format!("warning: {vm}: the backup that began at");
+    said.expect(3, &[&warning, "was interrupted"]);
     let document = said.json();
+    assert_eq!(
+        document["warning_details"][0]["code"], "interrupted-backup",
+        "{document}"
+    );
     assert_eq!(document["warnings"].as_array().unwrap().len(), 1, "{document}");
     let disk = &document["backups"][0]["backup"]["manifest"]["disks"][0];
     assert_eq!(disk["parent"], *before, "{document}");

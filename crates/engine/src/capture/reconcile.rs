@@ -74,8 +74,7 @@ pub fn reconcile(
     context.warn(
         Code::InterruptedBackup,
         format!(
-            "the backup of {} that began at {} was interrupted; undoing what it left",
-            domain.name,
+            "the backup that began at {} was interrupted; undoing what it left",
             run.started.strftime("%Y-%m-%d %H:%M:%S UTC")
         ),
     );
