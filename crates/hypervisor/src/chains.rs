@@ -116,6 +116,17 @@ pub trait Chains {
         format: &str,
     ) -> Result<(), HypervisorError>;
 
+    /// Number of events of this domain so far: block jobs that became ready or ended, I/O errors, the
+    /// domain's stops and starts. Counting begins with the first call for the domain.
+    fn events(&self, domain: Uuid) -> u64;
+
+    /// Waits until there has been an event after the number `seen`, at most this long, and gives the number then. An
+    /// event says only that something may have changed.
+    fn await_event(&self, domain: Uuid, seen: u64, at_most: Duration) -> u64;
+}
+
+/// What puts right that libvirt and QEMU disagree, after libvirtd died in a call.
+pub trait Repair {
     /// Merges an overlay that QEMU writes to, but that libvirt does not know of, into its base by QEMU's own monitor
     /// and switches to the base: the repair for a snapshot that libvirtd forgot when it was killed. Waits until done.
     fn commit_behind_libvirt(
@@ -130,12 +141,4 @@ pub trait Chains {
     /// memory of the domain changed, and started again. The guest runs on; every other user of libvirt is disturbed. Only for
     /// those who ask for it by name.
     fn repair_status(&self, domain: Uuid, disks: &[Overlay]) -> Result<(), HypervisorError>;
-
-    /// Number of events of this domain so far: block jobs that became ready or ended, I/O errors, the
-    /// domain's stops and starts. Counting begins with the first call for the domain.
-    fn events(&self, domain: Uuid) -> u64;
-
-    /// Waits until there has been an event after the number `seen`, at most this long, and gives the number then. An
-    /// event says only that something may have changed.
-    fn await_event(&self, domain: Uuid, seen: u64, at_most: Duration) -> u64;
 }

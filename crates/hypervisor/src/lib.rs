@@ -32,7 +32,7 @@ use strongroom_nbd::Target;
 use uuid::Uuid;
 
 pub use self::agent::{Agent, FreezeStatus, GuestExit};
-pub use self::chains::{BlockJob, BlockJobState, Chain, Chains, Overlay, SnapshotDisk};
+pub use self::chains::{BlockJob, BlockJobState, Chain, Chains, Overlay, Repair, SnapshotDisk};
 pub use self::definitions::{Definitions, Lack};
 pub use self::files::Files;
 pub use self::identity::{FileIdentity, Identity};
@@ -414,7 +414,7 @@ pub struct BadBitmap {
 
 /// The hypervisor. Implementations are shared between threads.
 pub trait Hypervisor:
-    Agent + Chains + Creation + Definitions + Files + Lending + Tracking + Uses + Send + Sync
+    Agent + Chains + Creation + Definitions + Files + Lending + Repair + Tracking + Uses + Send + Sync
 {
     /// The URI as configured, for messages.
     fn uri(&self) -> &str;

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::{
     Agent, BackupJob, BadBitmap, Chain, Chains, Creation, Definitions, Disk, Domain, Files, FreezeStatus,
-    GuestExit, Host, Hypervisor, HypervisorError, Lack, Lending, Lent, Listener, NewDomain, Overlay,
+    GuestExit, Host, Hypervisor, HypervisorError, Lack, Lending, Lent, Listener, NewDomain, Overlay, Repair,
     Requests, Retarget, Retargeted, RunningJob, SnapshotDisk, StoredBitmap, Tracking, User, Uses,
 };
 
@@ -145,8 +145,6 @@ pass! { Chains
         fn set_inactive_image(&self, domain: Uuid, target: &str, image: &Path, format: &str) -> Told<()>;
     }
     untimed {
-        fn commit_behind_libvirt(&self, domain: Uuid, target: &str, overlay: &Path, base: &Path) -> Told<()>;
-        fn repair_status(&self, domain: Uuid, disks: &[Overlay]) -> Told<()>;
         fn events(&self, domain: Uuid) -> u64;
         fn await_event(&self, domain: Uuid, seen: u64, at_most: Duration) -> u64;
     }
@@ -193,6 +191,14 @@ pass! { Lending
         fn take_back(&self, from: &str, serials: &str) -> Told<usize>;
     }
     untimed {}
+}
+
+pass! { Repair
+    timed {}
+    untimed {
+        fn commit_behind_libvirt(&self, domain: Uuid, target: &str, overlay: &Path, base: &Path) -> Told<()>;
+        fn repair_status(&self, domain: Uuid, disks: &[Overlay]) -> Told<()>;
+    }
 }
 
 pass! { Tracking

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use strongroom_hypervisor::{Chain, Chains, HypervisorError, Overlay, SnapshotDisk};
+use strongroom_hypervisor::{Chain, Chains, HypervisorError, Overlay, Repair, SnapshotDisk};
 use uuid::Uuid;
 use virt::domain::Domain as Handle;
 use virt::error::Error;
@@ -138,6 +138,20 @@ impl Chains for Libvirt {
         }
     }
 
+    fn events(&self, domain: Uuid) -> u64 {
+        self.events.of(domain);
+        // That there is no connection now is no error here: opened again, it is registered and an event counted.
+        let _ = self.connection();
+        self.events.of(domain)
+    }
+
+    fn await_event(&self, domain: Uuid, seen: u64, at_most: Duration) -> u64 {
+        let _ = self.events(domain);
+        self.events.wait(domain, seen, at_most)
+    }
+}
+
+impl Repair for Libvirt {
     fn commit_behind_libvirt(
         &self,
         domain: Uuid,
@@ -169,18 +183,6 @@ impl Chains for Libvirt {
             let _ = behind::close(Monitor(&call.handle), &disk.overlay);
         }
         Ok(())
-    }
-
-    fn events(&self, domain: Uuid) -> u64 {
-        self.events.of(domain);
-        // That there is no connection now is no error here: opened again, it is registered and an event counted.
-        let _ = self.connection();
-        self.events.of(domain)
-    }
-
-    fn await_event(&self, domain: Uuid, seen: u64, at_most: Duration) -> u64 {
-        let _ = self.events(domain);
-        self.events.wait(domain, seen, at_most)
     }
 }
 

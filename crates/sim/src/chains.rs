@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use strongroom_hypervisor::{BlockJob, BlockJobState, Chain, Chains, Overlay, SnapshotDisk};
+use strongroom_hypervisor::{BlockJob, BlockJobState, Chain, Chains, Overlay, Repair, SnapshotDisk};
 use uuid::Uuid;
 
 use crate::world::{self, LiveDisk, Machine};
@@ -83,6 +83,23 @@ impl Chains for SimHost {
         })
     }
 
+    fn events(&self, domain: Uuid) -> u64 {
+        self.world(|world| world.machines.get(&domain).map_or(0, |machine| machine.events))
+    }
+
+    fn await_event(&self, domain: Uuid, seen: u64, at_most: Duration) -> u64 {
+        let patience = Instant::now() + at_most;
+        loop {
+            let events = self.events(domain);
+            if events > seen || Instant::now() >= patience {
+                return events;
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+impl Repair for SimHost {
     fn commit_behind_libvirt(&self, domain: Uuid, target: &str, overlay: &Path, _: &Path) -> Told<()> {
         self.act("commit_behind_libvirt", |world| {
             let what = "commit by the monitor";
@@ -98,21 +115,6 @@ impl Chains for SimHost {
     fn repair_status(&self, _: Uuid, _: &[Overlay]) -> Told<()> {
         // Nothing is ever shown here that is not so.
         self.act("repair_status", |_| Ok(()))
-    }
-
-    fn events(&self, domain: Uuid) -> u64 {
-        self.world(|world| world.machines.get(&domain).map_or(0, |machine| machine.events))
-    }
-
-    fn await_event(&self, domain: Uuid, seen: u64, at_most: Duration) -> u64 {
-        let patience = Instant::now() + at_most;
-        loop {
-            let events = self.events(domain);
-            if events > seen || Instant::now() >= patience {
-                return events;
-            }
-            std::thread::sleep(LOOK);
-        }
     }
 }
 

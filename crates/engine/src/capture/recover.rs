@@ -33,7 +33,7 @@ pub struct Request {
     /// Only say what there is.
     pub dry_run: bool,
     /// Also mend libvirt's memory where it shows a block job that has ended; see
-    /// [`Chains::repair_status`](strongroom_hypervisor::Chains::repair_status).
+    /// [`Repair::repair_status`](strongroom_hypervisor::Repair::repair_status).
     pub repair_status: bool,
 }
 

@@ -171,7 +171,7 @@ fn look(context: &Context<'_>, domain: Uuid) -> Result<(Vec<Chain>, Place), Hype
 }
 
 /// The disks of a run for which libvirt shows a block job that has ended, with the guest on its base: what
-/// [`Chains::repair_status`](strongroom_hypervisor::Chains::repair_status) is for. It takes some seconds to be sure.
+/// [`Repair::repair_status`](strongroom_hypervisor::Repair::repair_status) is for. It takes some seconds to be sure.
 pub fn wedged(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<Vec<Overlay>, HypervisorError> {
     let mut disks: HashMap<String, Disk> = HashMap::new();
     let begin = Instant::now();

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use strongroom_hypervisor::{Chain, Chains as _};
+use strongroom_hypervisor::{Chain, Chains as _, Repair as _};
 
 use super::{MIB, asked, away, chain, commit, home, image, image_holds, overlay};
 use crate::fixture::{Guest, expect};
