@@ -13,6 +13,7 @@ mod replace;
 mod settings;
 mod signals;
 mod ui;
+mod unanswered;
 
 use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;

@@ -8,9 +8,9 @@ use std::time::Duration;
 use strongroom_borg::{Access, PassphraseSource, Settings as BorgSettings};
 use strongroom_engine::config::{Config, ConfigError, name_problem, uuid_in};
 use strongroom_engine::run::context::{Context, Launch, Repositories, Surroundings};
-use strongroom_engine::run::settings::{self as resolved, Arguments, HypervisorSettings};
+use strongroom_engine::run::settings::{self as resolved, Arguments, HypervisorSettings, Limits};
 use strongroom_engine::run::state::StateDirectory;
-use strongroom_hypervisor::{Hypervisor as _, HypervisorError};
+use strongroom_hypervisor::{Hypervisor as _, HypervisorError, Timed};
 use strongroom_libvirt::Libvirt;
 use strongroom_points::catalog::Catalog;
 use strongroom_points::when::{PointName, When};
@@ -22,6 +22,7 @@ use crate::failure::Failure;
 use crate::prompt;
 use crate::signals::Signals;
 use crate::ui::Ui;
+use crate::unanswered;
 
 /// What every command needs, made once.
 pub struct Settings {
@@ -42,7 +43,7 @@ pub struct Parts {
     /// What holds for all VMs, and for each.
     pub settings: Arc<resolved::Settings>,
     /// The hypervisor.
-    pub hypervisor: Libvirt,
+    pub hypervisor: Arc<Timed<Libvirt>>,
     own_domain: Option<String>,
     /// Our own records.
     pub state: StateDirectory,
@@ -101,7 +102,8 @@ impl Settings {
 
     /// The same, with these arguments.
     pub fn resolve_live_with(&self, arguments: &Arguments) -> Result<Arc<resolved::Settings>, Failure> {
-        resolved_as(&self.file()?, arguments, in_hypervisors())
+        let file = self.file()?;
+        resolved_as(&file, arguments, self.in_hypervisors(&file))
     }
 
     /// The same, for commands that read repositories: on a machine without records, these know the names.
@@ -114,11 +116,26 @@ impl Settings {
 
     /// The same, for a restore, which works with hypervisors as well.
     pub fn resolve_stored_live(&self) -> Result<Arc<resolved::Settings>, Failure> {
-        let known = self.resolve()?;
-        let mut defined = in_hypervisors();
-        resolved_as(&self.file()?, &self.arguments, |uuid, uri| {
+        let (file, known) = (self.file()?, self.resolve()?);
+        let mut defined = self.in_hypervisors(&file);
+        resolved_as(&file, &self.arguments, |uuid, uri| {
             defined(uuid, uri).or_else(|| self.in_repository(&known, uuid))
         })
+    }
+
+    /// Asks hypervisors for the names of VMs, over one connection each.
+    fn in_hypervisors(&self, file: &Config) -> impl FnMut(Uuid, &str) -> Option<String> {
+        let limit = Limits::from(&file.limits).answer;
+        let ui = Arc::clone(&self.ui);
+        let mut connections: BTreeMap<String, Option<Arc<Timed<Libvirt>>>> = BTreeMap::new();
+        move |uuid, uri| {
+            let connection = connections.entry(uri.to_owned()).or_insert_with(|| {
+                let connected = Arc::new(Timed::new(Libvirt::connect(uri).ok()?));
+                unanswered::watch(&connected, limit, &ui);
+                Some(connected)
+            });
+            Some(connection.as_ref()?.domain(&uuid.to_string()).ok()?.name)
+        }
     }
 
     /// What the newest restore point of a VM calls it.
@@ -155,13 +172,25 @@ impl Settings {
         connect.filter(|uri| *uri != file.hypervisor)
     }
 
-    /// Connects to a hypervisor and opens the state directory.
+    /// Connects to a hypervisor. A call that gets no answer ends the command.
+    pub fn hypervisor(
+        &self,
+        settings: &resolved::Settings,
+        hypervisor: &HypervisorSettings,
+    ) -> Result<Arc<Timed<Libvirt>>, Failure> {
+        let connected = Arc::new(Timed::new(connect(hypervisor).map_err(Failure::failed)?));
+        unanswered::watch(&connected, settings.limits().answer, &self.ui);
+        Ok(connected)
+    }
+
+    /// The same, and opens the state directory.
     pub fn parts(
+        &self,
         settings: &Arc<resolved::Settings>,
         hypervisor: &HypervisorSettings,
     ) -> Result<Parts, Failure> {
         let own_domain = hypervisor.own_domain.clone();
-        let hypervisor = connect(hypervisor).map_err(Failure::failed)?;
+        let hypervisor = self.hypervisor(settings, hypervisor)?;
         let state = StateDirectory::open(&settings.state_directory).map_err(Failure::failed)?;
         let watchdog = thaw_watchdog::launch(hypervisor.uri());
         Ok(Parts {
@@ -193,7 +222,7 @@ impl Settings {
     pub fn context<'a>(&'a self, parts: &'a Parts) -> Context<'a> {
         Context {
             vm: None,
-            hypervisor: &parts.hypervisor,
+            hypervisor: &*parts.hypervisor,
             own_domain: parts.own_domain.as_deref(),
             settings: Arc::clone(&parts.settings),
             state: &parts.state,
@@ -252,17 +281,6 @@ impl Settings {
             vm: Self::named(settings, &point.vm)?,
             when: point.when.clone(),
         })
-    }
-}
-
-/// Asks hypervisors for the names of VMs, over one connection each.
-fn in_hypervisors() -> impl FnMut(Uuid, &str) -> Option<String> {
-    let mut connections: BTreeMap<String, Option<Libvirt>> = BTreeMap::new();
-    move |uuid, uri| {
-        let connection = connections
-            .entry(uri.to_owned())
-            .or_insert_with(|| Libvirt::connect(uri).ok());
-        Some(connection.as_ref()?.domain(&uuid.to_string()).ok()?.name)
     }
 }
 

@@ -38,6 +38,11 @@ impl<H> Timed<H> {
         }
     }
 
+    /// What is asked without an eye on the clock.
+    pub fn inner(&self) -> &H {
+        &self.inner
+    }
+
     /// The call that has been under way for the longest time.
     pub fn longest(&self) -> Option<(&'static str, Duration)> {
         let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);

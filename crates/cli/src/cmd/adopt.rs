@@ -10,7 +10,7 @@ use crate::args::{Adopt, Init};
 use crate::documents::Adopted;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::settings::{Settings, connect};
+use crate::settings::Settings;
 
 /// Puts an existing VM under protection as `init` does, and says what is unsafe about it.
 pub fn run(settings: &Settings, args: &Adopt) -> Result<Exit, Failure> {
@@ -24,7 +24,7 @@ pub fn run(settings: &Settings, args: &Adopt) -> Result<Exit, Failure> {
             Some(resolved) => resolved,
             None => settings.resolve_draft(&Config::new(String::new()))?,
         };
-        let hypervisor = connect(resolved.default_hypervisor()).map_err(Failure::failed)?;
+        let hypervisor = settings.hypervisor(&resolved, resolved.default_hypervisor())?;
         if hypervisor.is_local() {
             let domain = hypervisor.domain(&args.vm).map_err(Failure::failed)?;
             let found = audit::swap_disks(&domain).into_iter();
@@ -41,7 +41,7 @@ pub fn run(settings: &Settings, args: &Adopt) -> Result<Exit, Failure> {
     };
     init::add(settings, &wanted)?;
     let resolved = settings.resolve()?;
-    let parts = Settings::parts(&resolved, &resolved.job(&args.vm).hypervisor)?;
+    let parts = settings.parts(&resolved, &resolved.job(&args.vm).hypervisor)?;
     let report = audit_command::report(settings, &parts, std::slice::from_ref(&args.vm), args.max_age)?;
     if settings.ui.json() {
         settings.ui.document_with_warnings(Adopted {

@@ -68,7 +68,7 @@ fn of_one(
     mut names: Vec<String>,
     args: &Audit,
 ) -> Result<Report, Failure> {
-    let parts = Settings::parts(resolved, hypervisor)?;
+    let parts = settings.parts(resolved, hypervisor)?;
     if args.all {
         names = parts.hypervisor.domain_names().map_err(Failure::failed)?;
     }

@@ -49,7 +49,7 @@ pub fn run(settings: &Settings, args: &Backup) -> Result<Exit, Failure> {
     // The first VM gets that connection.
     let mut first = None;
     if let [(only, _)] = resolved.by_hypervisor(&vms).as_slice() {
-        first = Some(Settings::parts(&resolved, only)?.hypervisor);
+        first = Some(connect(only).map_err(Failure::failed)?);
     }
     let first = Mutex::new(first);
     let connected = move |job: &VmJob| {

@@ -46,7 +46,7 @@ pub fn run(settings: &Settings, args: &Create) -> Result<Exit, Failure> {
 /// The same, and what the machine is for. One that makes backups is not backed up by the one that makes it.
 pub(super) fn make(settings: &Settings, args: &Create, role: Option<&Role<'_>>) -> Result<Created, Failure> {
     let resolved = settings.resolve()?;
-    let parts = Settings::parts(&resolved, resolved.default_hypervisor())?;
+    let parts = settings.parts(&resolved, resolved.default_hypervisor())?;
     let name = &args.name;
     if resolved.is_configured(name) {
         return Err(

@@ -43,7 +43,7 @@ pub(super) fn add(settings: &Settings, args: &Init) -> Result<(), Failure> {
     };
     let resolved = settings.resolve_draft(&config)?;
     for (hypervisor, vms) in resolved.by_hypervisor(&vms) {
-        let parts = Settings::parts(&resolved, &hypervisor)?;
+        let parts = settings.parts(&resolved, &hypervisor)?;
         for name in &vms {
             describe(settings, &parts, &resolved.job(name))?;
         }

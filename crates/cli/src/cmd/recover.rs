@@ -82,7 +82,7 @@ fn others(
     resolved: &Arc<resolved::Settings>,
     request: Request,
 ) -> Result<Vec<(String, String)>, Failure> {
-    let parts = Settings::parts(resolved, resolved.default_hypervisor())?;
+    let parts = settings.parts(resolved, resolved.default_hypervisor())?;
     let context = settings.context(&parts);
     let mut found = unfinished::recover(&context, None, request.dry_run).map_err(Failure::failed)?;
     let images = &resolved.images;
@@ -107,7 +107,7 @@ fn recover_all<'a>(
         .by_hypervisor(vms)
         .into_iter()
         .flat_map(move |(hypervisor, vms)| {
-            let mut parts = Settings::parts(resolved, &hypervisor);
+            let mut parts = settings.parts(resolved, &hypervisor);
             let each = move |vm: String| {
                 let result = match &mut parts {
                     Ok(parts) => recover(&settings.context(parts), &vm, request).map_err(Failure::failed),

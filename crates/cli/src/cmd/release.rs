@@ -15,7 +15,7 @@ pub fn run(settings: &Settings, args: &LetGo) -> Result<Exit, Failure> {
     let mut documents = Vec::new();
     let mut worst = Exit::Done;
     for (hypervisor, vms) in resolved.by_hypervisor(&args.vms) {
-        let parts = Settings::parts(&resolved, &hypervisor)?;
+        let parts = settings.parts(&resolved, &hypervisor)?;
         for vm in vms {
             match release(&settings.context(&parts), &vm, args.dry_run) {
                 Ok(found) => {

@@ -14,7 +14,7 @@ use crate::ui::human::bytes;
 pub fn run(settings: &Settings, args: &Restore) -> Result<Exit, Failure> {
     let resolved = settings.resolve_stored_live()?;
     let point = Settings::point(&resolved, &args.point)?;
-    let parts = Settings::parts(&resolved, &resolved.job(&point.vm).hypervisor)?;
+    let parts = settings.parts(&resolved, &resolved.job(&point.vm).hypervisor)?;
     settings.signals.undo_first();
     let request = Request {
         point,

@@ -13,7 +13,7 @@ use crate::args::{Seal, VerifyImage};
 use crate::documents::{CheckedImages, CheckedVm, Sealed, SealedVm};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::settings::{Settings, connect};
+use crate::settings::Settings;
 
 /// The largest definition that is read, in bytes.
 const MAX_DEFINITION: u64 = 16 << 20;
@@ -61,9 +61,9 @@ pub fn run(settings: &Settings, args: &Seal) -> Result<Exit, Failure> {
         }
     } else {
         for vm in &vms {
-            let parts = Settings::parts(&resolved, &resolved.job(vm).hypervisor)?;
+            let parts = settings.parts(&resolved, &resolved.job(vm).hypervisor)?;
             let context = settings.context(&parts);
-            let machine = |xml: &str| parts.hypervisor.machine(xml);
+            let machine = |xml: &str| parts.hypervisor.inner().machine(xml);
             let (seal, place) = image_seal::machine::seal(&context, vm, args.with_swap, machine)?;
             settings.ui.info(format!(
                 "{vm}: sealed ({}), as {}",
@@ -146,9 +146,9 @@ fn definition(
     let failed = |reason: String| Failure::failed(format!("verify {vm}: {reason}"));
     let found = match &args.definition {
         None => {
-            let hypervisor = connect(&resolved.job(vm).hypervisor).map_err(Failure::failed)?;
-            let xml = image_seal::machine::at_rest(&hypervisor, vm)?.xml;
-            hypervisor.machine(&xml)
+            let hypervisor = settings.hypervisor(resolved, &resolved.job(vm).hypervisor)?;
+            let xml = image_seal::machine::at_rest(&*hypervisor, vm)?.xml;
+            hypervisor.inner().machine(&xml)
         }
         Some(path) => {
             let mut text = String::new();

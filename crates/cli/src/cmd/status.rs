@@ -21,7 +21,7 @@ pub fn run(settings: &Settings, args: &Status) -> Result<Exit, Failure> {
     let names = Settings::chosen(&resolved, &args.vms)?;
     let (mut vms, mut pools) = (Vec::new(), Vec::new());
     for (hypervisor, names) in resolved.by_hypervisor(&names) {
-        match Settings::parts(&resolved, &hypervisor) {
+        match settings.parts(&resolved, &hypervisor) {
             Ok(parts) => {
                 let context = settings.context(&parts);
                 vms.extend(names.iter().map(|name| status::look(&context, name)));

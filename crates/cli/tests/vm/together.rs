@@ -5,6 +5,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::common::hangs::Held;
 use crate::common::running::{Running, Said, signal};
 use crate::common::tiny::{MIB, Tiny, noise};
 use crate::common::{Bench, names};
@@ -138,6 +139,30 @@ fn a_qemu_that_hangs_holds_up_one_vm() {
     assert!(matches!(again.code, Some(0 | 3)), "{again:?}");
     for one in &tiny {
         assert_eq!(bench.at_rest(&lab, &one.name).len(), 1);
+    }
+}
+
+/// What is not a backup waits for no longer either, and says so: also in JSON.
+#[test]
+fn a_qemu_that_hangs_ends_what_waits_for_it() {
+    let lab = Lab::new();
+    let (mut bench, tiny) = scene(&lab, &["a"]);
+    bench.config.limits.answer_s = 3;
+    let vm = &tiny[0].name;
+    let pid = std::fs::read_to_string(format!("/run/libvirt/qemu/{vm}.pid")).unwrap();
+    for command in ["audit", "status", "recover"] {
+        let held = Held::stop(pid.trim().parse().unwrap());
+        let clock = Instant::now();
+        let said = Said::of(bench.program(&lab).args(["--json", command, vm]));
+        let took = clock.elapsed();
+        drop(held);
+        said.expect(1, &["get an answer from the hypervisor within", "hint: "]);
+        let document = said.json();
+        assert!(
+            document["error"].as_str().unwrap().contains("the hypervisor"),
+            "{command}: {document}"
+        );
+        assert!(took < PATIENCE, "{command}: {took:?}");
     }
 }
 
