@@ -26,6 +26,8 @@ use roster::Roster;
 const DIR: &str = "lock.exclusive";
 /// How often a lock is asked for again.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long beyond the wait stale holders are removed without a pause.
+const GRACE: Duration = Duration::from_secs(5);
 /// How long a reader waits for the instant in which it may leave the roster.
 const LEAVE: Duration = Duration::from_secs(30);
 
@@ -171,7 +173,9 @@ impl Door {
                     ) => {}
                 Err(error) => return Err(error).doing("rename", temporary),
             }
-            if !self.remove_stale()? && !patience.pause(since)? {
+            // A stale one that was removed is no reason to wait, but for those that come again and again.
+            let free = self.remove_stale()? && since.elapsed() < patience.wait + GRACE;
+            if !free && !patience.pause(since)? {
                 let holders = self.directory.names(DIR).unwrap_or_default();
                 return Err(Error::Locked { holders });
             }

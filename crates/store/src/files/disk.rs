@@ -63,7 +63,8 @@ impl Directory for Disk {
         let flags = OFlags::RDWR | OFlags::CREATE | how;
         let file = self.open_at(path, flags, Mode::RUSR | Mode::WUSR)?;
         if let Some((user, group)) = self.owner {
-            rustix::fs::fchown(&file, Some(user), Some(group))?;
+            // Where root may not, on some network file systems, the file is as good as Borg's own would be.
+            let _ = rustix::fs::fchown(&file, Some(user), Some(group));
         }
         Ok(Arc::new(DiskFile(file)))
     }
@@ -87,7 +88,7 @@ impl Directory for Disk {
         rustix::fs::mkdirat(&self.root, path, Mode::RWXU)?;
         if let Some((user, group)) = self.owner {
             let flags = AtFlags::SYMLINK_NOFOLLOW;
-            rustix::fs::chownat(&self.root, path, Some(user), Some(group), flags)?;
+            let _ = rustix::fs::chownat(&self.root, path, Some(user), Some(group), flags);
         }
         Ok(())
     }
