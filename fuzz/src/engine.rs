@@ -1,13 +1,13 @@
 //! What an archive says of itself, and what a person types.
 use super::disk::written;
 use jiff::Timestamp;
-use strongroom_borg::{ArchiveInfo, ChunkId};
 use strongroom_disk::luks::LARGEST_AREA;
 use strongroom_engine::inspect::image_seal::Seal;
 use strongroom_engine::provision::create::tang;
 use strongroom_guest::protocol::{Listener, MAX_CIPHERTEXT, MAX_TEXT, Word};
 use strongroom_points::headers::{self, Statement};
 use strongroom_points::manifest::{self, Manifest};
+use strongroom_points::store::{ArchiveInfo, ChunkId};
 use strongroom_points::trust::chain::{Head, Link, Records, walk};
 use strongroom_points::trust::witness;
 use strongroom_points::when::{PointName, When};

@@ -13,6 +13,7 @@ use strongroom_engine::restore::plan::PlanError;
 use strongroom_engine::restore::write::WriteError;
 use strongroom_hypervisor::HypervisorError;
 use strongroom_points::archive::HistoryError;
+use strongroom_points::store::{Kind, StoreError};
 use strongroom_points::trust::SigningError;
 
 use crate::exit::Exit;
@@ -54,10 +55,10 @@ impl Failure {
     }
 }
 
-impl From<strongroom_borg::Error> for Failure {
-    fn from(error: strongroom_borg::Error) -> Self {
-        let hint = match error {
-            strongroom_borg::Error::Replay { .. } => Some(
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let hint = match error.kind() {
+            Kind::Replayed => Some(
                 "an old copy may have been put back; `strongroom verify VM` has details, and `strongroom verify VM \
                  --acknowledge` accepts it",
             ),

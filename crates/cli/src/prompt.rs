@@ -6,7 +6,7 @@ use std::io::{self, Read as _, Write as _};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use strongroom_base::cancel::Cancel;
-use strongroom_borg::Passphrase;
+use strongroom_points::store::Passphrase;
 use zeroize::Zeroizing;
 
 /// The longest passphrase that is taken, in bytes.

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use strongroom_borg::{Access, PassphraseSource, Settings as BorgSettings};
 use strongroom_engine::config::{Config, ConfigError, name_problem, uuid_in};
-use strongroom_engine::run::context::{Context, Launch, Repositories, Surroundings};
+use strongroom_engine::run::context::{Context, Launch, Surroundings};
 use strongroom_engine::run::settings::{self as resolved, Arguments, HypervisorSettings, Limits};
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_hypervisor::{Hypervisor as _, HypervisorError, Timed};
 use strongroom_libvirt::Libvirt;
 use strongroom_points::catalog::Catalog;
+use strongroom_points::store::{Access, Repositories};
 use strongroom_points::when::{PointName, When};
 use uuid::Uuid;
 
@@ -53,20 +53,18 @@ pub struct Parts {
 impl Settings {
     /// Takes the global options and the environment.
     pub fn new(global: &Global, signals: Signals, ui: Arc<Ui>) -> Self {
-        let mut borg = BorgSettings::from_env();
-        borg.lock_wait = Duration::from_secs(global.lock_wait);
         let heard = Arc::clone(&ui);
-        borg.events = Some(Arc::new(move |event| heard.repository(&event)));
         let (asked, heeded) = (Arc::clone(&ui), signals.clone());
         // One question at a time.
         let terminal = Mutex::new(());
-        let passphrase = PassphraseSource::from_env()
-            .stopped_by(signals.cancel().flag())
-            .with_prompt(move |request| {
+        let repositories = Repositories::from_env(signals.cancel())
+            .waiting(Duration::from_secs(global.lock_wait))
+            .heard_by(move |event| heard.repository(event))
+            .asking(move |question| {
                 let _turn = terminal.lock().unwrap_or_else(PoisonError::into_inner);
                 let ask = || {
-                    let key = &request.key;
-                    if request.new {
+                    let key = question.key;
+                    if question.new {
                         prompt::new_passphrase(&format!("New passphrase for {key}: "), heeded.cancel())
                     } else {
                         prompt::passphrase(&format!("Passphrase for {key}: "), heeded.cancel())
@@ -76,11 +74,7 @@ impl Settings {
             });
         Self {
             path: global.config.clone().unwrap_or_else(Config::default_path),
-            repositories: Repositories {
-                settings: borg,
-                passphrase,
-                cancel: signals.cancel().clone(),
-            },
+            repositories,
             signals,
             ui,
             arguments: Arguments {

@@ -11,9 +11,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Serialize;
-use strongroom_borg::{Event as BorgEvent, Level};
 use strongroom_engine::run::event::{Code, Event, Kind, Observer, Step};
 use strongroom_engine::run::plan::Plan;
+use strongroom_points::store::{Event as StoreEvent, Level};
 
 use crate::args::{Global, Progress as Wanted};
 use crate::documents::{Warned, WithWarnings};
@@ -155,13 +155,15 @@ impl Ui {
     }
 
     /// Takes what the repository's server and the Borg client say.
-    pub fn repository(&self, event: &BorgEvent) {
+    pub fn repository(&self, event: &StoreEvent) {
         if let Some(text) = Self::complaint(event) {
             return self.warn(Code::RepositoryServer, None, text);
         }
         match event {
-            BorgEvent::Log { message, .. } if self.verbose > 0 => self.info(format!("repository: {message}")),
-            BorgEvent::Progress { message } if self.verbose > 1 => {
+            StoreEvent::Log { message, .. } if self.verbose > 0 => {
+                self.info(format!("repository: {message}"));
+            }
+            StoreEvent::Progress { message } if self.verbose > 1 => {
                 self.info(format!("repository: {message}"));
             }
             _ => {}
@@ -169,9 +171,9 @@ impl Ui {
     }
 
     /// What of that is a warning.
-    fn complaint(event: &BorgEvent) -> Option<String> {
+    fn complaint(event: &StoreEvent) -> Option<String> {
         match event {
-            BorgEvent::Log {
+            StoreEvent::Log {
                 level: Level::Warning | Level::Error,
                 message,
             } => Some(format!("the repository's server says: {message}")),

@@ -28,12 +28,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use serde::Serialize;
 use strongroom_base::cancel::Cancelled;
-use strongroom_borg::{Access, ArchiveOptions, ArchiveWriter, ChunkId, Repository};
 use strongroom_hypervisor::{Domain, HypervisorError};
 use strongroom_points::archive::HistoryError;
 use strongroom_points::headers::{self, Headers};
 use strongroom_points::history::Point;
 use strongroom_points::manifest::{Exclusion, Manifest, ManifestError, Method};
+use strongroom_points::store::{Access, ArchiveOptions, ArchiveWriter, ChunkId, Repository};
 use strongroom_points::trust::chain::ChainProblem;
 use strongroom_points::trust::memory::Memory;
 use strongroom_points::trust::order::Order;
@@ -79,7 +79,7 @@ pub enum BackupError {
     Plan(#[from] plan::PlanError),
     /// The repository.
     #[error("use the repository: {0}")]
-    Repository(#[from] strongroom_borg::Error),
+    Repository(#[from] strongroom_points::store::StoreError),
     /// An earlier archive.
     #[error(transparent)]
     History(#[from] HistoryError),
@@ -574,7 +574,7 @@ fn capture_and_commit(
     (points, pace, job, next): (&[&Point], &Pace, &VmJob, Successor),
     whole: &mut Option<ArchiveWriter>,
 ) -> Result<Sealed, BackupError> {
-    let gone = || BackupError::Repository(strongroom_borg::Error::Doomed);
+    let gone = || BackupError::Repository(strongroom_points::store::StoreError::doomed());
     let writer = whole.as_mut().ok_or_else(gone)?;
     scratch::check(context, plan, run, &job.limits)?;
     let mut rest = Rest::prepare(context, domain, &job.quiesce, &run.id, state)?;

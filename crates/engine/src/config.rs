@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use strongroom_borg::{Compression, Location};
 use strongroom_hypervisor::NbdTls;
 use strongroom_hypervisor::names::{is_plain, is_target};
+use strongroom_points::store::{Compression, Location};
 pub use strongroom_points::trust::settings::{Signing, Witness};
 
 mod naming;

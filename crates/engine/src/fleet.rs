@@ -15,11 +15,12 @@ use std::time::Duration;
 
 use strongroom_base::cancel::{Cancel, Cancelled};
 use strongroom_hypervisor::{Hypervisor, HypervisorError};
+use strongroom_points::store::Repositories;
 
 use self::one::Running;
 use self::records::Records;
 use crate::backup::{self, BackupError, Outcome};
-use crate::run::context::{Launch, Repositories};
+use crate::run::context::Launch;
 use crate::run::event::Observer;
 use crate::run::settings::{Settings, VmJob};
 use crate::run::state::StateError;
@@ -30,7 +31,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Hears of what happens to one VM, and of what its repository's server says.
 pub trait OfVm: Observer {
     /// Takes what the repository's server and the Borg client say.
-    fn repository(&self, event: &strongroom_borg::Event);
+    fn repository(&self, event: &strongroom_points::store::Event);
 }
 
 /// How a hypervisor is reached.

@@ -19,7 +19,6 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use strongroom_base::cancel::Cancelled;
-use strongroom_borg::{Access, Repository};
 use strongroom_hypervisor::HypervisorError;
 use strongroom_points::archive::HistoryError;
 use strongroom_points::catalog::Catalog;
@@ -27,6 +26,7 @@ use strongroom_points::digest;
 use strongroom_points::firmware;
 use strongroom_points::history::Point;
 use strongroom_points::manifest::DOMAIN_PATH;
+use strongroom_points::store::{Access, Repository};
 use strongroom_points::trust::Untrusted;
 use strongroom_points::trust::chain::ChainProblem;
 use strongroom_points::when::PointName;
@@ -105,7 +105,7 @@ pub enum RestoreError {
     Hypervisor(#[from] HypervisorError),
     /// The repository.
     #[error("use the repository: {0}")]
-    Repository(#[from] strongroom_borg::Error),
+    Repository(#[from] strongroom_points::store::StoreError),
     /// The archive.
     #[error(transparent)]
     History(#[from] HistoryError),

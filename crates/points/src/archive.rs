@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use strongroom_borg::{Archive, ArchiveInfo, Item, Name, Repository};
 
 use crate::manifest::{Manifest, ManifestError};
+use crate::store::{Archive, ArchiveInfo, Item, Kind, Name, Repository, StoreError};
 
 /// What the name of an archive of headers ends with; before it is the restore point's.
 const SUFFIX: &str = ".headers";
@@ -18,7 +18,7 @@ const MOST_STRANGE: usize = 20;
 pub enum HistoryError {
     /// The repository's reason.
     #[error("use the repository: {0}")]
-    Repository(#[from] strongroom_borg::Error),
+    Repository(#[from] StoreError),
     /// The archive was not made by strongroom.
     #[error("find manifest.json in archive {0}: strongroom did not make it")]
     Foreign(String),
@@ -86,14 +86,10 @@ pub fn is_headers(info: &ArchiveInfo) -> bool {
 impl HistoryError {
     /// Whether it is this archive that cannot be used, and not the repository.
     pub fn concerns_one_archive(&self) -> bool {
-        use strongroom_borg::Error;
         match self {
             Self::Repository(error) => matches!(
-                error,
-                Error::Damaged { .. }
-                    | Error::ObjectNotFound(_)
-                    | Error::TooLarge { .. }
-                    | Error::Unsupported(_)
+                error.kind(),
+                Kind::Damaged | Kind::Missing | Kind::TooLarge | Kind::Unsupported
             ),
             _ => true,
         }

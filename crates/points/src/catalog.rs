@@ -5,12 +5,12 @@ mod cache;
 
 use std::path::Path;
 
-use strongroom_borg::{Archive, ArchiveInfo, Item, Repository};
 use uuid::Uuid;
 
 use self::cache::Cache;
 use crate::archive::{self, HistoryError, Listed};
 use crate::manifest::{MANIFEST_PATH, MAX_BYTES, Manifest, SIGNATURE_PATH};
+use crate::store::{Archive, ArchiveInfo, Item, Repository};
 use crate::trust::signature;
 use crate::when::{PointName, When};
 
@@ -208,7 +208,7 @@ impl Catalog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use strongroom_borg::ChunkId;
+    use crate::store::ChunkId;
 
     /// A restore point of a VM with this number, made at this second.
     fn entry(vm: &str, number: u64, second: i64) -> Entry {

@@ -2,7 +2,8 @@
 //! for bytes that need none.
 
 use sha2::{Digest as _, Sha256};
-use strongroom_borg::ChunkRef;
+
+use crate::store::ChunkRef;
 
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {

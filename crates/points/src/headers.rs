@@ -13,7 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use strongroom_base::cancel::Cancel;
-use strongroom_borg::{Archive, ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
 use strongroom_disk::Extent;
 use strongroom_disk::luks::LARGEST_AREA;
 use strongroom_hypervisor::names::is_target;
@@ -21,6 +20,7 @@ use strongroom_hypervisor::names::is_target;
 use crate::archive::{self, HistoryError, Listed, archive_name, is_headers};
 use crate::digest;
 use crate::manifest::{LuksRecord, VmIdentity};
+use crate::store::{Archive, ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
 use crate::trust::order::Order;
 use crate::trust::settings::Signing;
 use crate::trust::signature::{self, Signer, Untrusted};
@@ -379,14 +379,7 @@ mod tests {
         };
         Headers {
             archive: Archive {
-                comment: "".into(),
-                hostname: "".into(),
-                username: "".into(),
-                command_line: Vec::new(),
                 time: info.time,
-                time_end: None,
-                chunker_params: None,
-                stats: None,
                 authenticated: true,
                 item_ids: Vec::new(),
                 info,

@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use strongroom_borg::{Archive, ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
 use strongroom_disk::Extent;
 
 use crate::archive::{self, HistoryError, Listed, read_item, read_items};
 use crate::firmware;
 use crate::manifest::{self, Manifest};
+use crate::store::{Archive, ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
 use crate::trust::signature;
 
 /// One archive of ours, with everything but its disks' bytes.

@@ -14,5 +14,6 @@ pub mod headers;
 pub mod history;
 pub mod manifest;
 pub mod names;
+pub mod store;
 pub mod trust;
 pub mod when;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use strongroom_borg::ArchiveInfo;
+use crate::store::ArchiveInfo;
 
 /// A VM and one of its restore points.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +83,7 @@ fn starts_with(info: &ArchiveInfo, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use strongroom_borg::ChunkId;
+    use crate::store::ChunkId;
 
     fn archive(name: &str, time: &str) -> ArchiveInfo {
         ArchiveInfo {

@@ -74,6 +74,18 @@ impl Tree {
             .collect()
     }
 
+    /// The files that name another crate of the workspace.
+    pub fn files_that_name<'a>(&'a self, other: &'a str) -> impl Iterator<Item = &'a Module> {
+        let names = move |code: &String| {
+            let mut paths = source::paths(code).into_iter();
+            paths.any(|path| path[0].strip_prefix(PREFIX) == Some(other))
+        };
+        self.files
+            .iter()
+            .filter(move |(_, code)| names(code))
+            .map(|(module, _)| module)
+    }
+
     /// Which file names which.
     pub fn arrows(&self) -> BTreeSet<(Module, Module)> {
         let mut arrows = BTreeSet::new();

@@ -77,6 +77,23 @@ fn no_folder_of_the_engine_names_one_of_its_own_layer_or_above() {
     );
 }
 
+/// The driver is the one place that knows Borg.
+#[test]
+fn nothing_but_the_driver_names_the_borg_client() {
+    let mut found = Vec::new();
+    for (name, tree) in crates() {
+        let driver = ["store".to_owned(), "borg".to_owned()];
+        let named = tree.files_that_name("borg");
+        let strange = named.filter(|module| name != "points" || !module.starts_with(&driver));
+        found.extend(strange.map(|module| format!("{name}: {}", module.join("::"))));
+    }
+    assert!(
+        found.is_empty(),
+        "Borg's client is named by:\n{}",
+        found.join("\n")
+    );
+}
+
 #[test]
 fn no_files_need_each_other_but_a_parent_and_its_children() {
     let mut found = Vec::new();

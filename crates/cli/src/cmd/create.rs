@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::path::Path;
 
-use strongroom_borg::Encryption;
 use strongroom_engine::config::{Config, Vm};
 use strongroom_engine::provision::create::machine::{Limits, Typed};
 use strongroom_engine::provision::create::{self, Created, MARK, Request, input, tang};
@@ -11,6 +10,7 @@ use strongroom_engine::provision::template::Description;
 use strongroom_engine::run::event::Code;
 use strongroom_guest::protocol::{self, Backups};
 use strongroom_hypervisor::{Accelerator, Creation as _, Extras, Firmware, LaunchSecurity, Network};
+use strongroom_points::store::Encryption;
 
 use super::{init, template};
 use crate::args::{Create, Extra, Firmware as Wanted, Unlock, VirtType};
@@ -291,7 +291,7 @@ fn protect(settings: &Settings, parts: &Parts, made: &Created) {
         ..Vm::default()
     };
     let protected = config_file::add_vm(&settings.path, name, vm)
-        .and_then(|()| init::repository(settings, &parts.settings.job(name), Encryption::RepokeyBlake2));
+        .and_then(|()| init::repository(settings, &parts.settings.job(name), Encryption::STANDARD));
     match protected {
         Ok(()) => settings
             .ui

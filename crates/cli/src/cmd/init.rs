@@ -1,8 +1,8 @@
 //! `strongroom init`.
 
-use strongroom_borg::{Access, Encryption, Error as BorgError};
 use strongroom_engine::run::settings::VmJob;
 use strongroom_hypervisor::{DiskSource, Hypervisor as _};
+use strongroom_points::store::{Access, Encryption, Kind};
 
 use super::signing_key;
 use crate::args::Init;
@@ -116,14 +116,14 @@ pub(super) fn repository(settings: &Settings, job: &VmJob, encryption: Encryptio
             repository.close()?;
             return Ok(());
         }
-        Err(BorgError::NotFound { .. }) => {}
+        Err(error) if error.kind() == Kind::NotFound => {}
         Err(error) => return Err(error.into()),
     }
     settings.repositories.create(location, encryption)?;
     settings
         .ui
         .info(format!("{name}: made repository {location} ({encryption})"));
-    if matches!(encryption, Encryption::Repokey | Encryption::RepokeyBlake2) {
+    if encryption.has_key_inside() {
         settings.ui.info(format!(
             "{name}: its key is in the repository, protected by the passphrase; `borg key export {location}` saves a copy"
         ));

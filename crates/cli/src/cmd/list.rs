@@ -1,11 +1,11 @@
 //! `strongroom list`.
 
-use strongroom_borg::{Access, ArchiveInfo};
 use strongroom_engine::run::context::Surroundings;
 use strongroom_engine::run::event::{Code, Event, Kind, Observer as _};
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_points::catalog::Catalog;
 use strongroom_points::manifest::{Manifest, Mode};
+use strongroom_points::store::{Access, ArchiveInfo};
 use strongroom_points::trust::chain::Head;
 use strongroom_points::trust::{self, Standing};
 

@@ -1,6 +1,6 @@
 //! `strongroom repo`.
 
-use strongroom_borg::Access;
+use strongroom_points::store::Access;
 
 use crate::args::{Repo, RepoCommand};
 use crate::documents::{AppendOnly, AppendOnlyVm};

@@ -1,10 +1,10 @@
 //! `strongroom show`.
 
-use strongroom_borg::Access;
 use strongroom_engine::run::event::Code;
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_points::catalog::{Catalog, Entry};
 use strongroom_points::manifest::{DiskRecord, Manifest};
+use strongroom_points::store::Access;
 use strongroom_points::trust::{self, Standing};
 
 use crate::args::Show;

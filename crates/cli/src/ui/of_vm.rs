@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use strongroom_borg::Event as BorgEvent;
 use strongroom_engine::fleet;
 use strongroom_engine::run::event::{Code, Event, Kind, Observer};
+use strongroom_points::store::Event as StoreEvent;
 
 use super::Ui;
 use crate::documents::Warned;
@@ -36,21 +36,20 @@ impl OfVm {
 }
 
 impl fleet::OfVm for OfVm {
-    fn repository(&self, event: &BorgEvent) {
+    fn repository(&self, event: &StoreEvent) {
         if let Some(text) = Ui::complaint(event) {
             let kind = Kind::warning(Code::RepositoryServer, text);
             return self.event(&Event::now(Some(&self.name), kind));
         }
         let named = |message: &str| format!("{}: {message}", self.name);
         match event {
-            BorgEvent::Log { level, message } => self.ui.repository(&BorgEvent::Log {
+            StoreEvent::Log { level, message } => self.ui.repository(&StoreEvent::Log {
                 level: *level,
                 message: named(message),
             }),
-            BorgEvent::Progress { message } => self.ui.repository(&BorgEvent::Progress {
+            StoreEvent::Progress { message } => self.ui.repository(&StoreEvent::Progress {
                 message: named(message),
             }),
-            _ => self.ui.repository(event),
         }
     }
 }

@@ -21,15 +21,16 @@ use std::time::Duration;
 
 use serde_json::Value;
 use strongroom_base::cancel::Cancel;
-use strongroom_borg::{Encryption, PassphraseSource, Settings};
+use strongroom_borg::{PassphraseSource, Settings};
 use strongroom_engine::backup::{self, BackupError, Outcome, Report};
 use strongroom_engine::config::{Config, Vm};
-use strongroom_engine::run::context::{Context, Repositories};
+use strongroom_engine::run::context::Context;
 use strongroom_engine::run::event::{Event, Kind, Observer};
 use strongroom_engine::run::settings::{self, Arguments};
 use strongroom_engine::run::state::{Run, StateDirectory};
 use strongroom_hypervisor::Hypervisor as _;
 use strongroom_libvirt::Libvirt;
+use strongroom_points::store::{Encryption, Repositories};
 use strongroom_testkit::{Borg, Lab};
 use uuid::Uuid;
 
@@ -61,7 +62,7 @@ impl Bench {
         for vm in vms {
             bench
                 .repositories
-                .create(&bench.config.repository_of(vm), Encryption::RepokeyBlake2)
+                .create(&bench.config.repository_of(vm), Encryption::STANDARD)
                 .unwrap();
         }
         bench
@@ -114,7 +115,7 @@ impl Bench {
     pub fn add_vm(&mut self, vm: &str) {
         self.config.vm.insert(vm.to_owned(), Vm::default());
         self.repositories
-            .create(&self.config.repository_of(vm), Encryption::RepokeyBlake2)
+            .create(&self.config.repository_of(vm), Encryption::STANDARD)
             .unwrap();
     }
 

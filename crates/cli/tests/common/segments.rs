@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use strongroom_borg::{Access, ChunkId};
+use strongroom_points::store::{Access, ChunkId};
 
 use super::Bench;
 

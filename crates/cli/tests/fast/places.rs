@@ -12,10 +12,11 @@ use strongroom_borg::{PassphraseSource, Settings};
 use strongroom_engine::config::Config;
 use strongroom_engine::files::journal::Journal;
 use strongroom_engine::files::unfinished::recover;
-use strongroom_engine::run::context::{Context, Repositories};
+use strongroom_engine::run::context::Context;
 use strongroom_engine::run::settings::{self as resolved, Arguments};
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_libvirt::Libvirt;
+use strongroom_points::store::Repositories;
 
 use crate::common::names;
 

@@ -15,7 +15,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
-use strongroom_borg::{Access, ArchiveOptions, Item};
+use strongroom_points::store::{Access, ArchiveOptions, Item};
 
 use crate::common::checks::request;
 use crate::common::segments::{self, Entry, Role};

@@ -7,13 +7,13 @@ use std::sync::Once;
 
 use crate::common::checks::request;
 use crate::common::{Bench, Hook};
-use strongroom_borg::Encryption;
 use strongroom_engine::backup::{BackupError, Report};
 use strongroom_engine::capture::CaptureError;
 use strongroom_engine::config::Vm;
 use strongroom_engine::restore::{self, Request};
 use strongroom_engine::run::event::Kind;
 use strongroom_points::manifest::{Consistency, DiskRecord, Method, Mode};
+use strongroom_points::store::Encryption;
 use strongroom_testkit::{Format, Lab, TestGuest, create_disk, run, sha256_of_raw, virsh};
 
 /// A file as a block device.
@@ -380,10 +380,7 @@ fn any_name_that_libvirt_takes_is_fine() {
     let mut bench = Bench::new(&lab, &[]);
     for (number, name) in names.iter().enumerate() {
         let own = lab.path(&format!("repository-{number}")).display().to_string();
-        bench
-            .repositories
-            .create(&own, Encryption::RepokeyBlake2)
-            .unwrap();
+        bench.repositories.create(&own, Encryption::STANDARD).unwrap();
         let vm = Vm {
             repository: Some(own),
             ..Vm::default()

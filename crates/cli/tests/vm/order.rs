@@ -229,9 +229,11 @@ fn what_an_increment_takes_over_is_there() {
     let gone = {
         let repositories = &bench.repositories;
         let mut open = repositories
-            .open(&repository, strongroom_borg::Access::Read)
+            .open(&repository, strongroom_points::store::Access::Read)
             .unwrap();
-        let archive = open.archive(&second.archive.as_str().into()).unwrap();
+        let info = open.archives().find(|info| info.name == *second.archive);
+        let info = info.cloned().unwrap();
+        let archive = open.archive_by_info(&info).unwrap();
         let items: Vec<_> = open.items(&archive).collect::<Result<_, _>>().unwrap();
         let disk = items.iter().find(|item| item.path == "disks/vda.raw").unwrap();
         disk.chunks.as_ref().unwrap()[0].id.to_string()

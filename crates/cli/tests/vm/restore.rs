@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use crate::common::running::{Running, Said};
 use crate::common::tmpfs::Tmpfs;
 use crate::common::{Bench, names};
-use strongroom_borg::Access;
 use strongroom_engine::backup::Report;
 use strongroom_points::history::Point;
+use strongroom_points::store::Access;
 use strongroom_testkit::{Format, Lab, TestGuest, output_of, run, sha256_of_raw, virsh};
 
 /// A guest with a network card, with two disks besides its swap, and one backup of it.
@@ -376,8 +376,9 @@ fn damage_is_named_by_disk_and_offset(scene: &Scene<'_>) {
     let (index, offset) = (2, 8 << 20);
     let location = scene.repository().display().to_string();
     let mut repository = scene.bench.repositories.open(&location, Access::Read).unwrap();
-    let name = scene.report.archive.as_str().into();
-    let info = repository.archive(&name).unwrap().info;
+    let name = scene.report.archive.as_str();
+    let info = repository.archives().find(|info| info.name == *name);
+    let info = info.cloned().unwrap();
     let point = Point::read(&mut repository, &info).unwrap();
     let chunk = point.chunks("vdc").unwrap()[index];
     repository.close().unwrap();

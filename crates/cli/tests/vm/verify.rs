@@ -7,11 +7,11 @@ use std::process::Command;
 
 use serde_json::Value;
 use strongroom_base::cancel::Cancel;
-use strongroom_borg::Access;
 use strongroom_engine::config::{Vm, Witness};
 use strongroom_engine::restore;
 use strongroom_engine::run::event::Kind;
 use strongroom_engine::verify::{self, Surroundings};
+use strongroom_points::store::Access;
 use strongroom_points::trust::memory::Memory;
 use strongroom_testkit::{Lab, run};
 

@@ -3,13 +3,13 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use strongroom_borg::{ChunkId, Repository};
 use strongroom_hypervisor::Domain;
 use strongroom_points::archive::HistoryError;
 use strongroom_points::catalog::{Catalog, Entry};
 use strongroom_points::headers::Headers;
 use strongroom_points::history::Point;
 use strongroom_points::manifest::VmIdentity;
+use strongroom_points::store::{ChunkId, Repository};
 use strongroom_points::trust::chain::{ChainProblem, Records};
 use strongroom_points::trust::memory::{Left, Memory};
 use strongroom_points::trust::order::Order;

@@ -2,12 +2,12 @@
 //! it holds a byte of them.
 
 use sha2::{Digest as _, Sha256};
-use strongroom_borg::{ArchiveWriter, ChunkRef};
 use strongroom_disk::{BlockSource as _, HeaderArea, Luks, NoArea, RangeSet};
 use strongroom_nbd::Client;
 use strongroom_points::digest;
 use strongroom_points::headers::{Area, PIECE};
 use strongroom_points::manifest::{DiskRecord, HeaderRecord, LuksRecord};
+use strongroom_points::store::{ArchiveWriter, ChunkRef};
 
 use super::BackupError;
 use crate::run::context::Context;

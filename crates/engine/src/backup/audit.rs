@@ -8,9 +8,9 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use strongroom_borg::{ChunkId, ChunkRef, Sealer};
 use strongroom_disk::{Extent, ExtentMap, Kind, RangeSet};
 use strongroom_nbd::{Client, ReadOptions};
+use strongroom_points::store::{ChunkId, ChunkRef, Sealer};
 use uuid::Uuid;
 
 use super::cells::Cell;
@@ -119,7 +119,7 @@ mod tests {
         ChunkRef {
             id: ChunkId([tag; 32]),
             size: 10,
-            csize: 1,
+            stored: 1,
         }
     }
 

@@ -16,8 +16,8 @@
 //! Chunks of an archive that went through other tools (`borg recreate`) may lie anywhere, so offsets are always the sum of
 //! the lengths before.
 
-use strongroom_borg::ChunkRef;
 use strongroom_disk::{Extent, ExtentMap, Kind, RangeSet};
+use strongroom_points::store::ChunkRef;
 
 /// Length of a grid cell, and so of the longest new chunk, in bytes.
 pub const GRID: u64 = 4 << 20;
@@ -258,13 +258,13 @@ mod tests {
     use super::*;
     use crate::testing::ranges;
     use proptest::prelude::*;
-    use strongroom_borg::ChunkId;
+    use strongroom_points::store::ChunkId;
 
     fn chunk(tag: u8, size: u64) -> ChunkRef {
         ChunkRef {
             id: ChunkId([tag; 32]),
             size: u32::try_from(size).unwrap(),
-            csize: 1,
+            stored: 1,
         }
     }
 
@@ -347,7 +347,7 @@ mod tests {
                         ChunkRef {
                             id: ChunkId(id),
                             size: u32::try_from(extent.length()).unwrap(),
-                            csize: 1,
+                            stored: 1,
                         }
                     }
                 })

@@ -1,12 +1,12 @@
 //! One disk of a backup: which of its bytes are read, and that what is not read can be trusted.
 
-use strongroom_borg::{ArchiveWriter, ChunkRef};
 use strongroom_disk::gpt::Gpt;
 use strongroom_disk::{ExtentMap, RangeSet};
 use strongroom_nbd::{Client, Options};
 use strongroom_points::headers::Area;
 use strongroom_points::history::Point;
 use strongroom_points::manifest::{DiskRecord, LuksRecord, Mode};
+use strongroom_points::store::{ArchiveWriter, ChunkRef};
 use uuid::Uuid;
 
 use super::BackupError;

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use strongroom_borg::ChunkRef;
 use strongroom_hypervisor::names::PREFIX;
 use strongroom_hypervisor::{BadBitmap, Bitmaps, Disk, Domain, Identity, Snapshot};
 use strongroom_points::digest;
 use strongroom_points::history::Point;
 use strongroom_points::manifest::{DiskRecord, Exclusion, Manifest, Method, Mode};
 use strongroom_points::names::archive_prefix;
+use strongroom_points::store::ChunkRef;
 use uuid::Uuid;
 
 use super::roles::{self, Moved};

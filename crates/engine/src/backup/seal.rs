@@ -1,7 +1,6 @@
 //! The archive around the disks: definition, firmware variables, manifest; and the commit.
 
 use jiff::Timestamp;
-use strongroom_borg::{ArchiveOptions, ArchiveWriter, ChunkRef, Item, Repository, Summary};
 use strongroom_disk::SwapLayout;
 use strongroom_hypervisor::Domain;
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve};
@@ -12,6 +11,7 @@ use strongroom_points::manifest::{
     DOMAIN_PATH, DiskRecord, ExcludedDisk, Exclusion, FORMAT, FileRecord, HeadersRecord, MANIFEST_PATH,
     Manifest, ManifestError, PLAIN_FORMAT, SIGNATURE_PATH, VmIdentity, disk_path,
 };
+use strongroom_points::store::{ArchiveOptions, ArchiveWriter, ChunkRef, Item, Repository, Summary};
 use strongroom_points::trust::{NAMESPACE, Successor, signature};
 
 use super::BackupError;

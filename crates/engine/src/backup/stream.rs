@@ -16,10 +16,10 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use strongroom_base::workers::{Batches, join, workers_wanted};
-use strongroom_borg::{ArchiveWriter, ChunkRef, Sealed, Sealer, Spare};
 use strongroom_disk::Extent;
 use strongroom_nbd::{Client, Sparse};
 use strongroom_points::digest;
+use strongroom_points::store::{ArchiveWriter, ChunkRef, Sealed, Sealer, Spare};
 
 use super::BackupError;
 use super::cells::{self, Cell};
@@ -122,9 +122,9 @@ fn store(
             Outcome::Zero(length) => writer.zero_chunk(length)?,
             Outcome::Known(chunk) => chunk,
             Outcome::New(sealed) => {
-                let chunk = writer.put(&sealed)?;
-                spare.give(sealed.into_buffer());
-                stored += u64::from(chunk.csize);
+                let (chunk, buffer) = writer.put(sealed)?;
+                spare.give(buffer);
+                stored += u64::from(chunk.stored);
                 chunk
             }
         };

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use strongroom_borg::Canceller;
 use strongroom_points::manifest::Method;
+use strongroom_points::store::Canceller;
 
 use super::CaptureError;
 use super::end_job;

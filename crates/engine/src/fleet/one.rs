@@ -90,10 +90,11 @@ where
     let hypervisor = connection.get_or_init(|| Timed::new(opened));
     let state = StateDirectory::open(&work.settings.state_directory).map_err(FleetError::State)?;
     let watchdog = (work.watchdog)(hypervisor.uri());
-    let mut repositories = work.repositories.clone();
-    repositories.settings.patience = job.limits.repository;
     let heard = Arc::clone(observer);
-    repositories.settings.events = Some(Arc::new(move |event| heard.repository(&event)));
+    let repositories = work.repositories.clone();
+    let repositories = repositories
+        .patient(job.limits.repository)
+        .heard_by(move |event| heard.repository(event));
     let context = Context {
         vm: Some(&job.name),
         hypervisor,

@@ -23,7 +23,7 @@ impl Observer for Ears {
 }
 
 impl OfVm for Ears {
-    fn repository(&self, _: &strongroom_borg::Event) {}
+    fn repository(&self, _: &strongroom_points::store::Event) {}
 }
 
 fn work(lab: &Lab, connect: Arc<Connect<SimHost>>) -> Work<SimHost> {

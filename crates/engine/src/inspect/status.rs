@@ -2,11 +2,11 @@
 //! read without a lock, so that a backup that runs meanwhile is no reason to wait.
 
 use jiff::Timestamp;
-use strongroom_borg::{Access, ArchiveInfo};
 use strongroom_hypervisor::{Domain, HypervisorError, RunState};
 use strongroom_points::archive::HistoryError;
 use strongroom_points::catalog::{Catalog, Entry};
 use strongroom_points::names::archive_prefix;
+use strongroom_points::store::{Access, ArchiveInfo};
 use strongroom_points::trust::memory::Memory;
 use strongroom_points::trust::{self, Standing};
 
@@ -278,7 +278,7 @@ fn on_record(here: &Surroundings<'_>, names: &[String]) -> Option<(Timestamp, St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use strongroom_borg::ChunkId;
+    use strongroom_points::store::ChunkId;
 
     #[test]
     fn only_what_is_called_like_ours_is_counted() {

@@ -2,10 +2,10 @@
 //! the one that is wanted?
 
 use jiff::Timestamp;
-use strongroom_borg::Repository;
 use strongroom_points::catalog::{Catalog, Entry};
 use strongroom_points::history::Point;
 use strongroom_points::manifest::HeadersRecord;
+use strongroom_points::store::Repository;
 use strongroom_points::trust::order::{self, Order};
 use strongroom_points::trust::signature::{self, NAMESPACE, Signer, Untrusted};
 use strongroom_points::trust::{self, Standing};

@@ -16,7 +16,7 @@ pub enum WriteError {
         /// Bytes concerned.
         length: u64,
         /// What is wrong with the chunk.
-        source: strongroom_borg::Error,
+        source: strongroom_points::store::StoreError,
     },
     /// The archive's list of chunks is not the one that the manifest describes.
     #[error("its list of chunks is not the one that the manifest describes")]
@@ -26,7 +26,7 @@ pub enum WriteError {
     Cancelled(#[from] Cancelled),
     /// The repository.
     #[error("use the repository: {0}")]
-    Repository(#[from] strongroom_borg::Error),
+    Repository(#[from] strongroom_points::store::StoreError),
     /// A swap disk's layout.
     #[error("lay out the swap space: {0}")]
     Layout(#[from] strongroom_disk::LayoutError),

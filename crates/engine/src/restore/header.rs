@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use strongroom_borg::{ChunkRef, Repository};
 use strongroom_points::headers::{self, Headers};
 use strongroom_points::history::Point;
 use strongroom_points::manifest::{HeadersRecord, LuksRecord};
+use strongroom_points::store::{ChunkRef, Repository};
 use strongroom_points::trust::order::Order;
 
 use super::{Request, RestoreError};

@@ -23,11 +23,11 @@ use std::thread;
 
 use crossbeam_channel::bounded;
 use strongroom_base::workers::{Batches, join, workers_wanted};
-use strongroom_borg::{ChunkId, Opener, Repository, Spare};
 use strongroom_disk::{Extent, ExtentMap, Kind, RangeSet};
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Sparse, Zeroing, through};
 use strongroom_points::history::Point;
 use strongroom_points::manifest::DiskRecord;
+use strongroom_points::store::{ChunkId, Opener, Repository, Spare};
 use uuid::Uuid;
 
 use super::error::WriteError;

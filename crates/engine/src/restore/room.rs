@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use strongroom_borg::Opener;
 use strongroom_points::history::Point;
+use strongroom_points::store::Opener;
 
 use super::header::Found;
 use super::{DiskContent, DiskTarget};

@@ -5,8 +5,8 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use strongroom_borg::Spare;
 use strongroom_nbd::{Client, Sparse, WriteOptions};
+use strongroom_points::store::Spare;
 
 use super::error::WriteError;
 use crate::run::context::Context;

@@ -5,11 +5,11 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use strongroom_base::workers::{Batches, join, workers_wanted};
-use strongroom_borg::{ChunkId, ChunkRef, Content, Object, Opener, Repository, Spare};
 use strongroom_disk::Extent;
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Sparse};
 use strongroom_points::digest;
 use strongroom_points::history::Point;
+use strongroom_points::store::{ChunkId, ChunkRef, Content, Object, Opener, Repository, Spare};
 
 pub use super::error::WriteError;
 use super::header::{Found, Placed};
@@ -321,7 +321,7 @@ mod tests {
         let chunk = |id: u8, size: u32| ChunkRef {
             id: ChunkId([id; 32]),
             size,
-            csize: 0,
+            stored: 0,
         };
         let list = [chunk(1, 4096), chunk(2, 512), chunk(1, 4096)];
         let digest = digest::of_chunks(&list);

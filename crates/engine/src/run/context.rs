@@ -5,17 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use strongroom_base::cancel::Cancel;
-use strongroom_borg::{Access, Canceller, Encryption, Location, PassphraseSource, Repository, Transport};
 use strongroom_hypervisor::Hypervisor;
+use strongroom_points::store::Repositories;
 use strongroom_points::trust::{Doubt, Grounds, Log};
 use uuid::Uuid;
 
 use crate::run::event::{Code, Event, Kind, Observer};
 use crate::run::settings::Settings;
 use crate::run::state::StateDirectory;
-
-/// Between two looks at whether the work is cancelled.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// The surroundings of a command.
 #[derive(Clone)]
@@ -158,72 +155,5 @@ impl Context<'_> {
     /// Reports something worth knowing.
     pub fn note(&self, text: impl Into<String>) {
         self.report(Kind::note(text));
-    }
-}
-
-/// How Borg repositories are reached and opened.
-#[derive(Clone)]
-pub struct Repositories {
-    /// Programs, directories and time limits of the Borg client.
-    pub settings: strongroom_borg::Settings,
-    /// Where the passphrase comes from.
-    pub passphrase: PassphraseSource,
-    /// Ends connections once it is set: a call that waits for a lock or for a dead network would not notice otherwise.
-    pub cancel: Cancel,
-}
-
-impl Repositories {
-    /// Opens the repository at a location as Borg writes it. One on storage that cannot be written is read without a
-    /// lock.
-    pub fn open(&self, location: &str, access: Access) -> Result<Repository, strongroom_borg::Error> {
-        let location: Location = location.parse()?;
-        match self.open_with(&location, access) {
-            Err(strongroom_borg::Error::LockFailed { message }) if access == Access::Read => {
-                if let Some(events) = &self.settings.events {
-                    events(strongroom_borg::Event::Log {
-                        level: strongroom_borg::Level::Info,
-                        message: format!("it is read without a lock: {message}"),
-                    });
-                }
-                self.open_with(&location, Access::ReadWithoutLock)
-            }
-            opened => opened,
-        }
-    }
-
-    /// The same for reading, also where it is in an older state than was seen before: [`Repository::replayed`] tells.
-    pub fn open_as_it_is(
-        &self,
-        location: &str,
-        access: Access,
-    ) -> Result<Repository, strongroom_borg::Error> {
-        let mut tolerant = self.clone();
-        tolerant.settings.accept_replay = true;
-        tolerant.open(location, access)
-    }
-
-    fn open_with(&self, location: &Location, access: Access) -> Result<Repository, strongroom_borg::Error> {
-        let transport = Transport::spawn(location, &self.settings)?;
-        self.watch(transport.canceller());
-        Repository::open_over(transport, location, access, &self.settings, &self.passphrase)
-    }
-
-    /// Makes a new, empty repository.
-    pub fn create(&self, location: &str, encryption: Encryption) -> Result<(), strongroom_borg::Error> {
-        let location: Location = location.parse()?;
-        Repository::create(&location, encryption, &self.settings, &self.passphrase)
-    }
-
-    /// Closes a connection when the work is cancelled.
-    fn watch(&self, connection: Canceller) {
-        let cancel = self.cancel.clone();
-        std::thread::spawn(move || {
-            while !connection.is_over() {
-                if cancel.is_cancelled() {
-                    return connection.cancel();
-                }
-                std::thread::sleep(LOOK);
-            }
-        });
     }
 }

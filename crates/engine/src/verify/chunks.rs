@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use strongroom_borg::{ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
 use strongroom_points::headers::Headers;
 use strongroom_points::history::Point;
 use strongroom_points::manifest;
+use strongroom_points::store::{ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
 
 use super::{Problem, Work};
 

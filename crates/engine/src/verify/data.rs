@@ -5,7 +5,7 @@ use std::thread;
 
 use crossbeam_channel::bounded;
 use strongroom_base::workers::{Batches, join, workers_wanted};
-use strongroom_borg::{ChunkId, ChunkRef, Object, Opener, Repository, Spare};
+use strongroom_points::store::{ChunkId, ChunkRef, Object, Opener, Repository, Spare};
 
 use super::Surroundings;
 use crate::run::event::Kind;
@@ -19,7 +19,7 @@ pub fn read(
     repository: &mut Repository,
     vm: &str,
     chunks: &[ChunkRef],
-) -> Result<BTreeMap<ChunkId, String>, strongroom_borg::Error> {
+) -> Result<BTreeMap<ChunkId, String>, strongroom_points::store::StoreError> {
     let bytes = chunks.iter().map(|chunk| u64::from(chunk.size)).sum();
     here.report(Kind::DiskStarted { target: vm, bytes });
     let (opener, spare) = (repository.opener(), &repository.spare());

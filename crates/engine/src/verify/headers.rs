@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use strongroom_borg::{ArchiveInfo, Repository};
 use strongroom_points::headers::{Area, Headers};
 use strongroom_points::history::Point;
 use strongroom_points::manifest::HeadersRecord;
+use strongroom_points::store::{ArchiveInfo, Repository};
 
 use super::{Problem, Work};
 

@@ -1,11 +1,11 @@
 //! One restore point: is it signed, in its place, and does it hold exactly what its manifest describes?
 
-use strongroom_borg::Repository;
 use strongroom_points::archive::HistoryError;
 use strongroom_points::digest;
 use strongroom_points::firmware;
 use strongroom_points::history::Point;
 use strongroom_points::manifest::{DOMAIN_PATH, DiskRecord, MANIFEST_PATH, SIGNATURE_PATH, disk_path};
+use strongroom_points::store::Repository;
 use strongroom_points::trust::Signer;
 
 use super::Problem;
@@ -104,7 +104,7 @@ fn disk_problem(point: &Point, disk: &DiskRecord) -> Option<&'static str> {
     let Some(item) = point.items.get(&disk_path(&disk.target)) else {
         return Some("it is missing");
     };
-    if item.chunks_healthy.is_some() {
+    if item.repaired {
         return Some("`borg check --repair` has put zeroes in place of lost chunks");
     }
     let Some(chunks) = point.chunks(&disk.target) else {

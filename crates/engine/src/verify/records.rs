@@ -1,7 +1,7 @@
 //! What is on record of a VM: what it says of the repository, what somebody acknowledges, what is remembered afterwards.
 
 use jiff::Timestamp;
-use strongroom_borg::{ChunkId, Repository};
+use strongroom_points::store::{ChunkId, Repository};
 use strongroom_points::trust::chain::{self, ChainProblem, Head, Link, Records, Walk};
 use strongroom_points::trust::memory::Memory;
 

@@ -5,15 +5,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use strongroom_base::cancel::Cancel;
-use strongroom_borg::{Encryption, PassphraseSource};
+use strongroom_borg::PassphraseSource;
 use strongroom_engine::backup::{self, BackupError, Outcome, Report};
 use strongroom_engine::config::{CaptureMethod, Config, Vm};
 use strongroom_engine::restore::{self, ImageFormat, RestoreError};
-use strongroom_engine::run::context::{Context, Repositories};
+use strongroom_engine::run::context::Context;
 use strongroom_engine::run::event::{Event, Kind, Observer};
 use strongroom_engine::run::settings::{Arguments, Settings};
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_hypervisor::{Chains as _, Hypervisor as _};
+use strongroom_points::store::{Encryption, Repositories};
 use strongroom_sim::{Guest, Lab, SimHost};
 use strongroom_testkit::Borg;
 
@@ -56,7 +57,7 @@ impl Bench {
         let engine = Engine::open(lab.directory(), borg.base(), method);
         let location = engine.config.repository_of(VM);
         let repositories = &engine.repositories;
-        repositories.create(&location, Encryption::RepokeyBlake2).unwrap();
+        repositories.create(&location, Encryption::STANDARD).unwrap();
         Self {
             lab,
             engine,
@@ -203,7 +204,6 @@ impl Engine {
     }
 
     /// Restores.
-    #[expect(clippy::result_large_err, reason = "as the engine gives it")]
     pub fn restore(&self, request: &restore::Request) -> Result<restore::Report, RestoreError> {
         match restore::run(&self.context(&()), request)? {
             restore::Outcome::Done(report) => Ok(report),

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use strongroom_base::record;
-use strongroom_borg::{ArchiveInfo, Repository};
 
 use super::Entry;
 use crate::archive::Listed;
 use crate::manifest::Manifest;
+use crate::store::{ArchiveInfo, Repository};
 
 /// The version of the file.
 const VERSION: u32 = 1;

@@ -15,11 +15,11 @@ use serde::{Deserialize, Serialize};
 use strongroom_base::bounded;
 use strongroom_base::cancel::Cancel;
 use strongroom_base::record::{self, RecordError};
-use strongroom_borg::ChunkId;
 
 use super::chain::{Head, Records};
 use super::part::Part;
 use crate::manifest::LostPoint;
+use crate::store::ChunkId;
 
 /// How long another process may hold the lock.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -5,7 +5,8 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use strongroom_borg::ChunkId;
+
+use crate::store::ChunkId;
 
 /// Which share of all chunks is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

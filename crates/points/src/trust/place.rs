@@ -2,14 +2,13 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use strongroom_borg::{ChunkId, Repository};
-
 use super::chain::{Head, Link, Records};
 use super::grounds::{Doubt, Grounds};
 use super::memory::Memory;
 use super::{standing, witness};
 use crate::history::Point;
 use crate::manifest::{LostPoint, Manifest};
+use crate::store::{ChunkId, Repository};
 
 /// How many lost restore points are stated: the newest of them. One is enough for an alarm.
 const MOST_LOST: usize = 1000;

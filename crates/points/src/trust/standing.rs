@@ -4,7 +4,6 @@
 //! lacks what was the newest, looks whole by itself.
 
 use jiff::Timestamp;
-use strongroom_borg::Repository;
 
 use super::chain::{self, ChainProblem, Head, Link, Records};
 use super::grounds::{Doubt, Grounds};
@@ -14,6 +13,7 @@ use super::signature::{self, NAMESPACE};
 use super::witness;
 use crate::catalog::Entry;
 use crate::manifest::LostPoint;
+use crate::store::Repository;
 
 /// What the witness says, asked once for all VMs; nothing where there is none. That it cannot be asked is a warning.
 pub fn witnessed(grounds: &Grounds<'_>) -> Vec<Head> {

@@ -4,8 +4,8 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use strongroom_borg::Compression;
 use strongroom_hypervisor::NbdTls;
+use strongroom_points::store::Compression;
 use uuid::Uuid;
 
 use super::Arguments;

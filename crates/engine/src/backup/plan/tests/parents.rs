@@ -1,7 +1,7 @@
 //! Which earlier restore point an increment may follow.
 
 use super::super::*;
-use strongroom_borg::ChunkId;
+use strongroom_points::store::ChunkId;
 
 fn committed() -> Committed {
     Committed {
@@ -56,7 +56,7 @@ fn a_disk_follows_a_copy_that_is_whole_and_tracked() {
     let chunks = [ChunkRef {
         id: ChunkId([1; 32]),
         size: 4096,
-        csize: 99,
+        stored: 99,
     }];
     let source = |path: &str| Identity {
         source: Some(path.into()),
