@@ -89,7 +89,7 @@ pub enum BackupError {
     /// The manifest's signature.
     #[error(transparent)]
     Signing(#[from] SigningError),
-    /// Somebody has put back an old copy of the repository.
+    /// An old copy of the repository was put back.
     #[error("back up {vm}: {problem}; nothing is encrypted into such a repository until you acknowledge it")]
     RolledBack {
         /// The VM.
@@ -129,7 +129,7 @@ pub enum BackupError {
         /// The reason, with the offset.
         source: strongroom_disk::ReadError,
     },
-    /// A disk is not ciphertext, and nobody has said that it may be read all the same.
+    /// A disk is not ciphertext, and the configuration does not allow reading it all the same.
     #[error("back up {vm}: disk {disk} is not ciphertext: {parts}; nothing of it was stored")]
     Plaintext {
         /// The VM.
@@ -743,7 +743,7 @@ fn parent<'a>(
     let Some(point) = point else {
         return Parent::None(format!("archive {archive} is not in the repository"));
     };
-    // Nothing that somebody else made becomes part of what we sign.
+    // Nothing that another key's owner made becomes part of what we sign.
     if let Some(signing) = &context.settings.signing
         && signing.allowed_signers.is_some()
     {

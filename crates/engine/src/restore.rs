@@ -67,7 +67,7 @@ pub struct Request {
     pub overwrite: bool,
     /// A damaged disk does not keep the others from being restored. The domain is not defined then.
     pub keep_going: bool,
-    /// Restore it even though nobody who is trusted has signed it.
+    /// Restore it even though no trusted key has signed it.
     pub unsigned: bool,
     /// Restore the newest one that is there, though newer ones are on record.
     pub allow_rollback: bool,
@@ -78,7 +78,7 @@ pub struct Request {
     pub own_headers: bool,
     /// Begin although all of it may not fit; it still gives way before the storage is full.
     pub tight: bool,
-    /// Take the definition as it is, though it acts on the host and nobody vouches for it.
+    /// Take the definition as it is, though it acts on the host and no trusted key has signed it.
     pub trust_definition: bool,
     /// Only say what would be done.
     pub dry_run: bool,
@@ -112,7 +112,7 @@ pub enum RestoreError {
     /// What was asked for does not fit the archive or the host.
     #[error(transparent)]
     Plan(#[from] plan::PlanError),
-    /// Nobody who is trusted vouches for the archive.
+    /// No trusted key has signed the archive.
     #[error("trust archive {archive}: {source}")]
     Untrusted {
         /// The archive's name.
@@ -128,7 +128,7 @@ pub enum RestoreError {
         /// What does not fit the record.
         problem: ChainProblem,
     },
-    /// A disk's data would be there, and nobody could open it.
+    /// A disk's data would be there, and no key would open it.
     #[error(
         "restore disk {disk}: no header opens LUKS volume {uuid} any more: {reason}; --keep-going restores what else there is"
     )]
@@ -140,7 +140,7 @@ pub enum RestoreError {
         /// What was looked for in vain.
         reason: String,
     },
-    /// Nobody vouches for a definition that acts on the host.
+    /// A definition acts on the host, and no trusted key has signed it.
     #[error(
         "define {vm}: no trusted key has signed the restore point, and its definition has {}; --trust-definition takes it as it is, and --disk restores disks alone", .powers.join(", ")
     )]

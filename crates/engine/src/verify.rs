@@ -4,7 +4,7 @@
 //! [`run`] goes from VM to VM: the restore points one by one ([`point`]), the LUKS headers apart from them ([`headers`]),
 //! their chain ([`strongroom_points::trust::chain`]) and what is on record of it ([`records`]), disks that have dropped out
 //! ([`dropped`]), whether the repository has every chunk, and, if asked for, what is in each chunk ([`data`]). With all VMs,
-//! each that anybody knows has to be there ([`roll`]).
+//! each that is known anywhere has to be there ([`roll`]).
 //!
 //! It fails closed: what cannot be read, is not signed or is not known is a [`Problem`]. No hypervisor is needed, and no
 //! earlier state: an empty machine with the configuration, `allowed_signers` and the witness can tell.
@@ -133,7 +133,7 @@ pub struct VmReport {
     pub points: Vec<PointReport>,
     /// Numbers, first and last, that were pruned or removed.
     pub removed: Vec<(u64, u64)>,
-    /// Disks that are not backed up any more, as long as nobody has acknowledged that.
+    /// Disks that are not backed up any more, as long as that is not acknowledged.
     pub dropped: Vec<Dropped>,
     /// What has been acknowledged just now.
     pub acknowledged: Vec<String>,
@@ -171,7 +171,7 @@ pub struct Report {
     pub ok: bool,
     /// The VMs.
     pub vms: Vec<VmReport>,
-    /// VMs that were not looked for, of all, because somebody has acknowledged that they were given up.
+    /// VMs that were not looked for, of all, because it is acknowledged that they were given up.
     pub given_up: Vec<String>,
     /// What is wrong with no single VM.
     pub problems: Vec<Problem>,
@@ -263,7 +263,7 @@ pub fn run(here: &Surroundings<'_>, request: &Request) -> Result<Report, Cancell
     Ok(report)
 }
 
-/// Whoever is on record anywhere, before any repository has been opened.
+/// The VMs that are on record anywhere, before any repository has been opened.
 fn all_known(here: &Surroundings<'_>, witness: Option<&[Head]>, problems: &mut Vec<Problem>) -> Roll {
     let own = roll::remembered(here).unwrap_or_else(|error| {
         problems.push(Problem::new("records", format!("failed to {error}")));
@@ -476,11 +476,11 @@ impl Work<'_> {
     fn point(&mut self, repository: &mut Repository, point: &Point) -> Result<(), HistoryError> {
         let signer = self.signers.get(&point.link).cloned();
         let (signer, problems) = point::check(repository, &self.report.vm, point, signer)?;
-        // What is signed for another place, or by nobody who is named, says nothing of this chain.
+        // What is signed for another place, or by a key that is not named, says nothing of this chain.
         let in_place = problems.iter().all(|problem| problem.kind != "place");
         let signing = self.here.settings.signing.as_ref();
-        let anybody = signing.is_none_or(|signing| signing.allowed_signers.is_none());
-        let trusted = in_place && (signer.is_some() || anybody);
+        let any_key = signing.is_none_or(|signing| signing.allowed_signers.is_none());
+        let trusted = in_place && (signer.is_some() || any_key);
         self.problems(problems);
         let archive = point.name();
         self.report.points.push(PointReport {

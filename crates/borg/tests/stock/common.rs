@@ -3,10 +3,12 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use strongroom_borg::{
-    Access, ArchiveOptions, ChunkRef, Compression, Encryption, Item, Location, Passphrase, PassphraseSource,
-    Repository, Settings, Summary,
+    Access, ArchiveOptions, Canceller, ChunkRef, Compression, Encryption, Item, Location, Passphrase,
+    PassphraseSource, Repository, Settings, Summary,
 };
 
 pub const PASSPHRASE: &str = "a test's passphrase ü";
@@ -255,4 +257,16 @@ pub fn read(repository: &mut Repository, archive: &str, path: &str) -> Vec<u8> {
         })
         .unwrap();
     content
+}
+
+/// Waits until a connection is over: a thread that was waiting for the server may hold it a moment longer.
+pub fn wait_for_end(canceller: &Canceller) {
+    let begin = Instant::now();
+    while !canceller.is_over() {
+        assert!(
+            begin.elapsed() < Duration::from_secs(40),
+            "the connection is still open"
+        );
+        thread::sleep(Duration::from_millis(10));
+    }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::common::{BLOCK, PASSPHRASE, World, disk, noise, options, passphrase, read, write};
+use crate::common::{BLOCK, PASSPHRASE, World, disk, noise, options, passphrase, read, wait_for_end, write};
 use strongroom_borg::{
     Access, ChunkRef, Compression, Encryption, Error, Item, Passphrase, PassphraseSource, Repository,
     Transport,
@@ -252,7 +252,7 @@ fn cancelling_while_waiting_for_the_lock() {
     assert!(matches!(opened, Err(Error::Cancelled { .. })), "{opened:?}");
     assert!(clock.elapsed() < Duration::from_secs(20), "{:?}", clock.elapsed());
     thread.join().unwrap();
-    assert!(canceller.is_over());
+    wait_for_end(&canceller);
     // The holder of the lock still has it.
     holder.close().unwrap();
     assert_eq!(world.open(Access::Write).archives().count(), 1);

@@ -128,7 +128,7 @@ fn document(one: &Done) -> OneBackup<'_> {
 }
 
 /// Lets the disk serve others first: this process and whatever it starts, `qemu-nbd` among them, get the lowest priority
-/// that is still served under load (`ioprio_set(2)`: best-effort 7). A priority that somebody has set stays. What is started
+/// that is still served under load (`ioprio_set(2)`: best-effort 7). A priority that was set before stays. What is started
 /// from here on inherits it; where it cannot be set, the depth of the reading has to do.
 fn yield_the_disk() {
     let ionice = |arguments: &[&str]| {

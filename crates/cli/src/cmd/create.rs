@@ -56,7 +56,7 @@ pub(super) fn make(settings: &Settings, args: &Create, role: Option<&Role<'_>>) 
             )),
         );
     }
-    // All that somebody may be asked for comes first.
+    // All that you may be asked for comes first.
     let mut request = request(settings, &parts, args)?;
     if let Some(role) = role {
         request.backups = Some(role.backups.clone());
@@ -178,7 +178,7 @@ fn request(settings: &Settings, parts: &Parts, args: &Create) -> Result<Request,
     Ok(request)
 }
 
-/// Asks a Tang server, and somebody who knows it whether that is the one.
+/// Asks a Tang server for its key, and you whether that is the one.
 fn trusted(settings: &Settings, args: &Create, at: usize, url: &str) -> Result<protocol::Tang, Failure> {
     let pins = &args.tang_thumbprint;
     if let Some(odd) = pins.iter().find(|pin| !tang::is_thumbprint(pin)) {

@@ -332,7 +332,7 @@ impl World {
         directory
     }
 
-    /// Puts an archive from a directory in the place of one, with any time, cut as we cut: what somebody with the key can do.
+    /// Puts an archive from a directory in the place of one, with any time, cut as we cut: what a thief with the key can do.
     fn replace(&self, archive: &str, time: Timestamp, directory: &Path, items: &[&str]) {
         self.borg(&["delete", &self.at(archive)]);
         self.write(archive, time, directory, items);
@@ -365,12 +365,12 @@ impl World {
         writer.commit().unwrap().0.close().unwrap();
     }
 
-    /// Signs a file in the place of whoever has, with a key that nobody trusts: `thief` in the lab.
+    /// Signs a file in the place of its signer, with a key that is not trusted: `thief` in the lab.
     fn sign_as_thief(&self, file: &Path, namespace: &str) {
         self.sign("thief", file, namespace);
     }
 
-    /// Signs a file in the place of whoever has, with a key in the lab, which is made if there is none.
+    /// Signs a file in the place of its signer, with a key in the lab, which is made if there is none.
     fn sign(&self, key: &str, file: &Path, namespace: &str) {
         let key = self.lab.path(key);
         if !key.exists() {
@@ -568,7 +568,7 @@ fn whoever_has_the_repository_key_cannot_pass_anything_off_as_ours() {
         Found::Verify
     );
 
-    // Consistent in itself, and signed, but by somebody else.
+    // Consistent in itself, and signed, but by another key.
     world.reset(&whole);
     let extracted = world.extract(last);
     world.sign_as_thief(&extracted.join("manifest.json"), "strongroom-manifest@v1");
@@ -600,9 +600,9 @@ struct Forgery {
     why: &'static str,
 }
 
-/// Whoever has the repository's key takes the newest restore point away and puts another one in its place, with an enormous
+/// A thief with the repository's key takes the newest restore point away and puts another one in its place, with an enormous
 /// number, with what we have signed for another repository, or with what we have signed for another place in this one: no
-/// next one is made to follow that, and what was taken away stays missing until somebody acknowledges it.
+/// next one is made to follow that, and what was taken away stays missing until that is acknowledged.
 #[test]
 fn a_forged_number_is_not_followed() {
     let world = World::new();

@@ -306,7 +306,7 @@ fn a_vm_that_is_shut_off_is_backed_up_too() {
     let again = bench.backup(&vm, &()).unwrap();
     assert_eq!(disk(&again, "vda").bytes_stored, 0);
 
-    // Started in the middle: nobody keeps it from starting, and what was read counts for nothing.
+    // Started in the middle: nothing keeps it from starting, and what was read counts for nothing.
     let start = Once::new();
     let hook = Hook::new(|event| {
         if let Kind::Captured { .. } = event {

@@ -203,7 +203,7 @@ fn rollback_omission_and_pruning_are_told_apart() {
         .says(&world.lab, &["backup", world.vm()])
         .expect(3, &["number 3", "old copy"]);
     assert_eq!(world.newest()["lost"][0]["sequence"], 3);
-    // That heals nothing: neither for us nor for anybody who has nothing but the witness, and not by still another one.
+    // That heals nothing: neither for us nor for an auditor who has nothing but the witness, and not by still another one.
     world.backup(4);
     let empty = world.empty_machine();
     for bench in [&world.bench, &empty] {
@@ -219,7 +219,7 @@ fn rollback_omission_and_pruning_are_told_apart() {
     world.borg(&["delete", &world.at(&world.bench.archives(world.vm())[2])]);
     assert_eq!(kinds(&world.verify(&["--all"]).1), ["omission"]);
     assert_eq!(kinds(&world.verify_with(&empty, &["--all"]).1), ["omission"]);
-    // Somebody meant it, and says so. Others hear of that by the next restore point, or say so themselves.
+    // It was meant, and is acknowledged. Others hear of that by the next restore point, or acknowledge it themselves.
     let said = world
         .bench
         .says(&world.lab, &["verify", world.vm(), "--acknowledge"]);
@@ -314,7 +314,7 @@ fn a_vm_that_the_inventory_lists_has_to_be_there() {
     assert_eq!((code, kinds(&report)), (1, vec!["no-restore-point".to_owned()]));
     world.bench.backup(&other.name, &()).unwrap();
     assert_eq!(world.verify(&["--all"]).0, 0);
-    // Dropped from the configuration of whoever verifies, and its repository is gone: the inventory knows it.
+    // Dropped from the auditor's configuration, and its repository is gone: the inventory knows it.
     let mut fewer = world.empty_machine();
     fewer
         .config
@@ -368,7 +368,7 @@ fn a_vm_that_anybody_remembers_has_to_be_there() {
     assert_eq!(missed(&blind), fails);
     let inventory = &world.bench.archives(world.vm())[0];
     world.borg(&["delete", &world.at(inventory)]);
-    assert_eq!(missed(&blind), (0, vec![]), "nobody knows it");
+    assert_eq!(missed(&blind), (0, vec![]), "it is known nowhere");
     assert_eq!(missed(&empty), fails);
     let mut own = world.bench.elsewhere(&world.bench.config.state_directory());
     own.config.witness = None;
@@ -499,7 +499,7 @@ fn a_disk_that_is_not_backed_up_any_more_is_named_until_that_is_acknowledged() {
     let said = world.bench.says(&world.lab, &["verify", vm, "--acknowledge"]);
     said.expect(0, &[]);
     assert!(said.out.contains("acknowledged: disk vdb"), "{}", said.out);
-    // Also when those before and after are pruned; and elsewhere, where nobody has said so, it is named on.
+    // Also when those before and after are pruned; and elsewhere, where that is not acknowledged, it is named on.
     world.backup(2);
     world.backup(3);
     world.borg(&["delete", &world.at(&world.bench.archives(vm)[1])]);
@@ -688,7 +688,7 @@ fn an_append_only_repository_survives_its_client() {
     let last = log.lines().last().unwrap();
     let number: u64 = last.split([' ', ',']).nth(1).unwrap().parse().unwrap();
 
-    // The client goes mad. Whoever looks sees it; whoever has the server undoes it.
+    // The client goes mad. A verification sees it; the server's administrator undoes it.
     let archives = world.bench.archives(world.vm());
     world.borg(&["delete", &world.at(&archives[0]), &archives[1], &archives[2]]);
     world.borg(&["compact", &repository]);

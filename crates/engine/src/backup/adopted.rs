@@ -109,7 +109,7 @@ fn follows(name: &str, uuid: Uuid, before: &VmIdentity, made_anew: bool) -> bool
     before.uuid == uuid || (made_anew && before.name == name)
 }
 
-/// Newer ones that nobody vouches for: whoever has the repository's key can give them any number.
+/// Newer ones that no trusted key has signed: with the repository's key alone they can be given any number.
 fn doubtful(context: &Context<'_>, vm: &str, standing: &Standing<'_>) {
     let Some((archive, why)) = standing.doubtful.first() else {
         return;
@@ -133,7 +133,7 @@ pub struct Gone {
     pub metadata: HashSet<ChunkId>,
 }
 
-/// Asks the repository's index for what would be taken over, unless it is as the last backup has left it: then nobody else has
+/// Asks the repository's index for what would be taken over, unless it is as the last backup has left it: then no other has
 /// written to it. That is told by its manifest's time, which every commit moves on, and by the number of its objects,
 /// since a repair removes some and leaves the manifest alone.
 pub fn gone(
@@ -199,7 +199,7 @@ pub fn leave(context: &Context<'_>, repository: &mut Repository, vm: &str) {
 mod tests {
     use super::*;
 
-    /// R15: a repository that was moved here, or a VM that was made anew, and nobody said so.
+    /// R15: a repository that was moved here, or a VM that was made anew, and no option says so.
     #[test]
     fn a_chain_belongs_to_one_vm() {
         let [web, db] = [1, 2].map(Uuid::from_u128);

@@ -141,7 +141,7 @@ pub fn changes(changed: &RangeSet, before: &RangeSet, carved: &RangeSet) -> Rang
     changed.subtract(carved).union(&moved)
 }
 
-/// Says of volumes that the parent had that their headers are gone: without a header nobody opens older backups either,
+/// Says of volumes that the parent had that their headers are gone: without a header no key opens older backups either,
 /// once the last one is pruned.
 pub fn warn_gone(context: &Context<'_>, disk: &str, before: Option<&DiskRecord>, now: &[LuksRecord]) {
     for old in before.iter().flat_map(|disk| &disk.luks) {

@@ -115,7 +115,7 @@ pub fn seal(
         manifest.format = FORMAT;
         manifest.headers = Some(headers(context, &manifest, plan, areas, &mut writer)?);
     }
-    // The manifest and its signature come first: whoever wants only those need not read the disks' lists of chunks.
+    // The manifest and its signature come first: a reader that wants only those need not read the disks' lists of chunks.
     let bytes = manifest.to_bytes()?;
     let signature = sign(context, NAMESPACE, &bytes, instant.at)?;
     let first = [(MANIFEST_PATH, Some(bytes)), (SIGNATURE_PATH, signature)];

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Both queues are short, so memory does not grow with the disk; only the list of chunks does. A cell stays in the buffer
-//! that libnbd fills until the repository has it. Whoever fails closes its end of a queue, and the others stop.
+//! that libnbd fills until the repository has it. A part that fails closes its end of a queue, and the others stop.
 
 use std::ops::ControlFlow;
 use std::thread;

@@ -43,7 +43,7 @@ pub fn compare(
     Ok((headers, Order::new(chain, &records.of(&id))))
 }
 
-/// Before anything of the archive is used: the manifest is signed by somebody who is trusted, and for this archive. Only
+/// Before anything of the archive is used: the manifest is signed by a trusted key, and for this archive. Only
 /// the operator can do without, explicitly. Gives whether it is vouched for.
 pub fn trust(
     context: &Context<'_>,
@@ -94,7 +94,7 @@ pub fn trust(
     }
 }
 
-/// Whether a restore point is signed by somebody who is trusted, and in its place.
+/// Whether a restore point is signed by a trusted key, and in its place.
 fn judge(
     archive: &str,
     signer: Result<Signer, Untrusted>,

@@ -261,7 +261,7 @@ impl<'a> Search<'a> {
         }))
     }
 
-    /// An archive of headers, if it is what it says and somebody trusted has signed it, by the same rules as the restore
+    /// An archive of headers, if it is what it says and a trusted key has signed it, by the same rules as the restore
     /// point. One that is not cannot be in the way of an older one, and is never used.
     fn trusted(&self, repository: &Repository, headers: Headers) -> Result<Option<Headers>, RestoreError> {
         let records = [&self.point.manifest.headers, &self.chain.newest];

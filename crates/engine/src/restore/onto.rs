@@ -123,7 +123,7 @@ impl Place {
             if self.directory.find(&self.difference).map_err(text)?.is_some() {
                 let difference = self.directory.open_file(&self.difference, true).map_err(text)?;
                 let found = difference.metadata().map_err(text)?;
-                // What is merged into somebody's image comes from us: in a directory of others it could be anything.
+                // What is merged into your image comes from us: in a directory of others it could be anything.
                 if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
                     let name = self.path.with_file_name(&self.difference);
                     return Err(format!("{} can be written by others", name.display()));

@@ -1,4 +1,4 @@
-//! What is on record of a VM: what it says of the repository, what somebody acknowledges, what is remembered afterwards.
+//! What is on record of a VM: what it says of the repository, what is acknowledged, what is remembered afterwards.
 
 use jiff::Timestamp;
 use strongroom_points::store::{ChunkId, Repository};
@@ -121,7 +121,7 @@ impl Work<'_> {
         format!("`strongroom verify {} --acknowledge`", self.report.vm)
     }
 
-    /// The disks that have dropped out, and that nobody has acknowledged.
+    /// The disks that have dropped out without being acknowledged.
     fn dropped(&self, scope: &Scope) -> Vec<Dropped> {
         let mut dropped = self.disks.dropped();
         if dropped.is_empty() {
@@ -167,7 +167,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Whether somebody can say that the VM was given up: not of one that this configuration has backed up.
+    /// Whether it can be acknowledged that the VM was given up: not of one that this configuration has backed up.
     pub(super) fn may_be_given_up(&self) -> bool {
         !self.here.settings.is_configured(&self.report.vm)
     }
@@ -196,7 +196,7 @@ impl Work<'_> {
         let part = self.report.part;
         let looked_at = |id: &ChunkId| {
             let read = request.data && part.is_none_or(|part| part.has(id));
-            // A chunk that no restore point uses any more is nobody's damage.
+            // A chunk that no restore point uses any more is no damage.
             (read && self.seen.contains(id)) || (scope.when.is_none() && !self.seen.contains(id))
         };
         let newest = self.links.iter().max_by_key(|link| link.sequence);

@@ -1,5 +1,5 @@
 //! What we remember of a VM's repository between two runs: the newest restore point ever seen there, those that were lost,
-//! what somebody has acknowledged to be gone, chunks that were found damaged, and how far a cycle of reading everything
+//! what is acknowledged to be gone, chunks that were found damaged, and how far a cycle of reading everything
 //! has come. One file a VM in the state directory, named by the VM, since it is asked for when nothing else of the VM is
 //! left.
 
@@ -40,13 +40,13 @@ struct Content {
     /// Restore points that were gone when a next one was made.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     lost: Vec<Gone>,
-    /// Restore points that may be gone: somebody has said so.
+    /// Restore points that may be gone: that is acknowledged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     acknowledged: Vec<Gone>,
     /// Disks that need not be backed up any more, and since when.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     left_out: BTreeMap<String, Timestamp>,
-    /// When somebody has said that the VM was given up.
+    /// When it was acknowledged that the VM was given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     given_up: Option<Timestamp>,
     /// The repository after the last backup.
@@ -54,7 +54,7 @@ struct Content {
     left: Option<Left>,
 }
 
-/// How a backup has left its repository: as long as it is so, nobody else has written to it.
+/// How a backup has left its repository: as long as it is so, no other has written to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Left {
     /// The repository's id, in hexadecimal.

@@ -47,7 +47,7 @@ pub fn recall(grounds: &Grounds<'_>, vm: &str, repository: &str, witnessed: &[He
 pub struct Standing<'a> {
     /// The newest that is vouched for, where it is said who is trusted; else the one with the largest number.
     pub newest: Option<&'a Entry>,
-    /// Newer ones that nobody vouches for, the newest first, and why.
+    /// Newer ones that no trusted key has signed, the newest first, and why.
     pub doubtful: Vec<(String, String)>,
     /// What does not fit the record.
     pub problems: Vec<ChainProblem>,

@@ -133,8 +133,8 @@ fn a_signature_of_somebody_else_or_for_something_else_is_none() {
     fs::write(place.join(SIGNATURE), signed.unwrap()).unwrap();
     assert!(matches!(lab.open("base"), Err(TemplateError::Untrusted { .. })));
     // No key is trusted.
-    let nobody = Signing::default();
-    let refused = lab.store.open("base", &nobody, &Cancel::new());
+    let trusts_none = Signing::default();
+    let refused = lab.store.open("base", &trusts_none, &Cancel::new());
     assert!(matches!(
         refused,
         Err(TemplateError::Untrusted {
