@@ -206,20 +206,21 @@ impl Catalog {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::store::ChunkId;
 
     /// A restore point of a VM with this number, made at this second.
-    fn entry(vm: &str, number: u64, second: i64) -> Entry {
+    pub fn entry(vm: &str, number: u64, second: i64) -> Entry {
         let name = format!("{vm}-{number}");
         let time = jiff::Timestamp::from_second(second).unwrap();
         let text = format!(
             r#"{{"format":1,"vm":{{"name":"{vm}","uuid":"{}"}},"run":"r","archive":"{name}","started":"{time}",
-            "repository":"00","sequence":{number},"previous":null,"captured":"{time}","method":"offline",
+            "repository":"{}","sequence":{number},"previous":null,"captured":"{time}","method":"offline",
             "consistency":"clean","stall_us":0,"checkpoint":null,"disks":[],"excluded":[],"files":[],"inventory":[],
             "producer":"test"}}"#,
-            Uuid::from_u128(u128::from(vm.len() as u64))
+            Uuid::from_u128(u128::from(vm.len() as u64)),
+            "00".repeat(32)
         );
         Entry {
             info: ArchiveInfo {
@@ -235,6 +236,16 @@ mod tests {
                 name: name.as_str().into(),
                 times: [time, time],
             },
+        }
+    }
+
+    impl Entry {
+        /// The repository lists it with the name and the time that it has here.
+        pub fn list_as_said(&mut self) {
+            self.listed = Listed {
+                name: self.info.name.clone(),
+                times: [self.info.time; 2],
+            };
         }
     }
 

@@ -303,6 +303,7 @@ fn is_ours(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manifest::HeaderRecord;
     use uuid::Uuid;
 
     fn statement() -> Statement {
@@ -347,6 +348,18 @@ mod tests {
         refused(|bad| bad.areas[0].length = LARGEST_AREA + 1);
         refused(|bad| bad.areas[0].offset = u64::MAX);
         refused(|bad| bad.areas[1] = bad.areas[0].clone());
+        let many = |count: usize| {
+            let mut many = good.clone();
+            let area = many.areas[0].clone();
+            let at = |number| Area {
+                offset: number as u64 * 512,
+                ..area.clone()
+            };
+            many.areas = (0..count).map(at).collect();
+            many.to_bytes()
+        };
+        many(MAX_AREAS).unwrap();
+        many(MAX_AREAS + 1).unwrap_err();
     }
 
     #[test]
@@ -415,6 +428,96 @@ mod tests {
         };
         let why = trusted(&good, Some(&signing), "00", "web").unwrap_err();
         assert!(why.contains("not signed"), "{why}");
+    }
+
+    /// An area's list of chunks is the signed one, whole, or none.
+    #[test]
+    fn an_area_is_taken_as_it_was_signed_or_not_at_all() {
+        let chunk = |byte, size| ChunkRef {
+            id: ChunkId([byte; 32]),
+            size,
+            stored: 0,
+        };
+        let chunks = vec![chunk(1, 1 << 20), chunk(2, 15 << 20)];
+        let mut said = statement();
+        said.areas.truncate(1);
+        said.areas[0].digest = digest::of_chunks(&chunks);
+        let area = said.areas[0].clone();
+        let mut headers = archived(said);
+        assert_eq!(headers.chunks(&area), None, "it is not there");
+        let item = Item::regular(&area.path(), chunks.clone());
+        headers.items.insert(area.path(), item.clone());
+        assert_eq!(headers.chunks(&area), Some(&chunks[..]));
+        let sound = |damaged: &[u8]| -> Vec<ChunkRef> {
+            let damaged = damaged.iter().map(|byte| ChunkId([*byte; 32])).collect();
+            headers.sound_chunks(&damaged).collect()
+        };
+        assert_eq!(sound(&[]), chunks);
+        assert_eq!(sound(&[1]), chunks[1..]);
+        let longer = Area {
+            length: area.length + 1,
+            ..area.clone()
+        };
+        assert_eq!(headers.chunks(&longer), None, "another length");
+        let other = Area {
+            digest: "d".into(),
+            ..area.clone()
+        };
+        assert_eq!(headers.chunks(&other), None, "another digest");
+        let patched = Item {
+            intact: false,
+            ..item
+        };
+        headers.items.insert(area.path(), patched);
+        assert_eq!(headers.chunks(&area), None, "patched");
+    }
+
+    /// A header of another volume, of another key or of another length opens nothing.
+    #[test]
+    fn the_header_that_opens_a_volume_is_found() {
+        let mut said = statement();
+        said.areas.push(Area {
+            offset: 5 << 20,
+            ..said.areas[0].clone()
+        });
+        let headers = archived(said);
+        let volume = |offset, uuid: &str, binding: &str, length| LuksRecord {
+            offset,
+            version: 2,
+            uuid: uuid.into(),
+            digests: Vec::new(),
+            tokens: Vec::new(),
+            header: Some(HeaderRecord {
+                length,
+                binding: binding.into(),
+                sha256: "s".into(),
+            }),
+        };
+        let at = |luks: &LuksRecord| headers.fitting(luks).map(|area| area.offset);
+        let whole = 16 << 20;
+        assert_eq!(
+            at(&volume(5 << 20, "u", "b", whole)),
+            Some(5 << 20),
+            "its own place"
+        );
+        assert_eq!(at(&volume(7 << 20, "u", "b", whole)), Some(1 << 20), "a copy");
+        assert_eq!(at(&volume(1 << 20, "x", "b", whole)), None);
+        assert_eq!(at(&volume(1 << 20, "u", "x", whole)), None);
+        assert_eq!(at(&volume(1 << 20, "u", "b", whole + 1)), None);
+        let mut inside = volume(1 << 20, "u", "b", whole);
+        inside.header = None;
+        assert_eq!(at(&inside), None);
+    }
+
+    #[test]
+    fn the_archive_of_headers_is_older_and_linked() {
+        let started = Timestamp::from_second(5).unwrap();
+        assert_eq!(archive_time(started), Timestamp::from_millisecond(4999).unwrap());
+        assert_eq!(archive_time(Timestamp::MIN), Timestamp::MIN);
+        let headers = archived(statement());
+        assert_eq!(headers.name(), "web-1.headers");
+        assert_eq!(headers.link(), digest::sha256(&headers.bytes));
+        assert_eq!(area_of("headers/vda-512.luks"), Some(("vda", 512)));
     }
 
     #[test]

@@ -123,3 +123,102 @@ fn is_ours(path: &str) -> bool {
         || firmware::limit(path).is_some()
         || manifest::disk_of(path).is_some()
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use jiff::Timestamp;
+
+    fn id(byte: u8) -> ChunkId {
+        ChunkId([byte; 32])
+    }
+
+    /// A restore point with one disk of three chunks.
+    pub fn point() -> Point {
+        let text = r#"{"format":1,"vm":{"name":"web","uuid":"00000000-0000-0000-0000-000000000000"},"run":"r",
+            "archive":"web-1","started":"1970-01-01T00:00:00Z","repository":"00","sequence":1,"previous":null,
+            "captured":"1970-01-01T00:00:00Z","method":"offline","consistency":"clean","stall_us":0,"checkpoint":null,
+            "disks":[],"excluded":[],"files":[],"inventory":[],"producer":"test"}"#;
+        let info = ArchiveInfo {
+            name: "web-1".into(),
+            id: id(0),
+            time: Timestamp::UNIX_EPOCH,
+        };
+        let chunk = |byte, size| ChunkRef {
+            id: id(byte),
+            size,
+            stored: 0,
+        };
+        let path = manifest::disk_path("vda");
+        let disk = Item::regular(&path, vec![chunk(1, 4096), chunk(2, 8192), chunk(3, 512)]);
+        Point {
+            archive: Archive {
+                time: info.time,
+                authenticated: true,
+                item_ids: Vec::new(),
+                info,
+            },
+            manifest: Manifest::parse(text.as_bytes()).unwrap(),
+            bytes: text.into(),
+            signature: None,
+            link: Manifest::link(text.as_bytes()),
+            items: [(path, disk)].into(),
+            strange: Vec::new(),
+            damaged: BTreeSet::new(),
+        }
+    }
+
+    #[test]
+    fn damaged_chunks_are_not_taken_over_but_read_anew() {
+        let mut point = point();
+        let sound =
+            |point: &Point| -> Vec<ChunkId> { point.sound_chunks("vda").map(|chunk| chunk.id).collect() };
+        assert_eq!(sound(&point), [id(1), id(2), id(3)]);
+        assert_eq!(point.damaged_extents("vda"), []);
+        point.damaged = [id(2), id(3)].into();
+        assert_eq!(sound(&point), [id(1)]);
+        let extents =
+            [(4096, 8192), (12288, 512)].map(|(offset, length)| Extent::new(offset, length).unwrap());
+        assert_eq!(point.damaged_extents("vda"), extents);
+        assert_eq!(point.damaged_extents("vdb"), []);
+    }
+
+    #[test]
+    fn a_patched_disk_has_no_chunks_to_take_over() {
+        let mut point = point();
+        assert_eq!(point.chunks("vda").map(<[_]>::len), Some(3));
+        assert_eq!(point.chunks("vdb"), None);
+        for item in point.items.values_mut() {
+            item.intact = false;
+        }
+        assert_eq!(point.chunks("vda"), None);
+        assert_eq!(point.sound_chunks("vda").count(), 0);
+    }
+
+    #[test]
+    fn a_restore_point_knows_its_name_and_place() {
+        let mut point = point();
+        assert_eq!(point.name(), "web-1");
+        assert_eq!(point.place("00"), Ok(()));
+        point.place("11").unwrap_err();
+        point.archive.time = Timestamp::MAX;
+        point.place("00").unwrap_err();
+    }
+
+    #[test]
+    fn only_paths_that_a_backup_writes_are_kept() {
+        for ours in [
+            manifest::MANIFEST_PATH,
+            manifest::SIGNATURE_PATH,
+            manifest::DOMAIN_PATH,
+            manifest::NVRAM_PATH,
+            "tpm/tpm2/tpm2-00.permall",
+            "disks/vda.raw",
+        ] {
+            assert!(is_ours(ours), "{ours}");
+        }
+        for other in ["", "disks/../vda.raw", "disks/vda", "etc/passwd", "headers.json"] {
+            assert!(!is_ours(other), "{other}");
+        }
+    }
+}

@@ -15,5 +15,7 @@ pub mod history;
 pub mod manifest;
 pub mod names;
 pub mod store;
+#[cfg(test)]
+mod testing;
 pub mod trust;
 pub mod when;

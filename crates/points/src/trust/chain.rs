@@ -398,6 +398,49 @@ pub(super) mod tests {
         assert_eq!(walk(&[], &[], "r", time(0)), Walk::default());
     }
 
+    /// What stops a restore of the newest, and what may be acknowledged: a fork may not, and what was lost stops nothing.
+    #[test]
+    fn each_problem_says_what_it_stops() {
+        let (at, name) = (time(1), || "vm-1".to_owned());
+        let rollback = ChainProblem::Rollback {
+            repository: at,
+            sequence: 1,
+            archive: name(),
+            committed: at,
+            newest: "none".into(),
+        };
+        let replayed = ChainProblem::Replayed {
+            repository: at,
+            seen: name(),
+        };
+        let omission = ChainProblem::Omission {
+            sequence: 1,
+            archive: name(),
+            newest: "none".into(),
+        };
+        let lost = ChainProblem::Lost {
+            sequence: 1,
+            archive: name(),
+        };
+        let elsewhere = ChainProblem::Elsewhere {
+            sequence: 1,
+            archive: name(),
+            repository: "r".into(),
+        };
+        for (problem, hides, acknowledged) in [
+            (rollback, true, true),
+            (replayed, true, true),
+            (omission, true, true),
+            (lost, false, true),
+            (ChainProblem::Fork(name()), true, false),
+            (ChainProblem::Broken(name()), false, false),
+            (elsewhere, true, true),
+        ] {
+            assert_eq!(problem.hides_the_newest(), hides, "{problem}");
+            assert_eq!(problem.can_be_acknowledged(), acknowledged, "{problem}");
+        }
+    }
+
     #[test]
     fn pruned_numbers_are_named_and_no_failure() {
         let found = walk(&links(&[3, 4, 8]), &[head(5), head(8)], "r", time(9));
@@ -420,6 +463,11 @@ pub(super) mod tests {
         );
         assert_eq!(
             kinds(&walk(&links(&[1, 2]), &[head(4)], "r", time(5))),
+            ["omission"]
+        );
+        // As old as the commit on record: this is no copy from before it.
+        assert_eq!(
+            kinds(&walk(&links(&[1, 2]), &[head(4)], "r", time(4))),
             ["omission"]
         );
         assert_eq!(kinds(&walk(&[], &[head(4)], "r", time(5))), ["omission"]);

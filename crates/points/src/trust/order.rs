@@ -108,6 +108,8 @@ mod tests {
         // Those after it say nothing of it.
         assert_eq!(chain.at(1, at(50), now), at(50));
         assert_eq!(chain.at(2, at(120), now), at(120));
+        // Nor does another one with the same number.
+        assert_eq!(chain.at(2, at(60), now), at(60));
         // The record counts as well as what is there, and vouches for what it names.
         let records = Records {
             heads: vec![head(2)],

@@ -178,7 +178,11 @@ pub fn remember(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::history::tests::point;
+    use crate::store::ArchiveInfo;
+    use crate::testing::{Heard, Listing};
     use crate::trust::chain::tests::{head, link};
+    use crate::trust::settings::{Signing, Witness};
 
     fn next(
         newest: Option<&Link>,
@@ -235,5 +239,106 @@ mod tests {
         let mut other = link(4);
         other.previous = Some("x".into());
         assert_eq!(forked(&other, &records), Some(&head(3)));
+    }
+
+    /// Without keys to believe, the newest on record has to be there, even below newer ones.
+    #[test]
+    fn a_newest_on_record_that_is_gone_is_a_warning() {
+        let directory = tempfile::tempdir().unwrap();
+        let heard = Heard::default();
+        let mut grounds = heard.grounds(directory.path());
+        let mut listing = Listing::of(9);
+        let mut point = point();
+        point.manifest.sequence = 9;
+        let records = Records {
+            heads: vec![head(3)],
+            ..Records::default()
+        };
+        let next = |grounds: &Grounds<'_>, listing: &Listing| {
+            let next = successor(grounds, "vm", &listing.open(), Some(&point), &records);
+            assert_eq!((next.sequence, next.lost), (10, vec![]));
+            heard.doubts()
+        };
+        assert_eq!(next(&grounds, &listing), [Doubt::RestorePointMissing]);
+        let signing = Signing {
+            allowed_signers: Some("/signers".into()),
+            ..Signing::default()
+        };
+        grounds.signing = Some(&signing);
+        assert_eq!(next(&grounds, &listing), [], "signatures tell who made them");
+        grounds.signing = None;
+        listing.archives.push(ArchiveInfo {
+            name: "vm-3".into(),
+            ..point.archive.info.clone()
+        });
+        assert_eq!(next(&grounds, &listing), [], "it is there");
+    }
+
+    #[test]
+    fn what_is_gone_is_warned_of_and_kept_on_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let heard = Heard::default();
+        let grounds = heard.grounds(directory.path());
+        let repository = Listing::of(9).open();
+        let records = Records {
+            heads: vec![head(3)],
+            ..Records::default()
+        };
+        let next = successor(&grounds, "vm", &repository, Some(&point()), &records);
+        assert_eq!((next.sequence, next.lost), (4, vec![head(3).lost()]));
+        assert_eq!(heard.doubts(), [Doubt::RestorePointMissing]);
+        let memory = Memory::open(directory.path(), "vm").unwrap();
+        let kept = memory.records(&repository.id().to_string());
+        assert_eq!(kept.lost, [head(3).lost()]);
+        drop(memory);
+        // Number 1 is on record as another one.
+        let records = Records {
+            heads: vec![head(1)],
+            ..Records::default()
+        };
+        successor(&grounds, "vm", &repository, Some(&point()), &records);
+        assert_eq!(heard.doubts(), [Doubt::HistoryForked]);
+    }
+
+    #[test]
+    fn a_new_restore_point_is_on_record_here_and_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let heard = Heard::default();
+        let witness = Witness {
+            file: Some(directory.path().join("witness.jsonl")),
+            ..Witness::default()
+        };
+        let mut grounds = heard.grounds(directory.path());
+        grounds.witness = Some(&witness);
+        let mut listing = Listing::of(9);
+        listing.counter = Some(77);
+        let manifest = point().manifest;
+        let ids =
+            |bytes: &[u8]| -> BTreeSet<ChunkId> { bytes.iter().map(|byte| ChunkId([*byte; 32])).collect() };
+        let repository = listing.open();
+        let remember = |damaged: &[u8], healed: &[u8]| {
+            remember(&grounds, &repository, &manifest, &ids(damaged), &ids(healed));
+            heard.take()
+        };
+        let memory = || Memory::open(directory.path(), "web").unwrap();
+        memory().looked_at(&ids(&[1, 2]), |_| true).unwrap();
+        assert_eq!(remember(&[], &[]), []);
+        let head = memory().head().cloned().unwrap();
+        assert_eq!((head.sequence, head.counter), (1, Some(77)));
+        assert_eq!(head.committed, listing.time);
+        assert_eq!(head.hash, Manifest::link(&manifest.to_bytes().unwrap()));
+        assert_eq!(head.repository, repository.id().to_string());
+        assert_eq!(witness::ask(&witness, grounds.cancel).unwrap(), [head]);
+        // What has been stored anew is damaged no more; what the VM does not have stays so, and is said.
+        let said = remember(&[1, 2], &[1]);
+        assert_eq!(memory().damaged(), ids(&[2]));
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert_eq!(said[0], (None, "1 damaged chunks have been stored anew".into()));
+        assert_eq!(said[1].0, Some(Doubt::DamageStays));
+        assert!(said[1].1.starts_with("1 damaged chunks"), "{said:?}");
+        let said = remember(&[2], &[2]);
+        assert_eq!((said.len(), said[0].0), (1, None), "{said:?}");
+        let said = remember(&[2], &[]);
+        assert_eq!((said.len(), said[0].0), (1, Some(Doubt::DamageStays)), "{said:?}");
     }
 }

@@ -156,6 +156,24 @@ mod tests {
             .line()
             .replace("\"sequence\":3", &format!("\"sequence\":{}", u64::MAX));
         Head::parse(endless.as_bytes()).unwrap_err();
+        let last = Head {
+            sequence: MAX_SEQUENCE,
+            ..head(3)
+        };
+        assert_eq!(Head::parse(last.line().trim().as_bytes()), Ok(last));
+    }
+
+    #[test]
+    fn what_is_known_of_another_repository_is_left_out() {
+        let mut other = head(4);
+        other.repository = "s".into();
+        let records = Records {
+            heads: vec![head(3), other],
+            lost: vec![head(1).lost()],
+            ..Records::default()
+        };
+        let here = records.of("r");
+        assert_eq!((here.heads, here.lost), (vec![head(3)], records.lost));
     }
 
     /// R9: the line carries the counter; what 0.1.0 wrote is read.

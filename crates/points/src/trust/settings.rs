@@ -82,3 +82,82 @@ impl Witness {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_signing_that_make_no_sense_are_refused() {
+        let good = Signing {
+            key: Some("/key".into()),
+            identity: Some("backup@host".into()),
+            allowed_signers: Some("/signers".into()),
+            revoked_keys: Some("/revoked".into()),
+        };
+        assert_eq!(good.check(), Ok(()));
+        assert_eq!(Signing::default().check(), Ok(()));
+        let refused = |change: fn(&mut Signing)| {
+            let mut bad = good.clone();
+            change(&mut bad);
+            assert!(bad.check().is_err(), "{bad:?}");
+        };
+        refused(|bad| bad.key = Some("key".into()));
+        refused(|bad| bad.allowed_signers = Some("signers".into()));
+        refused(|bad| bad.revoked_keys = Some("revoked".into()));
+        refused(|bad| (bad.allowed_signers, bad.identity) = (None, None));
+        refused(|bad| (bad.allowed_signers, bad.revoked_keys) = (None, None));
+        // What `ssh-keygen` would take for an option, or for more than one word.
+        for identity in ["", "-r", "a b", "a\n"] {
+            let bad = Signing {
+                identity: Some(identity.into()),
+                ..good.clone()
+            };
+            assert!(bad.check().is_err(), "{identity:?}");
+        }
+    }
+
+    #[test]
+    fn a_witness_is_a_file_or_a_command() {
+        let words = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+        let none = Witness::default;
+        for good in [
+            Witness {
+                file: Some("/file".into()),
+                ..none()
+            },
+            Witness {
+                command: words(&["sh", ""]),
+                ..none()
+            },
+            Witness {
+                read_command: words(&["sh"]),
+                ..none()
+            },
+        ] {
+            assert_eq!(good.check(), Ok(()));
+        }
+        for bad in [
+            none(),
+            Witness {
+                file: Some("file".into()),
+                ..none()
+            },
+            Witness {
+                command: words(&[]),
+                ..none()
+            },
+            Witness {
+                command: words(&["", "word"]),
+                ..none()
+            },
+            Witness {
+                read_command: words(&[]),
+                command: words(&["sh"]),
+                ..none()
+            },
+        ] {
+            assert!(bad.check().is_err(), "{bad:?}");
+        }
+    }
+}

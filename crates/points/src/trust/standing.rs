@@ -197,6 +197,194 @@ pub fn missing(newest: u64, records: &Records) -> impl Iterator<Item = LostPoint
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::tests::entry;
+    use crate::manifest::Manifest;
+    use crate::testing::{Heard, Listing};
+    use crate::trust::settings::{Signing, Witness};
+
+    /// Three restore points of one VM, of the seconds 100, 200 and 300.
+    fn chain() -> Vec<Entry> {
+        let mut chain: Vec<Entry> = Vec::new();
+        for number in 1..=3 {
+            let mut entry = entry("web", number, number as i64 * 100);
+            entry.manifest.previous = chain.last().map(|before| before.link.clone());
+            entry.bytes = entry.manifest.to_bytes().unwrap();
+            entry.link = Manifest::link(&entry.bytes);
+            chain.push(entry);
+        }
+        chain
+    }
+
+    /// What is on record of a number, committed at this second.
+    fn head(sequence: u64, hash: &str, second: i64) -> Head {
+        Head {
+            format: 1,
+            vm: "web".into(),
+            repository: Listing::of(0).id.to_string(),
+            archive: format!("web-{sequence}"),
+            sequence,
+            hash: hash.into(),
+            committed: Timestamp::from_second(second).unwrap(),
+            counter: None,
+        }
+    }
+
+    fn records(heads: &[Head]) -> Records {
+        Records {
+            heads: heads.to_vec(),
+            ..Records::default()
+        }
+    }
+
+    fn kinds(standing: &Standing<'_>) -> Vec<&'static str> {
+        standing.problems.iter().map(ChainProblem::kind).collect()
+    }
+
+    #[test]
+    fn a_newest_that_is_on_record_stands() {
+        let (directory, heard) = (tempfile::tempdir().unwrap(), Heard::default());
+        let (grounds, repository) = (heard.grounds(directory.path()), Listing::of(300).open());
+        let entries = chain();
+        let chain: Vec<&Entry> = entries.iter().collect();
+        let known = records(&[head(3, &entries[2].link, 300)]);
+        let standing = Standing::of(&grounds, &repository, &chain, &known);
+        assert_eq!(standing.newest.map(Entry::number), Some(3));
+        assert_eq!((standing.doubtful.len(), kinds(&standing)), (0, vec![]));
+        assert_eq!((standing.hidden(), standing.problem()), (None, None));
+        assert_eq!(standing.line("web"), None);
+        let at = |second| standing.is_of_the_future(Timestamp::from_second(second).unwrap());
+        assert_eq!([at(299), at(300), at(301)], [true, false, false]);
+        let none = Standing::of(&grounds, &repository, &[], &records(&[]));
+        assert!(!none.is_of_the_future(Timestamp::MIN));
+    }
+
+    #[test]
+    fn what_hides_the_newest_is_said_first() {
+        let (directory, heard) = (tempfile::tempdir().unwrap(), Heard::default());
+        let grounds = heard.grounds(directory.path());
+        let mut entries = chain();
+        let mut listing = Listing::of(300);
+        listing.replayed = Some("2030".into());
+        let of = |entries: &[Entry], listing: &Listing, known: &Records| {
+            let chain: Vec<&Entry> = entries.iter().collect();
+            let standing = Standing::of(&grounds, &listing.open(), &chain, known);
+            (kinds(&standing), standing.problem(), standing.line("web"))
+        };
+        // Borg's own record tells it where ours are gone, and says nothing new where ours tell it.
+        let (kinds, problem, _) = of(&entries, &listing, &records(&[]));
+        assert_eq!(kinds, ["rollback"]);
+        assert!(problem.unwrap().contains("seen from here with changes of 2030"));
+        let older = records(&[head(4, "h4", 400)]);
+        let (kinds, problem, line) = of(&entries, &listing, &older);
+        assert_eq!(kinds, ["rollback"]);
+        let problem = problem.unwrap();
+        assert!(
+            problem.contains("the newest that it has is number 3"),
+            "{problem}"
+        );
+        assert_eq!(
+            line.unwrap(),
+            format!("{problem}; `strongroom verify web` says more")
+        );
+        // What the newest states as lost is a problem that stops nothing: it comes after what does.
+        listing.replayed = None;
+        entries[2].manifest.lost = vec![head(2, "other", 200).lost()];
+        let (kinds, problem, _) = of(&entries, &listing, &records(&[]));
+        assert_eq!(kinds, ["omission"]);
+        assert!(problem.unwrap().contains("was gone when the next one was made"));
+        let forked = records(&[head(3, "h3", 300), head(2, "h2", 200)]);
+        let (kinds, problem, _) = of(&entries, &listing, &forked);
+        assert_eq!(kinds, ["fork", "fork", "omission"]);
+        let problem = problem.unwrap();
+        assert!(
+            problem.starts_with("fork: ") && problem.ends_with(" (and 2 more)"),
+            "{problem}"
+        );
+    }
+
+    /// With keys to believe: what is signed or on record, and not what copies it.
+    #[test]
+    fn an_unsigned_newer_one_neither_counts_nor_hides() {
+        let (directory, heard) = (tempfile::tempdir().unwrap(), Heard::default());
+        let key = directory.path().join("key");
+        strongroom_testkit::ssh_keygen(&key, "key");
+        let public = std::fs::read_to_string(directory.path().join("key.pub")).unwrap();
+        let signers = directory.path().join("signers");
+        std::fs::write(&signers, format!("me@host {public}")).unwrap();
+        let signing = Signing {
+            allowed_signers: Some(signers),
+            ..Signing::default()
+        };
+        let mut grounds = heard.grounds(directory.path());
+        grounds.signing = Some(&signing);
+        let mut entries = chain();
+        for entry in &mut entries[..2] {
+            let at = entry.manifest.captured;
+            let signature = signature::sign(&signing, &key, NAMESPACE, &entry.bytes, at, grounds.cancel);
+            entry.signature = Some(signature.unwrap());
+        }
+        let repository = Listing::of(300).open();
+        let of = |entries: &[Entry], known: &Records| {
+            let chain: Vec<&Entry> = entries.iter().collect();
+            let standing = Standing::of(&grounds, &repository, &chain, known);
+            let doubtful: Vec<String> = standing.doubtful.iter().map(|(name, _)| name.clone()).collect();
+            let newest = standing.newest.map(Entry::number);
+            (newest, doubtful, kinds(&standing), standing.problem())
+        };
+        let (newest, doubtful, kinds, _) = of(&entries, &records(&[]));
+        assert_eq!((newest, doubtful, kinds), (Some(2), vec!["web-3".into()], vec![]));
+        // The record vouches for it.
+        let (newest, doubtful, ..) = of(&entries, &records(&[head(3, &entries[2].link, 300)]));
+        assert_eq!((newest, doubtful), (Some(3), vec![]));
+        // What was the newest is gone, and what stands there unsigned does not hide it.
+        let (newest, _, kinds, problem) = of(&entries, &records(&[head(4, "h4", 300)]));
+        assert_eq!((newest, kinds), (Some(2), vec!["omission"]));
+        let problem = problem.unwrap();
+        assert!(problem.contains("that is there is number 2"), "{problem}");
+        // Copies of old ones, with the time of a new one.
+        entries.truncate(2);
+        for number in [0, 1] {
+            let mut copied = chain();
+            copied.truncate(2);
+            for (copy, entry) in copied.iter_mut().zip(&entries) {
+                copy.signature.clone_from(&entry.signature);
+            }
+            copied[number].info.name = "copy".into();
+            copied[number].info.time = Timestamp::from_second(500).unwrap();
+            copied[number].list_as_said();
+            let (newest, doubtful, ..) = of(&copied, &records(&[]));
+            assert_eq!(doubtful, ["copy"], "{number}");
+            assert_eq!(newest, [Some(2), Some(1)][number]);
+        }
+    }
+
+    #[test]
+    fn the_witness_is_asked_of_this_vm() {
+        let (directory, heard) = (tempfile::tempdir().unwrap(), Heard::default());
+        let witness = Witness {
+            file: Some(directory.path().join("witness.jsonl")),
+            ..Witness::default()
+        };
+        let mut grounds = heard.grounds(directory.path());
+        assert_eq!(witnessed(&grounds), []);
+        grounds.witness = Some(&witness);
+        let (ours, mut other) = (head(3, "h3", 3), head(4, "h4", 4));
+        other.vm = "db".into();
+        for head in [&ours, &other] {
+            witness::tell(&witness, head, grounds.cancel).unwrap();
+        }
+        let told = witnessed(&grounds);
+        assert_eq!(told, [ours.clone(), other]);
+        let home = ours.repository.clone();
+        assert_eq!(recall(&grounds, "web", &home, &told).heads, [ours]);
+        assert_eq!(heard.doubts(), []);
+        // It cannot be asked, and our own records cannot be read: both are said, and the work goes on.
+        std::fs::write(witness.file.as_ref().unwrap(), "{").unwrap();
+        assert_eq!(witnessed(&grounds), []);
+        std::fs::write(directory.path().join("trust/web.json"), "{").unwrap();
+        assert_eq!(recall(&grounds, "web", &home, &[]), Records::default());
+        assert_eq!(heard.doubts(), [Doubt::WitnessNotAsked, Doubt::Records]);
+    }
 
     /// The mutants of `vouched_for`: the place counts for what is on record, too.
     #[test]
