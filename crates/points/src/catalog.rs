@@ -296,6 +296,11 @@ pub(crate) mod tests {
             ..Catalog::default()
         };
         assert_eq!(found(&catalog(200), "web"), Err("it is damaged".into()));
+        assert_eq!(
+            found(&catalog(100), "web"),
+            Ok("web-1".into()),
+            "of the same time"
+        );
         assert_eq!(found(&catalog(50), "web"), Ok("web-1".into()));
         assert_eq!(found(&catalog(50), "web@web-9"), Err("it is damaged".into()));
         assert_eq!(found(&catalog(200), "web@web-1"), Ok("web-1".into()));
@@ -315,10 +320,40 @@ pub(crate) mod tests {
         assert_eq!(chain("renamed", 3), [1, 3]);
         assert_eq!(chain("web", 99), [1, 3]);
         assert_eq!(chain("none", 99), [0; 0]);
+        let of = |name: &str| {
+            catalog
+                .of(name)
+                .iter()
+                .map(|entry| entry.number())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (of("web"), of("other"), of("none")),
+            (vec![1, 3], vec![2], vec![])
+        );
         let named = |uuid: u64| catalog.name_of(Uuid::from_u128(u128::from(uuid)));
         assert_eq!(
             [named(5), named(3), named(99)],
             [Some("other"), Some("web"), None]
         );
+    }
+
+    #[test]
+    fn an_archive_of_others_is_told_from_one_that_is_not_there() {
+        let catalog = Catalog {
+            foreign: vec!["home".into()],
+            ..Catalog::default()
+        };
+        let why = |point: &str| catalog.find(&point.parse().unwrap()).unwrap_err();
+        assert!(matches!(why("web@home"), HistoryError::Foreign(name) if name == "home"));
+        assert!(matches!(why("web@other"), HistoryError::None(_)));
+        assert!(matches!(why("web"), HistoryError::Foreign(_)));
+    }
+
+    #[test]
+    fn a_restore_point_is_in_its_place_or_says_why_not() {
+        let entry = entry("web", 1, 100);
+        assert_eq!(entry.place(&"00".repeat(32)), Ok(()));
+        entry.place("11").unwrap_err();
     }
 }

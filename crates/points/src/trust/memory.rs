@@ -406,4 +406,84 @@ mod tests {
         open().looked_at(&[id(3)].into(), |_| false).unwrap();
         assert_eq!(open().damaged(), [id(3), id(0xfe)].into());
     }
+
+    #[test]
+    fn what_is_acknowledged_again_is_lost_no_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || Memory::open(directory.path(), "web").unwrap();
+        let two = [head(2).lost()];
+        for _ in 0..2 {
+            open().lose("00", &two).unwrap();
+            open().acknowledge("00", &two).unwrap();
+            let kept = open().records("00");
+            assert_eq!((kept.lost, kept.acknowledged), (vec![], two.to_vec()));
+        }
+    }
+
+    /// By the repository's time; only a counter of the same repository is carried on.
+    #[test]
+    fn a_newer_head_takes_over_and_keeps_the_counter() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || Memory::open(directory.path(), "web").unwrap();
+        let counted = Head {
+            counter: Some(5),
+            ..head(2)
+        };
+        open().advance(counted.clone()).unwrap();
+        open().advance(head(3)).unwrap();
+        let next = Head {
+            counter: Some(5),
+            ..head(3)
+        };
+        assert_eq!(open().head(), Some(&next));
+        let elsewhere = Head {
+            repository: "11".into(),
+            ..head(4)
+        };
+        open().advance(elsewhere.clone()).unwrap();
+        assert_eq!(open().head(), Some(&elsewhere));
+    }
+
+    #[test]
+    fn what_is_left_and_given_up_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || Memory::open(directory.path(), "web").unwrap();
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let memory = open();
+        assert_eq!(
+            (memory.left(), memory.left_out("vda"), memory.given_up()),
+            (None, None, None)
+        );
+        drop(memory);
+        let left = Left {
+            repository: "00".into(),
+            manifest: at(5),
+            objects: 7,
+        };
+        open().leave(left.clone()).unwrap();
+        open().leave_out("vda", at(6)).unwrap();
+        open().give_up(at(7)).unwrap();
+        let memory = open();
+        assert_eq!(memory.left(), Some(&left));
+        assert_eq!(
+            (memory.left_out("vda"), memory.left_out("vdb")),
+            (Some(at(6)), None)
+        );
+        assert_eq!(memory.given_up(), Some(at(7)));
+    }
+
+    #[test]
+    fn a_newer_version_of_the_file_is_not_guessed_at() {
+        let directory = tempfile::tempdir().unwrap();
+        Memory::open(directory.path(), "web")
+            .unwrap()
+            .advance(head(1))
+            .unwrap();
+        let path = directory.path().join("trust/web.json");
+        let mut newer: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        newer["version"] = 2.into();
+        std::fs::write(&path, newer.to_string()).unwrap();
+        let error = Memory::open(directory.path(), "web").unwrap_err().to_string();
+        assert!(error.contains("its version is 2"), "{error}");
+    }
 }

@@ -99,6 +99,17 @@ mod tests {
                 }
             }
         }
+        // In the order of the ids, so that all parts are of about one size.
+        for (first, part) in [
+            (0, "1/4"),
+            (0x3f, "1/4"),
+            (0x40, "2/4"),
+            (0x80, "3/4"),
+            (0xff, "4/4"),
+        ] {
+            let part: Part = part.parse().unwrap();
+            assert!(part.has(&ChunkId([first; 32])), "{first} {part}");
+        }
         for bad in [
             "", "1", "0/3", "4/3", "1/0", "a/b", "1/2/3", "-1/3", "next", "next/0", "next/x", "Next/3",
         ] {

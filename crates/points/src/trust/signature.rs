@@ -223,14 +223,18 @@ fn principals(common: &[&OsStr], cancel: &Cancel) -> Result<Vec<String>, Untrust
     if !output.status.success() {
         return Err(Untrusted::Rejected(exec::words(&output)));
     }
-    let text = String::from_utf8_lossy(&output.out);
+    Ok(listed(&String::from_utf8_lossy(&output.out)))
+}
+
+/// The identities in a list of lines and commas: each once, and not more than can be tried.
+fn listed(text: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     for name in text.split(['\n', ',']).map(str::trim) {
         if !name.is_empty() && found.len() < MAX_PRINCIPALS && !found.iter().any(|known| known == name) {
             found.push(name.to_owned());
         }
     }
-    Ok(found)
+    found
 }
 
 fn ssh_keygen(
@@ -385,6 +389,7 @@ mod tests {
             &Cancel::new(),
         );
         assert!(matches!(none, Err(Untrusted::Missing)));
+        fails(&keys, &vec![b'A'; MAX_BYTES as usize], "as large as can be");
         let huge = vec![b'A'; MAX_BYTES as usize + 1];
         assert!(matches!(
             keys.check(&huge, CONTENT, NOW),
@@ -467,5 +472,16 @@ mod tests {
         assert!(matches!(make(&keys, "absent"), Err(SigningError::Refused { .. })));
         keys.signing.allowed_signers = None;
         make(&keys, "two").unwrap();
+    }
+
+    #[test]
+    fn each_identity_is_tried_once_and_not_too_many() {
+        assert_eq!(
+            listed("a@host,b@host\na@host, c@host\n\n"),
+            ["a@host", "b@host", "c@host"]
+        );
+        assert_eq!(listed("\n"), [""; 0]);
+        let many: Vec<String> = (0..=MAX_PRINCIPALS).map(|number| number.to_string()).collect();
+        assert_eq!(listed(&many.join("\n")), many[..MAX_PRINCIPALS]);
     }
 }

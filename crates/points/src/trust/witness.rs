@@ -235,6 +235,27 @@ mod tests {
             ask(&witness, &cancel),
             Err(WitnessError::Line { line: 3, .. })
         ));
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(parse(text.lines().last().unwrap().as_bytes()).unwrap(), [head(4)]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_not_an_empty_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let asked = |path: PathBuf| {
+            let file = Some(path);
+            let witness = Witness {
+                file,
+                ..Witness::default()
+            };
+            ask(&witness, &Cancel::new())
+        };
+        let no = asked(directory.path().to_owned());
+        assert!(matches!(no, Err(WitnessError::File { .. })), "{no:?}");
+        let path = directory.path().join("endless");
+        File::create(&path).unwrap().set_len(MAX_BYTES + 1).unwrap();
+        let no = asked(path);
+        assert!(matches!(no, Err(WitnessError::TooLarge)), "{no:?}");
     }
 
     /// K7.
