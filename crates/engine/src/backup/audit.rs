@@ -13,7 +13,7 @@ use strongroom_nbd::{Client, ReadOptions};
 use strongroom_points::store::{ChunkId, ChunkRef, Sealer};
 use uuid::Uuid;
 
-use super::cells::Cell;
+use super::chunking::Piece;
 
 /// What an audit found.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub enum AuditError {
 /// are passed over where the disk has holes there still; the parts that are `carved` out of the disk are zeroes in its
 /// chunks.
 pub fn sample(
-    cells: &[Cell],
+    pieces: &[Piece],
     allocation: &ExtentMap,
     carved: &RangeSet,
     count: usize,
@@ -39,7 +39,7 @@ pub fn sample(
     options: &ReadOptions<'_>,
     sealer: &Sealer,
 ) -> Result<u64, AuditError> {
-    let mut kept = kept(cells);
+    let mut kept = kept(pieces);
     // Chunks of zeroes have few lengths.
     let mut zeroes: HashMap<u64, ChunkId> = HashMap::new();
     kept.retain(|(extent, chunk)| {
@@ -80,19 +80,19 @@ pub fn sample(
     }
 }
 
-/// The kept cells and where they lie.
-fn kept(cells: &[Cell]) -> Vec<(Extent, ChunkRef)> {
+/// The kept pieces and where they lie.
+fn kept(pieces: &[Piece]) -> Vec<(Extent, ChunkRef)> {
     let mut offset = 0;
     let mut kept = Vec::new();
-    for cell in cells {
-        let length = match cell {
-            Cell::Keep(chunk) => u64::from(chunk.size),
-            Cell::Read { extent, .. } => extent.length(),
+    for piece in pieces {
+        let length = match piece {
+            Piece::Reuse(chunk) => u64::from(chunk.size),
+            Piece::Read { extent, .. } => extent.length(),
         };
         let Ok(extent) = Extent::new(offset, length) else {
             break;
         };
-        if let Cell::Keep(chunk) = cell {
+        if let Piece::Reuse(chunk) = piece {
             kept.push((extent, *chunk));
         }
         offset = extent.end();
@@ -125,12 +125,12 @@ mod tests {
 
     #[test]
     fn kept_cells_lie_behind_what_comes_before_them() {
-        let read = Cell::Read {
+        let read = Piece::Read {
             extent: Extent::new(10, 7).unwrap(),
             data: Vec::new(),
         };
-        let cells = [Cell::Keep(chunk(1)), read, Cell::Keep(chunk(2))];
-        let places: Vec<u64> = kept(&cells).iter().map(|(extent, _)| extent.offset()).collect();
+        let pieces = [Piece::Reuse(chunk(1)), read, Piece::Reuse(chunk(2))];
+        let places: Vec<u64> = kept(&pieces).iter().map(|(extent, _)| extent.offset()).collect();
         assert_eq!(places, [0, 17]);
     }
 

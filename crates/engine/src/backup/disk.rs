@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::BackupError;
 use super::areas::{self, Areas};
-use super::cells;
+use super::chunking;
 use super::pace::Pace;
 use super::{audit, guard, stream};
 use crate::capture::Capture;
@@ -118,7 +118,7 @@ pub fn read(
         table,
         areas: areas.stored,
     };
-    let full = |allocation: &ExtentMap| cells::cut(&[], &RangeSet::all(disk.size), allocation);
+    let full = |allocation: &ExtentMap| chunking::plan_chunks(&[], &RangeSet::all(disk.size), allocation);
     let mut basis = None;
     if let (Some(bitmap), Some(parent)) = (&dirty, &disk.parent) {
         let point = points
@@ -135,7 +135,7 @@ pub fn read(
             basis = Some((bitmap, *point, record));
         }
     }
-    let cells = if let Some((bitmap, point, record)) = basis {
+    let pieces = if let Some((bitmap, point, record)) = basis {
         let (allocation, changed) = maps
             .as_mut()
             .unwrap_or(&mut client)
@@ -148,14 +148,14 @@ pub fn read(
         for extent in point.damaged_extents(&disk.target) {
             changed.insert(extent);
         }
-        let cells = cells::cut(
+        let pieces = chunking::plan_chunks(
             point.chunks(&disk.target).ok_or_else(incomplete)?,
             &changed,
             &allocation,
         );
         let (count, options) = (job.spot_check, pace.options(context));
         match audit::sample(
-            &cells,
+            &pieces,
             &allocation,
             &carved,
             count,
@@ -165,7 +165,7 @@ pub fn read(
         ) {
             Ok(audited) => {
                 result.audited = audited;
-                cells
+                pieces
             }
             Err(audit::AuditError::Read(strongroom_nbd::Error::Cancelled)) => {
                 return Err(context.cancel.why().into());
@@ -192,7 +192,7 @@ pub fn read(
             .map_err(read_error)?;
         full(&allocation.with_holes(&carved))
     };
-    let streamed = stream::stream(context, &disk.target, &mut client, &cells, writer, pace)?;
+    let streamed = stream::stream(context, &disk.target, &mut client, &pieces, writer, pace)?;
     Ok(DiskResult {
         chunks: streamed.chunks,
         read: streamed.read + areas.read,

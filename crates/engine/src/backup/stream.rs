@@ -1,14 +1,14 @@
 //! One disk's way into the repository: read, hash, seal, put.
 //!
 //! ```text
-//!  reader thread ──cells──► workers (one a core) ──sealed chunks──► this thread ──► RPC
+//!  reader thread ──pieces─► workers (one a core) ──sealed chunks──► this thread ──► RPC
 //!  few NBD requests         zero test, id, known?, compress,         puts in any order,
 //!  in flight                encrypt in place                         fills the list
 //!        ▲                                                                  │
 //!        └───────────────────────────── buffers, to be used again ──────────┘
 //! ```
 //!
-//! Both queues are short, so memory does not grow with the disk; only the list of chunks does. A cell stays in the buffer
+//! Both queues are short, so memory does not grow with the disk; only the list of chunks does. A piece stays in the buffer
 //! that libnbd fills until the repository has it. A part that fails closes its end of a queue, and the others stop.
 
 use std::ops::ControlFlow;
@@ -22,12 +22,12 @@ use strongroom_points::digest;
 use strongroom_points::store::{ArchiveWriter, ChunkRef, Sealed, Sealer, Spare};
 
 use super::BackupError;
-use super::cells::{self, Cell};
+use super::chunking::{self, Piece};
 use super::pace::Pace;
 use crate::run::context::Context;
 use crate::run::event::Kind;
 
-/// Cells that wait for a worker, and sealed chunks that wait for the repository.
+/// Pieces that wait for a worker, and sealed chunks that wait for the repository.
 const QUEUE: usize = 4;
 
 /// A disk's chunks, and what they cost.
@@ -41,37 +41,39 @@ pub struct Streamed {
     pub stored: u64,
 }
 
-/// A cell that has been read: its place in the list, and its bytes behind the room for the envelope.
+/// A piece that has been read: its place in the list, and its bytes behind the room for the envelope.
 type Filled = (usize, Vec<u8>);
 
-/// What a worker found a cell to be.
+/// What a worker found a piece to be.
 enum Outcome {
     Zero(u32),
     Known(ChunkRef),
     New(Sealed),
 }
 
-/// Brings a disk's cells into the repository.
+/// Brings a disk's pieces into the repository.
 pub fn stream(
     context: &Context<'_>,
     target: &str,
     source: &mut Client,
-    cells: &[Cell],
+    pieces: &[Piece],
     writer: &mut ArchiveWriter,
     pace: &Pace,
 ) -> Result<Streamed, BackupError> {
-    let read = cells::bytes_to_read(cells);
+    let read = chunking::bytes_to_read(pieces);
     context.report(Kind::DiskStarted { target, bytes: read });
-    // What is sealed are whole cells, holes inside them included.
-    let (sealed, count) = cells::bytes_to_seal(cells);
+    // What is sealed are whole pieces, holes inside them included.
+    let (sealed, count) = chunking::bytes_to_seal(pieces);
     writer.reserve(sealed, count)?;
 
-    let mut chunks: Vec<Option<ChunkRef>> = Vec::with_capacity(cells.len());
-    for cell in cells {
-        chunks.push(match cell {
-            Cell::Keep(chunk) => Some(*chunk),
-            Cell::Read { extent, data } if data.is_empty() => Some(writer.zero_chunk(chunk_length(*extent))?),
-            Cell::Read { .. } => None,
+    let mut chunks: Vec<Option<ChunkRef>> = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        chunks.push(match piece {
+            Piece::Reuse(chunk) => Some(*chunk),
+            Piece::Read { extent, data } if data.is_empty() => {
+                Some(writer.zero_chunk(chunk_length(*extent))?)
+            }
+            Piece::Read { .. } => None,
         });
     }
     let spare = Spare::default();
@@ -80,16 +82,16 @@ pub fn stream(
         let (to_workers, filled) = bounded::<Filled>(QUEUE);
         let (to_writer, outcomes) = bounded::<(usize, Outcome)>(QUEUE);
         let reader =
-            scope.spawn(move || read_cells(context, target, source, cells, &to_workers, spare, pace));
+            scope.spawn(move || read_pieces(context, target, source, pieces, &to_workers, spare, pace));
         let filled = Batches::of(filled);
         let mut workers = Vec::new();
         for _ in 0..workers_wanted() {
             let (sealer, filled, to_writer) = (writer.sealer(), filled.clone(), to_writer.clone());
-            workers.push(scope.spawn(move || seal_cells(&sealer, filled, &to_writer, spare)));
+            workers.push(scope.spawn(move || seal_pieces(&sealer, filled, &to_writer, spare)));
         }
         drop((filled, to_writer));
 
-        let stored = store(context, target, cells, writer, &mut chunks, outcomes, spare);
+        let stored = store(context, target, pieces, writer, &mut chunks, outcomes, spare);
         // The first cause counts: a reader that failed, then a worker, then what followed from those.
         join(reader)?;
         workers.into_iter().try_for_each(join)?;
@@ -109,7 +111,7 @@ pub fn stream(
 fn store(
     context: &Context<'_>,
     target: &str,
-    cells: &[Cell],
+    pieces: &[Piece],
     writer: &mut ArchiveWriter,
     chunks: &mut [Option<ChunkRef>],
     outcomes: Receiver<(usize, Outcome)>,
@@ -131,7 +133,7 @@ fn store(
         if let Some(slot) = chunks.get_mut(place) {
             *slot = Some(chunk);
         }
-        if let Some(Cell::Read { data, .. }) = cells.get(place) {
+        if let Some(Piece::Read { data, .. }) = pieces.get(place) {
             let bytes = data.iter().map(|part| part.length()).sum();
             context.report(Kind::DiskProgress { target, bytes });
         }
@@ -139,21 +141,21 @@ fn store(
     Ok(stored)
 }
 
-/// The reader thread: reads the allocated parts of cells, puts each cell together, hands it on.
-fn read_cells(
+/// The reader thread: reads the allocated parts of pieces, puts each piece together, hands it on.
+fn read_pieces(
     context: &Context<'_>,
     target: &str,
     source: &mut Client,
-    cells: &[Cell],
+    pieces: &[Piece],
     filled: &Sender<Filled>,
     spare: &Spare,
     pace: &Pace,
 ) -> Result<(), BackupError> {
-    // A cell without data is not read, and its place is not asked for.
+    // A piece without data is not read, and its place is not asked for.
     let mut places = Vec::new();
     let mut requests = Vec::new();
-    for (place, cell) in cells.iter().enumerate() {
-        if let Cell::Read { extent, data } = cell
+    for (place, piece) in pieces.iter().enumerate() {
+        if let Piece::Read { extent, data } = piece
             && !data.is_empty()
         {
             places.push((extent.offset(), place));
@@ -165,7 +167,7 @@ fn read_cells(
         parts: data.clone(),
     });
     let options = pace.options(context);
-    // Cells are complete in any order.
+    // Pieces are complete in any order.
     let each = |offset, bytes| {
         let place = places.binary_search_by_key(&offset, |(start, _)| *start);
         let place = place.ok().and_then(|at| places.get(at));
@@ -191,8 +193,8 @@ fn read_cells(
     }
 }
 
-/// A worker thread: says of each cell what it is, and seals what the repository does not have.
-fn seal_cells(
+/// A worker thread: says of each piece what it is, and seals what the repository does not have.
+fn seal_pieces(
     sealer: &Sealer,
     filled: Batches<Filled>,
     outcomes: &Sender<(usize, Outcome)>,
@@ -231,12 +233,12 @@ fn seal_cells(
     Ok(())
 }
 
-/// A cell's bytes in its buffer.
+/// A piece's bytes in its buffer.
 fn content(buffer: &[u8]) -> &[u8] {
     buffer.get(Sealer::HEADROOM..).unwrap_or_default()
 }
 
 fn chunk_length(extent: Extent) -> u32 {
-    // A cell is never longer than the grid.
+    // A piece is never longer than the grid.
     u32::try_from(extent.length()).unwrap_or(u32::MAX)
 }

@@ -1,4 +1,4 @@
-//! How a disk is cut into chunks: which of the parent's are kept, and which cells are read anew.
+//! How a disk is cut into chunks: which of the parent's are referred to again, and what is read anew.
 //!
 //! Chunks of our own archives lie on a fixed grid of 4 MiB cells, and a cell that is written to in small places is cut into
 //! small pieces from then on: the first such change costs a whole cell, the next ones what they touch. The rules:
@@ -11,7 +11,7 @@
 //!   joined again: for up to a quarter of the bytes that have changed, or one cell.
 //!
 //! All of that follows from the parent's list, the changes and the allocation alone; there is no record of what is hot, and
-//! the same input gives the same cells.
+//! the same input gives the same pieces.
 //!
 //! Chunks of an archive that went through other tools (`borg recreate`) may lie anywhere, so offsets are always the sum of
 //! the lengths before.
@@ -38,10 +38,10 @@ pub const fn most(size: u64) -> u64 {
 
 /// One chunk of the new archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cell {
+pub enum Piece {
     /// Untouched since the parent: its chunk is referred to.
-    Keep(ChunkRef),
-    /// To be read: the whole cell is `extent`, and all that is not in `data` reads as zeroes.
+    Reuse(ChunkRef),
+    /// To be read: the whole piece is `extent`, and all that is not in `data` reads as zeroes.
     Read {
         /// The bytes of the disk that become this chunk.
         extent: Extent,
@@ -50,13 +50,13 @@ pub enum Cell {
     },
 }
 
-/// Cuts a disk.
+/// Plans the chunks of a disk.
 ///
 /// `parent` are the chunks of the same disk in the parent archive, in order (none for a full backup). One is kept
 /// if no byte of it is in `changed`; everything else is cut anew. `allocation` covers the whole disk and says which parts of
-/// a cell have to be read at all.
-pub fn cut(parent: &[ChunkRef], changed: &RangeSet, allocation: &ExtentMap) -> Vec<Cell> {
-    cut_within(parent, changed, allocation, most(allocation.size()))
+/// a piece have to be read at all.
+pub fn plan_chunks(parent: &[ChunkRef], changed: &RangeSet, allocation: &ExtentMap) -> Vec<Piece> {
+    plan_within(parent, changed, allocation, most(allocation.size()))
 }
 
 /// A chunk of the parent that could be kept, and where it lies.
@@ -85,7 +85,7 @@ impl Gap {
     }
 }
 
-fn cut_within(parent: &[ChunkRef], changed: &RangeSet, allocation: &ExtentMap, most: u64) -> Vec<Cell> {
+fn plan_within(parent: &[ChunkRef], changed: &RangeSet, allocation: &ExtentMap, most: u64) -> Vec<Piece> {
     let size = allocation.size();
     let kept = join(unchanged(parent, changed, size), changed, size, most);
     let gaps = gaps(&kept, changed, size);
@@ -95,17 +95,17 @@ fn cut_within(parent: &[ChunkRef], changed: &RangeSet, allocation: &ExtentMap, m
     while shortest < GRID && count(shortest) > most {
         shortest *= 2;
     }
-    let mut cells = Vec::with_capacity(count(shortest) as usize);
+    let mut pieces = Vec::with_capacity(count(shortest) as usize);
     let mut kept = kept.into_iter().peekable();
     let mut gaps = gaps.into_iter().peekable();
     loop {
         let before = |gap: &Gap| kept.peek().is_none_or(|kept| gap.start < kept.extent.offset());
         if let Some(gap) = gaps.next_if(before) {
-            read_anew(&mut cells, &gap, shortest, allocation);
+            read_anew(&mut pieces, &gap, shortest, allocation);
         } else if let Some(kept) = kept.next() {
-            cells.push(Cell::Keep(kept.chunk));
+            pieces.push(Piece::Reuse(kept.chunk));
         } else {
-            return cells;
+            return pieces;
         }
     }
 }
@@ -216,8 +216,8 @@ fn piece_for(start: u64, size: u64, changed: &RangeSet) -> u64 {
     (1u64 << average.max(1).ilog2()).clamp(PIECE, GRID)
 }
 
-/// Appends the cells of a gap.
-fn read_anew(cells: &mut Vec<Cell>, gap: &Gap, shortest: u64, allocation: &ExtentMap) {
+/// Appends the pieces of a gap.
+fn read_anew(pieces: &mut Vec<Piece>, gap: &Gap, shortest: u64, allocation: &ExtentMap) {
     let mut start = gap.start;
     while start < gap.end {
         let stop = gap.stop(start, shortest);
@@ -229,26 +229,26 @@ fn read_anew(cells: &mut Vec<Cell>, gap: &Gap, shortest: u64, allocation: &Exten
             .filter(|(_, kind)| *kind == Kind::Data)
             .map(|(part, _)| part)
             .collect();
-        cells.push(Cell::Read { extent, data });
+        pieces.push(Piece::Read { extent, data });
         start = stop;
     }
 }
 
-/// Bytes of a list of cells that have to be read.
-pub fn bytes_to_read(cells: &[Cell]) -> u64 {
-    cells
+/// Bytes of a list of pieces that have to be read.
+pub fn bytes_to_read(pieces: &[Piece]) -> u64 {
+    pieces
         .iter()
-        .map(|cell| match cell {
-            Cell::Keep(_) => 0,
-            Cell::Read { data, .. } => data.iter().map(|part| part.length()).sum(),
+        .map(|piece| match piece {
+            Piece::Reuse(_) => 0,
+            Piece::Read { data, .. } => data.iter().map(|part| part.length()).sum(),
         })
         .sum()
 }
 
-/// Bytes of a list of cells that become chunks anew, and their number: cells with data, holes inside them included.
-pub fn bytes_to_seal(cells: &[Cell]) -> (u64, u64) {
-    cells.iter().fold((0, 0), |(bytes, count), cell| match cell {
-        Cell::Read { extent, data } if !data.is_empty() => (bytes + extent.length(), count + 1),
+/// Bytes of a list of pieces that become chunks anew, and their number: pieces with data, holes inside them included.
+pub fn bytes_to_seal(pieces: &[Piece]) -> (u64, u64) {
+    pieces.iter().fold((0, 0), |(bytes, count), piece| match piece {
+        Piece::Read { extent, data } if !data.is_empty() => (bytes + extent.length(), count + 1),
         _ => (bytes, count),
     })
 }
@@ -268,10 +268,10 @@ mod tests {
         }
     }
 
-    fn length(cell: &Cell) -> u64 {
-        match cell {
-            Cell::Keep(chunk) => u64::from(chunk.size),
-            Cell::Read { extent, .. } => extent.length(),
+    fn length(piece: &Piece) -> u64 {
+        match piece {
+            Piece::Reuse(chunk) => u64::from(chunk.size),
+            Piece::Read { extent, .. } => extent.length(),
         }
     }
 
@@ -280,34 +280,34 @@ mod tests {
         let size = 2 * GRID + 512;
         let data = ranges(&[(GRID - 100, 200)]);
         let map = ExtentMap::of_ranges(size, &data, Kind::Data, Kind::Zero);
-        let cells = cut(&[], &RangeSet::all(size), &map);
-        assert_eq!(cells.iter().map(length).collect::<Vec<_>>(), [GRID, GRID, 512]);
-        assert_eq!(bytes_to_read(&cells), 200);
-        assert_eq!(bytes_to_seal(&cells), (2 * GRID, 2));
-        assert!(matches!(&cells[2], Cell::Read { data, .. } if data.is_empty()));
+        let pieces = plan_chunks(&[], &RangeSet::all(size), &map);
+        assert_eq!(pieces.iter().map(length).collect::<Vec<_>>(), [GRID, GRID, 512]);
+        assert_eq!(bytes_to_read(&pieces), 200);
+        assert_eq!(bytes_to_seal(&pieces), (2 * GRID, 2));
+        assert!(matches!(&pieces[2], Piece::Read { data, .. } if data.is_empty()));
     }
 
     #[test]
     fn only_touched_chunks_are_read_again() {
         let parent = [chunk(1, GRID), chunk(2, GRID), chunk(3, GRID)];
         let map = ExtentMap::uniform(3 * GRID, Kind::Data);
-        let cells = cut(&parent, &ranges(&[(GRID + 5, 1)]), &map);
-        assert_eq!(cells[0], Cell::Keep(parent[0]));
-        let (last, read) = cells[1..].split_last().unwrap();
-        let pieces = (GRID..2 * GRID).step_by(PIECE as usize);
-        assert!(pieces.eq(read.iter().map(|cell| match cell {
-            Cell::Read { extent, .. } => extent.offset(),
-            Cell::Keep(_) => 0,
+        let pieces = plan_chunks(&parent, &ranges(&[(GRID + 5, 1)]), &map);
+        assert_eq!(pieces[0], Piece::Reuse(parent[0]));
+        let (last, read) = pieces[1..].split_last().unwrap();
+        let starts = (GRID..2 * GRID).step_by(PIECE as usize);
+        assert!(starts.eq(read.iter().map(|piece| match piece {
+            Piece::Read { extent, .. } => extent.offset(),
+            Piece::Reuse(_) => 0,
         })));
-        assert_eq!(*last, Cell::Keep(parent[2]));
+        assert_eq!(*last, Piece::Reuse(parent[2]));
     }
 
     #[test]
     fn a_change_on_a_border_touches_both_sides() {
         let parent = [chunk(1, GRID), chunk(2, GRID)];
         let map = ExtentMap::uniform(2 * GRID, Kind::Data);
-        let cells = cut(&parent, &ranges(&[(GRID - 1, 2)]), &map);
-        assert!(cells.iter().all(|cell| matches!(cell, Cell::Read { .. })));
+        let pieces = plan_chunks(&parent, &ranges(&[(GRID - 1, 2)]), &map);
+        assert!(pieces.iter().all(|piece| matches!(piece, Piece::Read { .. })));
     }
 
     /// A disk, its chunk list, and days of changes to it.
@@ -329,16 +329,16 @@ mod tests {
             disk
         }
 
-        /// Takes the cells as the next list; gives the bytes that were stored.
+        /// Takes the pieces as the next list; gives the bytes that were stored.
         fn backup(&mut self, changed: &RangeSet, most: u64) -> u64 {
             let map = ExtentMap::uniform(self.size, Kind::Data);
-            let cells = cut_within(&self.chunks, changed, &map, most);
+            let pieces = plan_within(&self.chunks, changed, &map, most);
             let mut stored = 0;
-            self.chunks = cells
+            self.chunks = pieces
                 .iter()
-                .map(|cell| match cell {
-                    Cell::Keep(kept) => *kept,
-                    Cell::Read { extent, .. } => {
+                .map(|piece| match piece {
+                    Piece::Reuse(kept) => *kept,
+                    Piece::Read { extent, .. } => {
                         stored += extent.length();
                         self.next += 1;
                         let mut id = [0; 32];
@@ -429,7 +429,7 @@ mod tests {
     }
 
     proptest! {
-        /// However a disk changes: never more chunks than allowed, and the same input gives the same cells.
+        /// However a disk changes: never more chunks than allowed, and the same input gives the same pieces.
         #[test]
         fn the_bound_holds_for_any_changes(
             days in prop::collection::vec(prop::collection::vec((0u64..32 * GRID, 1u64..GRID / 4), 0..40), 1..6),
@@ -443,17 +443,17 @@ mod tests {
                     changed.insert(Extent::between(offset, (offset + length).min(disk.size)).unwrap());
                 }
                 let map = ExtentMap::uniform(disk.size, Kind::Data);
-                let cells = cut_within(&disk.chunks, &changed, &map, most);
-                prop_assert_eq!(&cells, &cut_within(&disk.chunks, &changed, &map, most));
+                let pieces = plan_within(&disk.chunks, &changed, &map, most);
+                prop_assert_eq!(&pieces, &plan_within(&disk.chunks, &changed, &map, most));
                 disk.backup(&changed, most);
                 prop_assert!(disk.chunks.len() as u64 <= most);
             }
         }
 
-        /// Whatever the parent looks like: the cells cover the disk without gap, a kept chunk lies where it lay
+        /// Whatever the parent looks like: the pieces cover the disk without gap, a kept chunk lies where it lay
         /// and has not changed, and every changed, allocated byte is read.
         #[test]
-        fn cells_cover_the_disk_and_miss_no_change(
+        fn pieces_cover_the_disk_and_miss_no_change(
             sizes in prop::collection::vec(0u64..3 * GRID, 0..8),
             tail in 0u64..GRID,
             changes in prop::collection::vec((0u64..8 * GRID, 1u64..GRID), 0..6),
@@ -467,13 +467,13 @@ mod tests {
             changed.insert(Extent::new(size - tail, tail).unwrap());
             let map = ExtentMap::of_ranges(size, &ranges(&holes), Kind::Zero, Kind::Data);
 
-            let cells = cut(&parent, &changed, &map);
+            let pieces = plan_chunks(&parent, &changed, &map);
             let mut offset = 0;
             let mut read = RangeSet::new();
-            for cell in &cells {
-                let whole = Extent::new(offset, length(cell)).unwrap();
-                match cell {
-                    Cell::Keep(kept) => {
+            for piece in &pieces {
+                let whole = Extent::new(offset, length(piece)).unwrap();
+                match piece {
+                    Piece::Reuse(kept) => {
                         prop_assert!(!changed.overlaps(whole));
                         let mut at = 0;
                         let lay_there = parent.iter().any(|old| {
@@ -483,7 +483,7 @@ mod tests {
                         });
                         prop_assert!(lay_there);
                     }
-                    Cell::Read { extent, data } => {
+                    Piece::Read { extent, data } => {
                         prop_assert_eq!(*extent, whole);
                         prop_assert_eq!(extent.offset() / GRID, (extent.end() - 1) / GRID);
                         for part in data {
