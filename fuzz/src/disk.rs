@@ -180,9 +180,9 @@ pub fn survey(data: &[u8]) {
     let survey = Survey::take(&mut disk, &allocated).expect("a disk that can be read is surveyed");
     for part in &survey.parts {
         assert!(
-            part.area
+            part.region
                 .offset
-                .checked_add(part.area.length)
+                .checked_add(part.region.length)
                 .is_some_and(|end| end <= size)
         );
         assert!(part.samples.clear <= part.samples.written && part.samples.written <= 1024);

@@ -189,22 +189,22 @@ mod tests {
     }
 
     proptest! {
-        /// What is carved reads as zeroes, everything else is as it was.
+        /// What is excised reads as zeroes, everything else is as it was.
         #[test]
-        fn only_the_carved_parts_become_holes(
+        fn only_the_excised_parts_become_holes(
             data in prop::collection::vec((0u64..900, 1u64..100), 0..6),
-            carved in prop::collection::vec((0u64..900, 1u64..100), 0..4),
+            excised in prop::collection::vec((0u64..900, 1u64..100), 0..4),
         ) {
             let ranges = |list: &[(u64, u64)]| -> RangeSet {
                 list.iter().map(|&(offset, length)| Extent::new(offset, length).unwrap()).collect()
             };
-            let (data, carved) = (ranges(&data), ranges(&carved));
+            let (data, excised) = (ranges(&data), ranges(&excised));
             let map = ExtentMap::of_ranges(1000, &data, Kind::Data, Kind::Zero);
-            let after = map.with_holes(&carved);
+            let after = map.with_holes(&excised);
             prop_assert_eq!(after.size(), 1000);
             for at in 0..1000 {
                 let byte = Extent::new(at, 1).unwrap();
-                let expected = data.contains(byte) && !carved.contains(byte);
+                let expected = data.contains(byte) && !excised.contains(byte);
                 prop_assert_eq!(after.at(at) == Some(Kind::Data), expected, "{}", at);
             }
         }

@@ -7,12 +7,11 @@
 //! * [`SwapLayout`] holds what is needed to make a swap disk again without keeping its content,
 //!   with [`gpt`] and [`swap`] as the formats underneath.
 //!
-//! * [`Survey`] is a disk as it looks without a key: [`areas`], [`luks`] headers, samples and their [`entropy`].
+//! * [`Survey`] is a disk as it looks without a key: [`partitions`], [`luks`] headers, samples and their [`entropy`].
 //!
 //! Every length in here may come from a hostile image or server: arithmetic is checked, and nothing panics on
 //! what was read.
 
-pub mod areas;
 pub mod change;
 pub mod cover;
 pub mod entropy;
@@ -21,6 +20,7 @@ pub mod gpt;
 pub mod layout;
 pub mod luks;
 pub mod mbr;
+pub mod partitions;
 pub mod ranges;
 pub mod source;
 pub mod survey;

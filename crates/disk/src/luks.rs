@@ -17,7 +17,7 @@ pub use self::area::{HeaderArea, LARGEST_AREA, NoArea};
 pub use self::clevis::Pin;
 pub use self::slot::{Kdf, KeySlot, Segment, Token};
 
-use crate::areas::areas;
+use crate::partitions::regions;
 use crate::source::{BlockSource, ReadError};
 
 /// What both versions begin with.
@@ -64,7 +64,12 @@ impl Luks {
     /// All volumes whose header starts where the disk or one of its partitions starts. Their areas do not overlap.
     pub fn find(disk: &mut impl BlockSource) -> Result<Vec<Self>, ReadError> {
         let mut starts = BTreeMap::from([(0, disk.size())]);
-        starts.extend(areas(disk)?.1.iter().map(|area| (area.offset, area.length)));
+        starts.extend(
+            regions(disk)?
+                .1
+                .iter()
+                .map(|region| (region.offset, region.length)),
+        );
         let mut volumes: Vec<Self> = Vec::new();
         for (offset, room) in starts {
             let Some(mut volume) = Self::read(disk, offset, room)? else {

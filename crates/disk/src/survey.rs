@@ -9,15 +9,15 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
 use crate::Extent;
-use crate::areas::{Area, Purpose, Table, areas};
 use crate::cover::{ExtentMap, Kind};
 use crate::entropy::{Look, entropy, look, written};
 use crate::luks::Luks;
+use crate::partitions::{Purpose, Region, Table, regions};
 use crate::source::{BlockSource, ReadError};
 
 /// Bytes in a sample.
 pub const BLOCK: u64 = 4096;
-/// Samples at the start of an area's data.
+/// Samples at the start of a region's data.
 const FIRST: u64 = 64;
 /// Samples chosen among all that is allocated.
 const CHOSEN: usize = 512;
@@ -41,7 +41,7 @@ pub struct Survey {
 #[derive(Clone, Debug)]
 pub struct Part {
     /// Where it is.
-    pub area: Area,
+    pub region: Region,
     /// What it begins with.
     pub content: Content,
     /// Samples: of the data of a LUKS volume, else of all of it.
@@ -59,7 +59,7 @@ pub enum Content {
     Other,
 }
 
-/// Samples of an area.
+/// Samples of a region.
 #[derive(Clone, Debug, Default)]
 pub struct Samples {
     /// Blocks with anything in them.
@@ -84,18 +84,18 @@ impl Survey {
     /// Looks at a disk: headers, and some samples.
     pub fn take(disk: &mut impl BlockSource, allocated: &ExtentMap) -> Result<Self, ReadError> {
         let size = disk.size();
-        let (table, areas) = areas(disk)?;
-        let mut parts = Vec::with_capacity(areas.len());
-        for area in areas {
-            let content = content(disk, &area)?;
-            let end = area.offset.saturating_add(area.length).min(size);
+        let (table, regions) = regions(disk)?;
+        let mut parts = Vec::with_capacity(regions.len());
+        for region in regions {
+            let content = content(disk, &region)?;
+            let end = region.offset.saturating_add(region.length).min(size);
             let data = match &content {
                 Content::Luks(luks) => luks.data(end),
-                _ => vec![(area.offset, end.saturating_sub(area.offset))],
+                _ => vec![(region.offset, end.saturating_sub(region.offset))],
             };
             let samples = sample(disk, allocated, &data)?;
             parts.push(Part {
-                area,
+                region,
                 content,
                 samples,
             });
@@ -116,18 +116,18 @@ impl Part {
     /// Whether it is for starting the machine: as its type says, or, beside an encrypted one, by its size.
     pub fn is_boot(&self, encrypted_beside: bool) -> bool {
         const LARGEST: u64 = 2 << 30;
-        self.area.purpose == Purpose::Boot
-            || (encrypted_beside && self.area.partition.is_some() && self.area.length <= LARGEST)
+        self.region.purpose == Purpose::Boot
+            || (encrypted_beside && self.region.partition.is_some() && self.region.length <= LARGEST)
     }
 }
 
-fn content(disk: &mut impl BlockSource, area: &Area) -> Result<Content, ReadError> {
-    if let Some(luks) = Luks::read(disk, area.offset, area.length)? {
+fn content(disk: &mut impl BlockSource, region: &Region) -> Result<Content, ReadError> {
+    if let Some(luks) = Luks::read(disk, region.offset, region.length)? {
         return Ok(Content::Luks(Box::new(luks)));
     }
-    let room = area.length.min(disk.size().saturating_sub(area.offset));
+    let room = region.length.min(disk.size().saturating_sub(region.offset));
     let mut start = vec![0; room.min(PAGES[3] as u64) as usize];
-    disk.read_at(area.offset, &mut start)?;
+    disk.read_at(region.offset, &mut start)?;
     let signature = PAGES
         .iter()
         .filter_map(|page| start.get(page - 10..*page))
@@ -178,10 +178,10 @@ fn choose(allocated: &ExtentMap, data: &[(u64, u64)], origin: u64) -> BTreeSet<u
     let mut smallest: BTreeSet<(u64, u64)> = BTreeSet::new();
     let mut first = BTreeSet::new();
     for (offset, length) in data {
-        let Ok(area) = Extent::new(*offset, *length) else {
+        let Ok(region) = Extent::new(*offset, *length) else {
             continue;
         };
-        for (extent, kind) in allocated.within(area) {
+        for (extent, kind) in allocated.within(region) {
             if kind != Kind::Data {
                 continue;
             }

@@ -84,14 +84,14 @@ pub struct Statement {
     /// The instant.
     pub captured: Timestamp,
     /// The areas.
-    pub areas: Vec<Area>,
+    pub areas: Vec<AreaRecord>,
     /// The program that wrote this.
     pub producer: String,
 }
 
 /// One header area.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Area {
+pub struct AreaRecord {
     /// The disk that it is from: target device name.
     pub disk: String,
     /// Where it starts there, in bytes.
@@ -108,7 +108,7 @@ pub struct Area {
     pub digest: String,
 }
 
-impl Area {
+impl AreaRecord {
     /// Its path in the archive.
     pub fn path(&self) -> String {
         area_path(&self.disk, self.offset)
@@ -256,7 +256,7 @@ impl Headers {
     }
 
     /// The chunks of an area, if they are the ones that the statement describes.
-    pub fn chunks(&self, area: &Area) -> Option<&[ChunkRef]> {
+    pub fn chunks(&self, area: &AreaRecord) -> Option<&[ChunkRef]> {
         let item = self.items.get(&area.path()).filter(|item| item.is_intact())?;
         let chunks = item.chunks.as_deref()?;
         let length: u64 = chunks.iter().map(|chunk| u64::from(chunk.size)).sum();
@@ -271,9 +271,9 @@ impl Headers {
     }
 
     /// The area that opens a volume's data, if it is here.
-    pub fn fitting(&self, luks: &LuksRecord) -> Option<&Area> {
+    pub fn fitting(&self, luks: &LuksRecord) -> Option<&AreaRecord> {
         let header = luks.header.as_ref()?;
-        let fits = |area: &&Area| {
+        let fits = |area: &&AreaRecord| {
             area.uuid == luks.uuid && area.binding == header.binding && area.length == header.length
         };
         let areas = || self.statement.areas.iter().filter(fits);
@@ -307,7 +307,7 @@ mod tests {
     use uuid::Uuid;
 
     fn statement() -> Statement {
-        let area = |disk: &str, offset| Area {
+        let area = |disk: &str, offset| AreaRecord {
             disk: disk.into(),
             offset,
             length: 16 << 20,
@@ -351,7 +351,7 @@ mod tests {
         let many = |count: usize| {
             let mut many = good.clone();
             let area = many.areas[0].clone();
-            let at = |number| Area {
+            let at = |number| AreaRecord {
                 offset: number as u64 * 512,
                 ..area.clone()
             };
@@ -454,12 +454,12 @@ mod tests {
         };
         assert_eq!(sound(&[]), chunks);
         assert_eq!(sound(&[1]), chunks[1..]);
-        let longer = Area {
+        let longer = AreaRecord {
             length: area.length + 1,
             ..area.clone()
         };
         assert_eq!(headers.chunks(&longer), None, "another length");
-        let other = Area {
+        let other = AreaRecord {
             digest: "d".into(),
             ..area.clone()
         };
@@ -476,7 +476,7 @@ mod tests {
     #[test]
     fn the_header_that_opens_a_volume_is_found() {
         let mut said = statement();
-        said.areas.push(Area {
+        said.areas.push(AreaRecord {
             offset: 5 << 20,
             ..said.areas[0].clone()
         });

@@ -28,12 +28,12 @@ pub enum AuditError {
 }
 
 /// Reads up to `count` kept chunks, chosen at random, and compares their ids. Gives how many it read. Chunks of zeroes
-/// are passed over where the disk has holes there still; the parts that are `carved` out of the disk are zeroes in its
+/// are passed over where the disk has holes there still; the parts that are `excised` from the disk are zeroes in its
 /// chunks.
 pub fn sample(
     pieces: &[Piece],
     allocation: &ExtentMap,
-    carved: &RangeSet,
+    excised: &RangeSet,
     count: usize,
     source: &mut Client,
     options: &ReadOptions<'_>,
@@ -60,7 +60,7 @@ pub fn sample(
         chosen.iter().map(|(extent, _)| *extent),
         options,
         |offset, mut bytes| {
-            let parts = Extent::new(offset, bytes.len() as u64).map(|whole| carved.within(whole));
+            let parts = Extent::new(offset, bytes.len() as u64).map(|whole| excised.within(whole));
             for part in parts.into_iter().flatten() {
                 let start = (part.offset() - offset) as usize;
                 let part = bytes.get_mut(start..start + part.length() as usize);

@@ -3,15 +3,15 @@
 use strongroom_disk::gpt::Gpt;
 use strongroom_disk::{ExtentMap, RangeSet};
 use strongroom_nbd::{Client, Options};
-use strongroom_points::headers::Area;
+use strongroom_points::headers::AreaRecord;
 use strongroom_points::history::Point;
 use strongroom_points::manifest::{DiskRecord, LuksRecord, Mode};
 use strongroom_points::store::{ArchiveWriter, ChunkRef};
 use uuid::Uuid;
 
 use super::BackupError;
-use super::areas::{self, Areas};
 use super::chunking;
+use super::luks_headers::{self, HeaderAreas};
 use super::pace::Pace;
 use super::{audit, guard, stream};
 use crate::capture::Capture;
@@ -47,7 +47,7 @@ pub struct DiskResult {
     /// The GUID of its partition table.
     pub table: Option<Uuid>,
     /// Their header areas that are stored apart, with their chunks.
-    pub areas: Vec<(Area, Vec<ChunkRef>)>,
+    pub areas: Vec<(AreaRecord, Vec<ChunkRef>)>,
 }
 
 /// Reads one disk into the repository.
@@ -100,10 +100,10 @@ pub fn read(
     )?;
     let apart = job.luks_headers == LuksHeaders::Apart;
     let table = Gpt::read(&mut client).ok().flatten().map(|table| table.disk_guid);
-    let areas = Areas::take(context, disk, apart, &mut client, writer)?;
-    let carved = areas.carved();
+    let headers = HeaderAreas::take(context, disk, apart, &mut client, writer)?;
+    let excised = headers.excised();
     let newest = points.first().and_then(|point| point.manifest.disk(&disk.target));
-    areas::warn_gone(context, &disk.target, newest, &areas.luks);
+    luks_headers::warn_gone(context, &disk.target, newest, &headers.luks);
     let mut result = DiskResult {
         chunks: Vec::new(),
         read: 0,
@@ -114,9 +114,9 @@ pub fn read(
         parent: disk.parent.clone(),
         audited: 0,
         map_wrong_at: None,
-        luks: areas.luks,
+        luks: headers.luks,
         table,
-        areas: areas.stored,
+        areas: headers.stored,
     };
     let full = |allocation: &ExtentMap| chunking::plan_chunks(&[], &RangeSet::all(disk.size), allocation);
     let mut basis = None;
@@ -141,9 +141,9 @@ pub fn read(
             .unwrap_or(&mut client)
             .block_status_all(bitmap)
             .map_err(read_error)?;
-        let allocation = allocation.with_holes(&carved);
-        let before = areas::carved_from(Some(record));
-        let mut changed = areas::changes(&changed, &before, &carved);
+        let allocation = allocation.with_holes(&excised);
+        let before = luks_headers::excised_from(Some(record));
+        let mut changed = luks_headers::changes(&changed, &before, &excised);
         // What the repository has lost is read again: unchanged, it heals all restore points that it is part of.
         for extent in point.damaged_extents(&disk.target) {
             changed.insert(extent);
@@ -157,7 +157,7 @@ pub fn read(
         match audit::sample(
             &pieces,
             &allocation,
-            &carved,
+            &excised,
             count,
             &mut client,
             &options,
@@ -190,14 +190,14 @@ pub fn read(
             .unwrap_or(&mut client)
             .allocation()
             .map_err(read_error)?;
-        full(&allocation.with_holes(&carved))
+        full(&allocation.with_holes(&excised))
     };
     let streamed = stream::stream(context, &disk.target, &mut client, &pieces, writer, pace)?;
     Ok(DiskResult {
         chunks: streamed.chunks,
-        read: streamed.read + areas.read,
+        read: streamed.read + headers.read,
         requests: client.requests(),
-        stored: streamed.stored + areas.stored_bytes,
+        stored: streamed.stored + headers.stored_bytes,
         ..result
     })
 }

@@ -6,7 +6,7 @@ use strongroom_hypervisor::Domain;
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve};
 use strongroom_points::archive::archive_name;
 use strongroom_points::digest;
-use strongroom_points::headers::{self, Area, Statement};
+use strongroom_points::headers::{self, AreaRecord, Statement};
 use strongroom_points::manifest::{
     DOMAIN_PATH, DiskRecord, ExcludedDisk, Exclusion, FORMAT, FileRecord, HeadersRecord, MANIFEST_PATH,
     Manifest, ManifestError, PLAIN_FORMAT, SIGNATURE_PATH, VmIdentity, disk_path,
@@ -141,7 +141,7 @@ fn headers(
     context: &Context<'_>,
     manifest: &Manifest,
     plan: &Plan,
-    areas: Vec<(Area, Vec<ChunkRef>)>,
+    areas: Vec<(AreaRecord, Vec<ChunkRef>)>,
     writer: &mut ArchiveWriter,
 ) -> Result<HeadersRecord, BackupError> {
     let archive = archive_name(&plan.archive);

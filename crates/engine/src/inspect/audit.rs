@@ -287,7 +287,7 @@ fn last_backup(context: &Context<'_>, vm: &str) -> Result<Option<Timestamp>, Sta
 fn volumes(disk: &DiskLook) -> Vec<Volume> {
     let parts = disk.survey.iter().flat_map(|survey| &survey.parts);
     let found = parts.filter_map(|part| match &part.content {
-        Content::Luks(luks) => Some((part.area.partition, luks)),
+        Content::Luks(luks) => Some((part.region.partition, luks)),
         _ => None,
     });
     found

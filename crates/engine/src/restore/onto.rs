@@ -351,8 +351,8 @@ fn compare(
     let allocation = image.allocation().map_err(image_error)?;
     let opener = repository.opener();
     let record = point.manifest.disk(&disk.target);
-    let carved: RangeSet = record.into_iter().flat_map(DiskRecord::areas).collect();
-    let mut of_chunks = Look::at(&chunks, &allocation.with_holes(&carved), &opener)?;
+    let excised: RangeSet = record.into_iter().flat_map(DiskRecord::areas).collect();
+    let mut of_chunks = Look::at(&chunks, &allocation.with_holes(&excised), &opener)?;
     let mut of_pieces = Look::at(&pieces, &allocation, &opener)?;
     context.report(event::Kind::DiskStarted {
         target: &disk.target,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use strongroom_points::headers::{Area, Headers};
+use strongroom_points::headers::{AreaRecord, Headers};
 use strongroom_points::history::Point;
 use strongroom_points::manifest::HeadersRecord;
 use strongroom_points::store::{ArchiveInfo, Repository};
@@ -110,7 +110,7 @@ impl Work<'_> {
         for name in headers.strange.iter().chain(undescribed(headers)) {
             problem("items", format!("{name}: nothing of ours, or not described"));
         }
-        let (whole, altered): (Vec<&Area>, Vec<&Area>) = headers
+        let (whole, altered): (Vec<&AreaRecord>, Vec<&AreaRecord>) = headers
             .statement
             .areas
             .iter()
@@ -147,7 +147,7 @@ impl Work<'_> {
 /// Items that the statement does not describe.
 fn undescribed(headers: &Headers) -> impl Iterator<Item = &String> {
     use strongroom_points::headers::{SIGNATURE_PATH, STATEMENT_PATH};
-    let described: BTreeSet<String> = headers.statement.areas.iter().map(Area::path).collect();
+    let described: BTreeSet<String> = headers.statement.areas.iter().map(AreaRecord::path).collect();
     headers
         .items
         .keys()

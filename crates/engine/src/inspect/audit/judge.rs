@@ -2,8 +2,8 @@
 
 use jiff::{SignedDuration, Timestamp};
 use strongroom_disk::Luks;
-use strongroom_disk::areas::{Purpose, Table};
 use strongroom_disk::luks::Kdf;
+use strongroom_disk::partitions::{Purpose, Table};
 use strongroom_disk::survey::{Content, Part, Samples, Survey};
 use strongroom_hypervisor::Domain;
 use strongroom_hypervisor::names::is_ours;
@@ -90,7 +90,7 @@ pub fn clear_text(survey: &Survey) -> Vec<String> {
 
 /// Whether a disk holds swap and nothing else.
 pub fn is_only_swap(disk: &DiskLook) -> bool {
-    let swap = |part: &Part| matches!(part.content, Content::Swap(_)) || part.area.purpose == Purpose::Swap;
+    let swap = |part: &Part| matches!(part.content, Content::Swap(_)) || part.region.purpose == Purpose::Swap;
     let parts = disk
         .survey
         .as_ref()
@@ -127,7 +127,7 @@ fn image(disk: &DiskLook) -> Vec<Finding> {
 
 /// A part as people name it.
 fn named(part: &Part) -> String {
-    part.area
+    part.region
         .partition
         .map_or_else(|| "the disk".into(), |number| format!("partition {number}"))
 }
@@ -170,7 +170,7 @@ fn unknown(at: Option<&str>, part: &Part, encrypted_beside: bool) -> Option<Find
     if part.samples.written == 0 {
         return None;
     }
-    if part.area.purpose == Purpose::Swap {
+    if part.region.purpose == Purpose::Swap {
         let text =
             format!("{name} is for swap, on a disk that is backed up: it belongs on a disk of its own");
         return swap(at, part).or_else(|| Some(finding("swap-shared-disk", Level::Warning, at, text)));

@@ -1,6 +1,6 @@
 use jiff::{SignedDuration, Timestamp};
-use strongroom_disk::areas::{Area, Purpose};
 use strongroom_disk::luks::{KeySlot, Pin, Segment, Token};
+use strongroom_disk::partitions::{Purpose, Region};
 
 use super::*;
 
@@ -29,7 +29,7 @@ fn luks(cipher: Option<&str>, kdf: Kdf, tokens: Vec<Token>) -> Luks {
 
 fn codes(luks: &Luks) -> Vec<&'static str> {
     let part = Part {
-        area: Area {
+        region: Region {
             partition: None,
             offset: 0,
             length: 1 << 30,

@@ -34,7 +34,7 @@ pub enum Purpose {
 
 /// A part of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Area {
+pub struct Region {
     /// Number of the partition; `None` is the whole disk.
     pub partition: Option<u32>,
     /// First byte on the disk.
@@ -55,8 +55,8 @@ const LINUX_SWAP: Uuid = Uuid::from_u128(0x0657_FD6D_A4AB_43C4_84E5_0933_C84B_4F
 const LUKS: &[u8] = b"LUKS\xba\xbe";
 
 /// The parts of a disk, in the order of their numbers, none beyond its end.
-pub fn areas(disk: &mut impl BlockSource) -> Result<(Table, Vec<Area>), ReadError> {
-    let whole = Area {
+pub fn regions(disk: &mut impl BlockSource) -> Result<(Table, Vec<Region>), ReadError> {
+    let whole = Region {
         partition: None,
         offset: 0,
         length: disk.size(),
@@ -72,8 +72,8 @@ pub fn areas(disk: &mut impl BlockSource) -> Result<(Table, Vec<Area>), ReadErro
     }
     match Gpt::read(disk) {
         Ok(Some(table)) => {
-            let areas = table.partitions.iter().filter_map(gpt_area);
-            return Ok((Table::Gpt, areas.collect()));
+            let regions = table.partitions.iter().filter_map(gpt_region);
+            return Ok((Table::Gpt, regions.collect()));
         }
         Ok(None) => {}
         Err(GptReadError::Read(error)) => return Err(error),
@@ -81,19 +81,19 @@ pub fn areas(disk: &mut impl BlockSource) -> Result<(Table, Vec<Area>), ReadErro
         Err(GptReadError::Gpt(_)) => return Ok((Table::Damaged, vec![whole])),
     }
     Ok(match mbr::partitions(disk)? {
-        Some(partitions) => (Table::Mbr, partitions.into_iter().map(mbr_area).collect()),
+        Some(partitions) => (Table::Mbr, partitions.into_iter().map(mbr_region).collect()),
         None => (Table::None, vec![whole]),
     })
 }
 
-fn gpt_area(partition: &Partition) -> Option<Area> {
+fn gpt_region(partition: &Partition) -> Option<Region> {
     let (offset, length) = partition.bytes()?;
     let purpose = match partition.type_guid {
         ESP | BIOS_BOOT | XBOOTLDR => Purpose::Boot,
         LINUX_SWAP => Purpose::Swap,
         _ => Purpose::Other,
     };
-    Some(Area {
+    Some(Region {
         partition: Some(partition.number),
         offset,
         length,
@@ -101,13 +101,13 @@ fn gpt_area(partition: &Partition) -> Option<Area> {
     })
 }
 
-fn mbr_area(partition: mbr::Partition) -> Area {
+fn mbr_region(partition: mbr::Partition) -> Region {
     let purpose = match partition.kind {
         0xef => Purpose::Boot,
         0x82 => Purpose::Swap,
         _ => Purpose::Other,
     };
-    Area {
+    Region {
         partition: Some(partition.number),
         offset: partition.offset,
         length: partition.length,
@@ -149,7 +149,7 @@ mod tests {
                 Table::Mbr,
             ),
         ] {
-            let (found, parts) = areas(&mut divided(script)).unwrap();
+            let (found, parts) = regions(&mut divided(script)).unwrap();
             assert_eq!(found, table);
             let shape: Vec<_> = parts.iter().map(|part| (part.partition, part.purpose)).collect();
             let wanted = [
@@ -161,19 +161,19 @@ mod tests {
             assert_eq!((parts[1].offset, parts[1].length), (2 << 20, 2 << 20));
         }
         let bios = divided("label: gpt\ntype=21686148-6449-6E6F-744E-656564454649\n");
-        assert_eq!(areas(&mut bios.clone()).unwrap().1[0].purpose, Purpose::Boot);
+        assert_eq!(regions(&mut bios.clone()).unwrap().1[0].purpose, Purpose::Boot);
         let mut damaged = bios;
         damaged[600] ^= 1;
         let last = damaged.len() - 100;
         damaged[last - 412 + 88] ^= 1;
-        assert_eq!(areas(&mut damaged).unwrap().0, Table::Damaged);
+        assert_eq!(regions(&mut damaged).unwrap().0, Table::Damaged);
     }
 
     #[test]
     fn a_disk_without_a_table_is_one_part() {
         for mut disk in [vec![0; 1 << 20], vec![0; 100], vec![]] {
             let size = disk.len() as u64;
-            let (table, parts) = areas(&mut disk).unwrap();
+            let (table, parts) = regions(&mut disk).unwrap();
             assert_eq!((table, parts.len(), parts[0].length), (Table::None, 1, size));
         }
     }
@@ -184,8 +184,8 @@ mod tests {
             let mut disk = vec![0; size];
             disk[446..510].copy_from_slice(&entries);
             disk[510..512].copy_from_slice(&[0x55, 0xaa]);
-            for area in areas(&mut disk).unwrap().1 {
-                prop_assert!(area.offset + area.length <= size as u64);
+            for region in regions(&mut disk).unwrap().1 {
+                prop_assert!(region.offset + region.length <= size as u64);
             }
         }
     }

@@ -1,11 +1,11 @@
-//! The header areas of a disk's LUKS volumes: read and stored by themselves, and carved out of the disk, so that no chunk of
+//! The header areas of a disk's LUKS volumes: read and stored by themselves, and excised from the disk, so that no chunk of
 //! it holds a byte of them.
 
 use sha2::{Digest as _, Sha256};
 use strongroom_disk::{BlockSource as _, HeaderArea, Luks, NoArea, RangeSet};
 use strongroom_nbd::Client;
 use strongroom_points::digest;
-use strongroom_points::headers::{Area, PIECE};
+use strongroom_points::headers::{AreaRecord, PIECE};
 use strongroom_points::manifest::{DiskRecord, HeaderRecord, LuksRecord};
 use strongroom_points::store::{ArchiveWriter, ChunkRef};
 
@@ -16,18 +16,18 @@ use crate::run::plan::DiskPlan;
 
 /// The LUKS volumes of a disk, with what became of their headers.
 #[derive(Debug, Default)]
-pub struct Areas {
+pub struct HeaderAreas {
     /// All volumes.
     pub luks: Vec<LuksRecord>,
     /// The areas that are stored apart, with their chunks.
-    pub stored: Vec<(Area, Vec<ChunkRef>)>,
+    pub stored: Vec<(AreaRecord, Vec<ChunkRef>)>,
     /// Bytes read.
     pub read: u64,
     /// Bytes that the repository had to store.
     pub stored_bytes: u64,
 }
 
-impl Areas {
+impl HeaderAreas {
     /// Finds the volumes and, if headers are kept `apart`, stores their areas. A header that cannot be read or told apart
     /// is no reason to stop: it stays where it is, as a part of the disk.
     pub fn take(
@@ -37,7 +37,7 @@ impl Areas {
         client: &mut Client,
         writer: &mut ArchiveWriter,
     ) -> Result<Self, BackupError> {
-        let mut areas = Self::default();
+        let mut headers = Self::default();
         let volumes = Luks::find(client).unwrap_or_else(|error| {
             context.warn(
                 Code::HeadersUnreadable,
@@ -50,7 +50,7 @@ impl Areas {
         });
         for luks in volumes {
             let header = match &luks.area {
-                Ok(area) if apart => Some(areas.store(disk, &luks, area, client, writer)?),
+                Ok(area) if apart => Some(headers.store(disk, &luks, area, client, writer)?),
                 Ok(_) => None,
                 Err(why) => {
                     if apart {
@@ -59,7 +59,7 @@ impl Areas {
                     None
                 }
             };
-            areas.luks.push(LuksRecord {
+            headers.luks.push(LuksRecord {
                 offset: luks.offset,
                 version: luks.version,
                 uuid: luks.uuid,
@@ -68,7 +68,7 @@ impl Areas {
                 header,
             });
         }
-        Ok(areas)
+        Ok(headers)
     }
 
     fn store(
@@ -107,7 +107,7 @@ impl Areas {
             binding: area.binding.clone(),
             sha256: digest::hex(&hash.finalize()),
         };
-        let stored = Area {
+        let stored = AreaRecord {
             disk: disk.target.clone(),
             offset: luks.offset,
             length,
@@ -121,24 +121,24 @@ impl Areas {
     }
 
     /// The parts of the disk that are stored apart.
-    pub fn carved(&self) -> RangeSet {
-        carved(&self.luks)
+    pub fn excised(&self) -> RangeSet {
+        excised(&self.luks)
     }
 }
 
 /// What the parent's chunks of a disk lack.
-pub fn carved_from(parent: Option<&DiskRecord>) -> RangeSet {
+pub fn excised_from(parent: Option<&DiskRecord>) -> RangeSet {
     parent.into_iter().flat_map(DiskRecord::areas).collect()
 }
 
-fn carved(luks: &[LuksRecord]) -> RangeSet {
+fn excised(luks: &[LuksRecord]) -> RangeSet {
     luks.iter().filter_map(LuksRecord::area).collect()
 }
 
-/// The changes of what is left of a disk: none in the carved parts, and all that the parent lacked or had more.
-pub fn changes(changed: &RangeSet, before: &RangeSet, carved: &RangeSet) -> RangeSet {
-    let moved = before.subtract(carved).union(&carved.subtract(before));
-    changed.subtract(carved).union(&moved)
+/// The changes of what is left of a disk: none in the excised parts, and all that the parent lacked or had more.
+pub fn changes(changed: &RangeSet, before: &RangeSet, excised: &RangeSet) -> RangeSet {
+    let moved = before.subtract(excised).union(&excised.subtract(before));
+    changed.subtract(excised).union(&moved)
 }
 
 /// Says of volumes that the parent had that their headers are gone: without a header no key opens older backups either,
@@ -183,7 +183,7 @@ mod tests {
         let header = ranges(&[(100, 50)]);
         let changed = ranges(&[(110, 10), (140, 20)]);
         assert_eq!(changes(&changed, &header, &header), ranges(&[(150, 10)]));
-        // Newly carved, no more carved, moved: read again.
+        // Newly excised, no more excised, moved: read again.
         let none = RangeSet::new();
         assert_eq!(changes(&none, &none, &header), header);
         assert_eq!(changes(&none, &header, &none), header);
