@@ -2,14 +2,13 @@
 //!
 //! [`run`] is the whole of it (told by `tell`). What it decides is in [`plan`], how the disks are held still in [`crate::capture`], how
 //! the guest is brought to rest for that in [`crate::capture::quiesce`], how
-//! one of them is read in [`disk`], its LUKS headers kept apart in [`luks_headers`], cut into chunks in [`chunking`], audited in [`audit`], how the bytes travel in
+//! one of them is read in [`disk`], its LUKS headers kept apart in [`luks_headers`], cut into chunks in [`chunking`], checked in [`spot_check`], how the bytes travel in
 //! [`stream`], and what surrounds them in [`seal`].
 //!
 //! Whatever fails on the way: the guest runs on, no job and no scratch file stays, nothing is committed, and the
 //! checkpoint that the last good archive belongs to is still there.
 
 pub mod adopted;
-pub mod audit;
 pub mod chunking;
 pub mod disk;
 mod firmware;
@@ -21,6 +20,7 @@ pub mod ready;
 pub mod roles;
 pub mod seal;
 mod shared;
+pub mod spot_check;
 pub mod stream;
 
 use std::collections::BTreeSet;

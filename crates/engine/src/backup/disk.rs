@@ -13,7 +13,8 @@ use super::BackupError;
 use super::chunking;
 use super::luks_headers::{self, HeaderAreas};
 use super::pace::Pace;
-use super::{audit, guard, stream};
+use super::spot_check::{self, SpotCheckError};
+use super::{guard, stream};
 use crate::capture::Capture;
 use crate::config::LuksHeaders;
 use crate::run::context::Context;
@@ -32,7 +33,7 @@ pub struct DiskResult {
     pub requests: u64,
     /// Bytes that the repository had to store.
     pub stored: u64,
-    /// How it was read: as planned, unless the audit found the map of changes to be wrong.
+    /// How it was read: as planned, unless the spot check found the map of changes to be wrong.
     pub mode: Mode,
     /// Why.
     pub reason: String,
@@ -40,7 +41,7 @@ pub struct DiskResult {
     pub parent: Option<String>,
     /// Unchanged chunks that were read all the same, and found unchanged.
     pub audited: u64,
-    /// Where the audit found that the map of changes is wrong.
+    /// Where the spot check found that the map of changes is wrong.
     pub map_wrong_at: Option<u64>,
     /// The LUKS volumes on it.
     pub luks: Vec<LuksRecord>,
@@ -154,7 +155,7 @@ pub fn read(
             &allocation,
         );
         let (count, options) = (job.spot_check, pace.options(context));
-        match audit::sample(
+        match spot_check::sample(
             &pieces,
             &allocation,
             &excised,
@@ -167,11 +168,11 @@ pub fn read(
                 result.audited = audited;
                 pieces
             }
-            Err(audit::AuditError::Read(strongroom_nbd::Error::Cancelled)) => {
+            Err(SpotCheckError::Read(strongroom_nbd::Error::Cancelled)) => {
                 return Err(context.cancel.why().into());
             }
-            Err(audit::AuditError::Read(source)) => return Err(read_error(source)),
-            Err(audit::AuditError::Changed { offset }) => {
+            Err(SpotCheckError::Read(source)) => return Err(read_error(source)),
+            Err(SpotCheckError::Changed { offset }) => {
                 context.warn(Code::ChangeMapWrong, format!(
                     "disk {}: the map of changes is wrong: the chunk at offset {offset} has changed and is not in it. \
                      The disk is read in full; earlier incremental restore points of it may lack changes",

@@ -61,7 +61,7 @@ impl Default for Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Audit {
-    /// With which probability a map of changes that is wrong is noticed; 0 for no audit.
+    /// With which probability a map of changes that is wrong is noticed; 0 for no spot check.
     pub confidence: f64,
     /// Within how many incremental backups.
     pub runs: u32,

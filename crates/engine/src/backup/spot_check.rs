@@ -15,9 +15,9 @@ use uuid::Uuid;
 
 use super::chunking::Piece;
 
-/// What an audit found.
+/// What a spot check found.
 #[derive(Debug)]
-pub enum AuditError {
+pub enum SpotCheckError {
     /// A chunk that the map calls unchanged has changed.
     Changed {
         /// Where it starts on the disk, in bytes.
@@ -38,7 +38,7 @@ pub fn sample(
     source: &mut Client,
     options: &ReadOptions<'_>,
     sealer: &Sealer,
-) -> Result<u64, AuditError> {
+) -> Result<u64, SpotCheckError> {
     let mut kept = kept(pieces);
     // Chunks of zeroes have few lengths.
     let mut zeroes: HashMap<u64, ChunkId> = HashMap::new();
@@ -74,8 +74,8 @@ pub fn sample(
         },
     );
     match (end, changed) {
-        (_, Some(offset)) => Err(AuditError::Changed { offset }),
-        (Err(error), None) => Err(AuditError::Read(error)),
+        (_, Some(offset)) => Err(SpotCheckError::Changed { offset }),
+        (Err(error), None) => Err(SpotCheckError::Read(error)),
         (Ok(_), None) => Ok(chosen.len() as u64),
     }
 }
