@@ -3,13 +3,14 @@
 //! [`run`] is the whole of it (told by `tell`). What it decides is in [`plan`], how the disks are held still in [`crate::capture`], how
 //! the guest is brought to rest for that in [`crate::capture::quiesce`], how
 //! one of them is read in [`disk`], its LUKS headers kept apart in [`luks_headers`], cut into chunks in [`chunking`], checked in [`spot_check`], how the bytes travel in
-//! [`stream`], and what surrounds them in [`seal`].
+//! [`stream`], and what surrounds them in [`commit`].
 //!
 //! Whatever fails on the way: the guest runs on, no job and no scratch file stays, nothing is committed, and the
 //! checkpoint that the last good archive belongs to is still there.
 
 pub mod adopted;
 pub mod chunking;
+pub mod commit;
 pub mod disk;
 mod firmware;
 pub mod guard;
@@ -18,7 +19,6 @@ pub mod pace;
 pub mod plan;
 pub mod ready;
 pub mod roles;
-pub mod seal;
 mod shared;
 pub mod spot_check;
 pub mod stream;
@@ -41,9 +41,9 @@ use strongroom_points::trust::signature::{self, NAMESPACE};
 use strongroom_points::trust::{self, SigningError, Successor};
 use uuid::Uuid;
 
+use self::commit::Instant;
 use self::pace::Pace;
 use self::plan::Parent;
-use self::seal::Instant;
 use crate::capture::overlay::{HomeError, Homecoming, bring_home};
 use crate::capture::quiesce::{QuiesceError, Rest};
 use crate::capture::reconcile::{ReconcileError, drop_stale, reconcile};
@@ -625,7 +625,8 @@ fn capture_and_commit(
         .collect();
     let nbd = disks.iter().map(|disk| disk.requests).sum();
     let writer = whole.take().ok_or_else(gone)?;
-    let (repository, summary, manifest) = seal::seal(context, domain, plan, instant, disks, next, writer)?;
+    let (repository, summary, manifest) =
+        commit::commit(context, domain, plan, instant, disks, next, writer)?;
     Ok(Sealed {
         repository,
         manifest,

@@ -36,7 +36,7 @@ pub struct Instant {
 }
 
 /// Adds everything but the disks' data to the archive and commits it. Gives the manifest as well.
-pub fn seal(
+pub fn commit(
     context: &Context<'_>,
     domain: &Domain,
     plan: &Plan,
