@@ -2,12 +2,12 @@
 //!
 //! Everything is only looked at. Images are opened read-only and without a lock, also those that a running guest writes
 //! to: headers do not move, and of the data only samples are taken, so that a block which is seen half-written decides
-//! nothing. `look` does that; `judge` (pure) makes findings of it; `clones` (pure) compares every volume of the
+//! nothing. `inspect` does that; `rules` (pure) makes findings of it; `clones` (pure) compares every volume of the
 //! hypervisor with every other; `shared` (pure) finds images that belong to several VMs.
 
 mod clones;
-mod judge;
-mod look;
+mod inspect;
+mod rules;
 mod shared;
 
 use std::cmp::Reverse;
@@ -20,8 +20,8 @@ use strongroom_disk::survey::Content;
 use strongroom_hypervisor::{Domain, HypervisorError, RunState};
 use strongroom_points::trust::memory::Memory;
 
-pub use self::judge::clear_text;
-pub use self::look::DiskLook;
+pub use self::inspect::InspectedDisk;
+pub use self::rules::clear_text;
 use crate::files::Inventory;
 use crate::run::context::Context;
 use crate::run::state::StateError;
@@ -137,7 +137,7 @@ pub enum AuditError {
 struct Seen {
     name: String,
     domain: Domain,
-    disks: Vec<DiskLook>,
+    disks: Vec<InspectedDisk>,
     configured: bool,
 }
 
@@ -211,10 +211,10 @@ pub fn run(context: &Context<'_>, vms: &[String], max_age: SignedDuration) -> Re
 /// Targets of the disks that hold nothing but swap, so that they are not backed up: what the configuration does not
 /// say yet.
 pub fn swap_disks(domain: &Domain) -> Vec<String> {
-    let disks = look::disks(domain, &[]);
+    let disks = inspect::disks(domain, &[]);
     disks
         .iter()
-        .filter(|disk| judge::is_only_swap(disk))
+        .filter(|disk| rules::is_only_swap(disk))
         .map(|disk| disk.target.clone())
         .collect()
 }
@@ -225,9 +225,9 @@ fn see(context: &Context<'_>, name: &str, domain: Domain) -> Result<Seen, AuditE
     let job = context.settings.job_of(name, &domain.name, domain.uuid).ok();
     let swap = job.as_ref().map_or(&[][..], |job| &job.swap);
     let disks = if context.hypervisor.is_local() {
-        look::disks(&domain, swap)
+        inspect::disks(&domain, swap)
     } else {
-        look::out_of_reach(&domain, swap)
+        inspect::out_of_reach(&domain, swap)
     };
     Ok(Seen {
         name: name.to_owned(),
@@ -246,9 +246,9 @@ fn problems(vm: &Seen) -> impl Iterator<Item = String> {
 
 /// Findings about one VM by itself.
 fn about(context: &Context<'_>, vm: &Seen, max_age: SignedDuration) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = vm.disks.iter().flat_map(judge::disk).collect();
+    let mut findings: Vec<Finding> = vm.disks.iter().flat_map(rules::disk).collect();
     let snapshots = context.hypervisor.snapshot_names(vm.domain.uuid);
-    findings.extend(judge::domain(
+    findings.extend(rules::domain(
         &vm.domain,
         snapshots.as_deref().unwrap_or_default(),
     ));
@@ -260,15 +260,15 @@ fn about(context: &Context<'_>, vm: &Seen, max_age: SignedDuration) -> Vec<Findi
             .and_then(|records| records.committed)
             .map(|of| of.checkpoint),
     );
-    findings.extend(judge::tracking(&vm.domain, &checkpoints));
-    findings.extend(vm.disks.iter().filter_map(|disk| judge::leftovers(disk, &known)));
-    let protection = judge::Protection {
+    findings.extend(rules::tracking(&vm.domain, &checkpoints));
+    findings.extend(vm.disks.iter().filter_map(|disk| rules::leftovers(disk, &known)));
+    let protection = rules::Protection {
         configured: vm.configured,
         signed: context.settings.signing.is_some(),
         interrupted: records(context, vm),
         last: last_backup(context, &vm.domain.name),
     };
-    findings.extend(judge::protection(&protection, Timestamp::now(), max_age));
+    findings.extend(rules::protection(&protection, Timestamp::now(), max_age));
     findings
 }
 
@@ -284,7 +284,7 @@ fn last_backup(context: &Context<'_>, vm: &str) -> Result<Option<Timestamp>, Sta
     Ok(memory.head().map(|head| head.committed))
 }
 
-fn volumes(disk: &DiskLook) -> Vec<Volume> {
+fn volumes(disk: &InspectedDisk) -> Vec<Volume> {
     let parts = disk.survey.iter().flat_map(|survey| &survey.parts);
     let found = parts.filter_map(|part| match &part.content {
         Content::Luks(luks) => Some((part.region.partition, luks)),
@@ -299,7 +299,7 @@ fn volume(disk: &str, partition: Option<u32>, luks: &Luks) -> Volume {
     let slots = luks.slots.iter().map(|slot| Slot {
         slot: slot.number,
         kdf: slot.kdf.to_string(),
-        opened_by: judge::openers(luks, slot.number),
+        opened_by: rules::openers(luks, slot.number),
     });
     Volume {
         disk: disk.to_owned(),

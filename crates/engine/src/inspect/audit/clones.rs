@@ -6,7 +6,7 @@
 use strongroom_disk::survey::Samples;
 use strongroom_disk::{Luks, Survey};
 
-use super::{DiskLook, Finding, Level};
+use super::{Finding, InspectedDisk, Level};
 use crate::files::identity::Identity;
 
 /// A volume, and where it is.
@@ -20,7 +20,7 @@ pub struct Place<'a> {
 }
 
 /// The volumes on a disk.
-pub fn places<'a>(vm: &'a str, disk: &'a DiskLook) -> Vec<Place<'a>> {
+pub fn places<'a>(vm: &'a str, disk: &'a InspectedDisk) -> Vec<Place<'a>> {
     let surveys = disk.survey.iter();
     let volumes = surveys.flat_map(Survey::volumes);
     let place = |(luks, samples)| Place {

@@ -1,4 +1,4 @@
-//! From what was seen to findings. Pure.
+//! The rules that make findings of what was inspected. Pure.
 
 use jiff::{SignedDuration, Timestamp};
 use strongroom_disk::Luks;
@@ -8,7 +8,7 @@ use strongroom_disk::survey::{Content, Part, Samples, Survey};
 use strongroom_hypervisor::Domain;
 use strongroom_hypervisor::names::is_ours;
 
-use super::{DiskLook, Finding, Level};
+use super::{Finding, InspectedDisk, Level};
 use crate::capture::tracking;
 use crate::run::state::StateError;
 
@@ -35,7 +35,7 @@ fn finding(code: &'static str, level: Level, disk: Option<&str>, text: impl Into
 }
 
 /// About one disk.
-pub fn disk(disk: &DiskLook) -> Vec<Finding> {
+pub fn disk(disk: &InspectedDisk) -> Vec<Finding> {
     let mut findings = image(disk);
     let Ok(survey) = &disk.survey else {
         return findings;
@@ -63,12 +63,12 @@ pub fn disk(disk: &DiskLook) -> Vec<Finding> {
 
 fn parts(at: Option<&str>, survey: &Survey) -> Vec<Finding> {
     let encrypted = survey.volumes().next().is_some();
-    let judged = survey.parts.iter().flat_map(|part| match &part.content {
+    let found = survey.parts.iter().flat_map(|part| match &part.content {
         Content::Luks(luks) => volume(at, part, luks),
         Content::Swap(_) => swap(at, part).into_iter().collect(),
         Content::Other => unknown(at, part, encrypted).into_iter().collect(),
     });
-    judged.collect()
+    found.collect()
 }
 
 /// What lies on a disk for everybody to read, in words; nothing if all of it, apart from what starts the machine, is
@@ -89,7 +89,7 @@ pub fn clear_text(survey: &Survey) -> Vec<String> {
 }
 
 /// Whether a disk holds swap and nothing else.
-pub fn is_only_swap(disk: &DiskLook) -> bool {
+pub fn is_only_swap(disk: &InspectedDisk) -> bool {
     let swap = |part: &Part| matches!(part.content, Content::Swap(_)) || part.region.purpose == Purpose::Swap;
     let parts = disk
         .survey
@@ -98,7 +98,7 @@ pub fn is_only_swap(disk: &DiskLook) -> bool {
     !parts.is_empty() && parts.iter().all(swap)
 }
 
-fn image(disk: &DiskLook) -> Vec<Finding> {
+fn image(disk: &InspectedDisk) -> Vec<Finding> {
     let at = Some(disk.target.as_str());
     let mut findings = Vec::new();
     let Some(info) = &disk.info else {
@@ -320,7 +320,7 @@ pub fn tracking(domain: &Domain, checkpoints: &[String]) -> Option<Finding> {
 }
 
 /// About bitmaps of ours in a disk's image that none of the known checkpoints stands for.
-pub fn leftovers(disk: &DiskLook, known: &[String]) -> Option<Finding> {
+pub fn leftovers(disk: &InspectedDisk, known: &[String]) -> Option<Finding> {
     let bitmaps = disk.info.iter().flat_map(|info| &info.bitmaps);
     let names: Vec<&str> = bitmaps
         .map(|bitmap| bitmap.name.as_str())

@@ -1,4 +1,4 @@
-//! Looks at disks: image headers by `qemu-img`, the guest's side of them through a read-only `qemu-nbd` without a lock.
+//! Inspects disks: image headers by `qemu-img`, the guest's side of them through a read-only `qemu-nbd` without a lock.
 
 use std::path::{Path, PathBuf};
 
@@ -8,12 +8,12 @@ use strongroom_nbd::{Backing, Client, Format, ImageInfo, Options, QemuNbd, Serve
 
 use crate::files::identity::Identity;
 
-/// How often a look is taken that fails: what a running guest's image says may be half-written.
-const LOOKS: usize = 3;
+/// How often an inspection is tried that fails: what a running guest's image says may be half-written.
+const TRIES: usize = 3;
 
-/// A disk as it was seen.
+/// A disk as it was inspected.
 #[derive(Debug)]
-pub struct DiskLook {
+pub struct InspectedDisk {
     /// Target device name.
     pub target: String,
     /// Its image.
@@ -30,29 +30,29 @@ pub struct DiskLook {
     pub survey: Result<Survey, String>,
 }
 
-/// Looks at the disks of a domain; CD-ROMs, floppies, and what the guest cannot write to, left out.
-pub fn disks(domain: &Domain, swap: &[String]) -> Vec<DiskLook> {
-    let mut looks: Vec<DiskLook> = out_of_reach(domain, swap);
-    for look in &mut looks {
-        let disk = domain.disks.iter().find(|disk| disk.target == look.target);
+/// Inspects the disks of a domain; CD-ROMs, floppies, and what the guest cannot write to, left out.
+pub fn disks(domain: &Domain, swap: &[String]) -> Vec<InspectedDisk> {
+    let mut disks: Vec<InspectedDisk> = out_of_reach(domain, swap);
+    for inspected in &mut disks {
+        let disk = domain.disks.iter().find(|disk| disk.target == inspected.target);
         let Some(disk) = disk else { continue };
-        match (&look.image, format(disk)) {
+        match (&inspected.image, format(disk)) {
             (Some(image), Ok(format)) => {
-                look.identity = Some(Identity::of(&Store::Path(image.clone()), true));
-                look.info = image_info(image, format, true).ok();
-                look.survey = disk.why_unreadable().map_or_else(|| survey(image, format), Err);
+                inspected.identity = Some(Identity::of(&Store::Path(image.clone()), true));
+                inspected.info = image_info(image, format, true).ok();
+                inspected.survey = disk.why_unreadable().map_or_else(|| survey(image, format), Err);
             }
-            (None, _) => look.survey = Err(disk.why_unreadable().unwrap_or_default()),
-            (_, Err(reason)) => look.survey = Err(reason),
+            (None, _) => inspected.survey = Err(disk.why_unreadable().unwrap_or_default()),
+            (_, Err(reason)) => inspected.survey = Err(reason),
         }
     }
-    looks
+    disks
 }
 
 /// The disks of a domain on another machine, whose images are not to be read from here.
-pub fn out_of_reach(domain: &Domain, swap: &[String]) -> Vec<DiskLook> {
+pub fn out_of_reach(domain: &Domain, swap: &[String]) -> Vec<InspectedDisk> {
     let disks = domain.disks.iter().filter(|disk| disk.is_writable_disk());
-    let look = |disk: &Disk| DiskLook {
+    let inspected = |disk: &Disk| InspectedDisk {
         target: disk.target.clone(),
         image: disk.source.path().map(Path::to_owned),
         identity: None,
@@ -61,7 +61,7 @@ pub fn out_of_reach(domain: &Domain, swap: &[String]) -> Vec<DiskLook> {
         info: None,
         survey: Err("its image is on another machine: run the audit there".into()),
     };
-    disks.map(look).collect()
+    disks.map(inspected).collect()
 }
 
 fn format(disk: &Disk) -> Result<Format, String> {
@@ -85,7 +85,7 @@ fn survey(image: &Path, format: Format) -> Result<Survey, String> {
         Survey::take(&mut client, &allocated).map_err(|error| format!("failed to {error}"))
     };
     let mut result = once();
-    for _ in 1..LOOKS {
+    for _ in 1..TRIES {
         if result.is_ok() || !image.exists() {
             break;
         }
