@@ -10,18 +10,18 @@
 
 pub mod adopted;
 pub mod chunking;
+pub mod ciphertext_only;
 pub mod commit;
 pub mod disk;
 mod firmware;
-pub mod guard;
 pub mod luks_headers;
-pub mod pace;
 pub mod plan;
 pub mod ready;
 pub mod roles;
 mod shared;
 pub mod spot_check;
 pub mod stream;
+pub mod throttle;
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -42,8 +42,8 @@ use strongroom_points::trust::{self, SigningError, Successor};
 use uuid::Uuid;
 
 use self::commit::Instant;
-use self::pace::Pace;
 use self::plan::Parent;
+use self::throttle::Throttler;
 use crate::capture::overlay::{HomeError, Homecoming, bring_home};
 use crate::capture::quiesce::{QuiesceError, Rest};
 use crate::capture::reconcile::{ReconcileError, drop_stale, reconcile};
@@ -286,7 +286,7 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
     }
 
     // From here on to the capture the guest is left in peace: how long its requests take then is what it is used to.
-    let pace = Pace::new(context, &domain, job.throttle);
+    let throttler = Throttler::new(context, &domain, job.throttle);
 
     // The repository comes before the VM: a wrong passphrase or a full disk must not cost the guest anything.
     context.report(Kind::step(Step::Plan));
@@ -403,7 +403,7 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
     context.report(Kind::step(Step::Capture));
     let intent = capture::intent(context, &plan, &domain, run.started)?;
     state.begin(intent.clone())?;
-    let reading = (&points[..], &pace, &*job, next);
+    let reading = (&points[..], &throttler, &*job, next);
     let mut writer = Some(writer);
     let work = || {
         capture_and_commit(
@@ -571,7 +571,7 @@ fn capture_and_commit(
     state: &mut VmState,
     plan: &mut Plan,
     run: &Run,
-    (points, pace, job, next): (&[&Point], &Pace, &VmJob, Successor),
+    (points, throttler, job, next): (&[&Point], &Throttler, &VmJob, Successor),
     whole: &mut Option<ArchiveWriter>,
 ) -> Result<Sealed, BackupError> {
     let gone = || BackupError::Repository(strongroom_points::store::StoreError::doomed());
@@ -585,12 +585,12 @@ fn capture_and_commit(
     check_identities(context, plan)?;
     context.report(Kind::step(Step::Stream));
     let repository = writer.canceller();
-    let disks = scratch::guarded(context, plan, run, &job.limits, &repository, |context| {
+    let disks = scratch::watched(context, plan, run, &job.limits, &repository, |context| {
         let read = |disk| {
             context.cancel.check()?;
-            disk::read(context, job, &capture, disk, points, pace, writer)
+            disk::read(context, job, &capture, disk, points, throttler, writer)
         };
-        pace.follow(context, || {
+        throttler.follow(context, || {
             plan.disks
                 .iter()
                 .map(read)

@@ -36,7 +36,7 @@ pub use self::plan::{DiskContent, DiskTarget, LeftOut, RestorePlan};
 use self::stage::Stage;
 use self::write::WriteError;
 use crate::files::define::define;
-use crate::files::room::{Need, Shortage, check, guarded};
+use crate::files::room::{Need, Shortage, check, watched};
 pub use crate::files::staged::RestoredDisk;
 use crate::files::staged::{Draft, Published};
 use crate::files::unfinished;
@@ -329,7 +329,7 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
         check(&needs, job.limits.free)?;
     }
     let connection = repository.canceller();
-    let (written, shortage) = guarded(
+    let (written, shortage) = watched(
         context,
         &needs,
         job.limits.free,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use strongroom_child::Needs;
-use strongroom_engine::capture::watchdog::guard::Guard;
+use strongroom_engine::capture::watchdog::keeper::Keeper;
 use strongroom_engine::capture::watchdog::{Said, read_line};
 use strongroom_engine::run::context::Launch;
 use strongroom_hypervisor::{Hypervisor as _, HypervisorError};
@@ -64,6 +64,6 @@ pub fn run(global: &Global, args: &ThawWatchdog) -> Exit {
         Err(error) => matches!(error, HypervisorError::NoSuchDomain(..)),
     };
     let budget = Duration::from_millis(args.budget_ms);
-    Guard::new(&hypervisor, args.domain, &is_off, budget).stand(&words, &mut say);
+    Keeper::new(&hypervisor, args.domain, &is_off, budget).stand(&words, &mut say);
     Exit::Done
 }

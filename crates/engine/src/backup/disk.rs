@@ -12,9 +12,9 @@ use uuid::Uuid;
 use super::BackupError;
 use super::chunking;
 use super::luks_headers::{self, HeaderAreas};
-use super::pace::Pace;
 use super::spot_check::{self, SpotCheckError};
-use super::{guard, stream};
+use super::throttle::Throttler;
+use super::{ciphertext_only, stream};
 use crate::capture::Capture;
 use crate::config::LuksHeaders;
 use crate::run::context::Context;
@@ -58,7 +58,7 @@ pub fn read(
     capture: &Capture<'_>,
     disk: &DiskPlan,
     points: &[&Point],
-    pace: &Pace,
+    throttler: &Throttler,
     writer: &mut ArchiveWriter,
 ) -> Result<DiskResult, BackupError> {
     let read_error = |source| BackupError::Read {
@@ -91,7 +91,7 @@ pub fn read(
         size(&data)?;
         maps = Some(std::mem::replace(&mut client, data));
     }
-    guard::check(
+    ciphertext_only::check(
         context,
         job,
         capture.plan(),
@@ -154,7 +154,7 @@ pub fn read(
             &changed,
             &allocation,
         );
-        let (count, options) = (job.spot_check, pace.options(context));
+        let (count, options) = (job.spot_check, throttler.options(context));
         match spot_check::sample(
             &pieces,
             &allocation,
@@ -193,7 +193,7 @@ pub fn read(
             .map_err(read_error)?;
         full(&allocation.with_holes(&excised))
     };
-    let streamed = stream::stream(context, &disk.target, &mut client, &pieces, writer, pace)?;
+    let streamed = stream::stream(context, &disk.target, &mut client, &pieces, writer, throttler)?;
     Ok(DiskResult {
         chunks: streamed.chunks,
         read: streamed.read + headers.read,

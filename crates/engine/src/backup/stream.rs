@@ -23,7 +23,7 @@ use strongroom_points::store::{ArchiveWriter, ChunkRef, Sealed, Sealer, Spare};
 
 use super::BackupError;
 use super::chunking::{self, Piece};
-use super::pace::Pace;
+use super::throttle::Throttler;
 use crate::run::context::Context;
 use crate::run::event::Kind;
 
@@ -58,7 +58,7 @@ pub fn stream(
     source: &mut Client,
     pieces: &[Piece],
     writer: &mut ArchiveWriter,
-    pace: &Pace,
+    throttler: &Throttler,
 ) -> Result<Streamed, BackupError> {
     let read = chunking::bytes_to_read(pieces);
     context.report(Kind::DiskStarted { target, bytes: read });
@@ -82,7 +82,7 @@ pub fn stream(
         let (to_workers, filled) = bounded::<Filled>(QUEUE);
         let (to_writer, outcomes) = bounded::<(usize, Outcome)>(QUEUE);
         let reader =
-            scope.spawn(move || read_pieces(context, target, source, pieces, &to_workers, spare, pace));
+            scope.spawn(move || read_pieces(context, target, source, pieces, &to_workers, spare, throttler));
         let filled = Batches::of(filled);
         let mut workers = Vec::new();
         for _ in 0..workers_wanted() {
@@ -149,7 +149,7 @@ fn read_pieces(
     pieces: &[Piece],
     filled: &Sender<Filled>,
     spare: &Spare,
-    pace: &Pace,
+    throttler: &Throttler,
 ) -> Result<(), BackupError> {
     // A piece without data is not read, and its place is not asked for.
     let mut places = Vec::new();
@@ -166,7 +166,7 @@ fn read_pieces(
         extent: *extent,
         parts: data.clone(),
     });
-    let options = pace.options(context);
+    let options = throttler.options(context);
     // Pieces are complete in any order.
     let each = |offset, bytes| {
         let place = places.binary_search_by_key(&offset, |(start, _)| *start);

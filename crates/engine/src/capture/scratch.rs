@@ -39,7 +39,7 @@ pub fn check(context: &Context<'_>, plan: &Plan, run: &Run, limits: &Limits) -> 
 
 /// Does the work, which is broken off as soon as there is no room any more: the backup job is ended, the context that the work
 /// has is cancelled, and the repository let go of, as the work may be waiting for it.
-pub fn guarded<T, E: From<CaptureError>>(
+pub fn watched<T, E: From<CaptureError>>(
     context: &Context<'_>,
     plan: &Plan,
     run: &Run,

@@ -19,9 +19,9 @@
 //! | `thawed COUNT BEGAN ANSWERED` | it has thawed so many file systems; when it asked, and when that was answered, in microseconds since it heard `freeze` |
 //! | `done` | it has heard `thawed`, and says no more |
 //!
-//! This file has the run's end of the pipe; the other one is [`guard`].
+//! This file has the run's end of the pipe; the other one is [`keeper`].
 
-pub mod guard;
+pub mod keeper;
 
 use std::fmt;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

@@ -258,7 +258,7 @@ pub fn run(
         qemu: OsStr::new(QEMU),
         limits: request.limits,
     };
-    let (report, shortage) = room::guarded(
+    let (report, shortage) = room::watched(
         context,
         &needs,
         floor,

@@ -259,7 +259,7 @@ pub fn disk(
         }];
         room::check(&needs, floor)?;
         let connection = repository.canceller();
-        let (collected, shortage) = room::guarded(
+        let (collected, shortage) = room::watched(
             context,
             &needs,
             floor,

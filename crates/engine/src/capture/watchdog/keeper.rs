@@ -4,7 +4,7 @@
 //! answered it may still be on its way: held back by the hypervisor's daemon, or lying in the channel of an agent that
 //! hangs, to be carried out minutes later with no process left to undo it. Then the watchdog goes on asking for a thaw
 //! until the agent has answered one after that can no longer be: for as long as the daemon may hold a request back
-//! ([`Guard::settle`]), and, with an agent that does not answer, for an hour ([`Guard::patience`]). It ends earlier
+//! ([`Keeper::settle`]), and, with an agent that does not answer, for an hour ([`Keeper::patience`]). It ends earlier
 //! only if the domain is gone or shut off.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -21,7 +21,7 @@ const PING: Duration = Duration::from_secs(5);
 const THAW: Duration = Duration::from_secs(5);
 
 /// How the guest is watched.
-pub struct Guard<'a> {
+pub struct Keeper<'a> {
     /// The guest's agent.
     pub agent: &'a dyn Agent,
     /// The guest.
@@ -36,7 +36,7 @@ pub struct Guard<'a> {
     pub patience: Duration,
 }
 
-impl<'a> Guard<'a> {
+impl<'a> Keeper<'a> {
     /// Watches over a guest that may be frozen for so long.
     pub fn new(agent: &'a dyn Agent, domain: Uuid, is_off: &'a dyn Fn() -> bool, budget: Duration) -> Self {
         Self {
@@ -63,7 +63,7 @@ impl<'a> Guard<'a> {
         let armed = Instant::now();
         say(&Said::Armed);
         let mut watch = Watch {
-            guard: self,
+            keeper: self,
             armed,
             answered: false,
             alone: false,
@@ -77,7 +77,7 @@ impl<'a> Guard<'a> {
 
 /// What the run has said so far.
 struct Watch<'a> {
-    guard: &'a Guard<'a>,
+    keeper: &'a Keeper<'a>,
     armed: Instant,
     /// The freeze was answered.
     answered: bool,
@@ -96,7 +96,7 @@ impl Watch<'_> {
     /// Waits until the run has thawed, or is over its budget, or in doubt, or gone.
     fn until_due(&mut self, words: &Receiver<Word>) -> Due {
         loop {
-            let left = self.guard.budget.saturating_sub(self.armed.elapsed());
+            let left = self.keeper.budget.saturating_sub(self.armed.elapsed());
             match words.recv_timeout(left) {
                 Ok(Word::Thawed) => return Due::Never,
                 Ok(Word::Frozen) => self.answered = true,
@@ -114,9 +114,9 @@ impl Watch<'_> {
     fn thaw(&mut self, words: &Receiver<Word>, say: &mut dyn FnMut(&Said)) {
         let mut told = false;
         loop {
-            let none_on_its_way = self.answered || self.armed.elapsed() >= self.guard.settle;
+            let none_on_its_way = self.answered || self.armed.elapsed() >= self.keeper.settle;
             let began = self.armed.elapsed();
-            match self.guard.agent.thaw(self.guard.domain, THAW) {
+            match self.keeper.agent.thaw(self.keeper.domain, THAW) {
                 Ok(count) => {
                     if count > 0 || !told {
                         told = true;
@@ -130,10 +130,10 @@ impl Watch<'_> {
                         break;
                     }
                 }
-                Err(_) if (self.guard.is_off)() => break,
+                Err(_) if (self.keeper.is_off)() => break,
                 Err(_) => {}
             }
-            if self.armed.elapsed() >= self.guard.patience {
+            if self.armed.elapsed() >= self.keeper.patience {
                 break;
             }
             if self.pause(words) == Due::Never {

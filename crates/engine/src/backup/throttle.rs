@@ -30,7 +30,7 @@ const FIRST: usize = 2;
 
 /// How fast the disks of a VM are read.
 #[derive(Debug)]
-pub struct Pace {
+pub struct Throttler {
     domain: Uuid,
     throttle: Throttle,
     /// The guest's disks; none if there is no guest.
@@ -39,11 +39,11 @@ pub struct Pace {
     window: AtomicUsize,
 }
 
-impl Pace {
+impl Throttler {
     /// For a VM that nothing has been read from yet.
     pub fn new(context: &Context<'_>, domain: &Domain, throttle: Throttle) -> Self {
         let disks = domain.disks.iter().filter(|disk| disk.source != DiskSource::None);
-        let mut pace = Self {
+        let mut throttler = Self {
             domain: domain.uuid,
             throttle,
             targets: Vec::new(),
@@ -51,10 +51,10 @@ impl Pace {
             window: AtomicUsize::new(FIRST),
         };
         if domain.state.is_active() {
-            pace.targets = disks.map(|disk| disk.target.clone()).collect();
-            pace.before = pace.ask(context).ok();
+            throttler.targets = disks.map(|disk| disk.target.clone()).collect();
+            throttler.before = throttler.ask(context).ok();
         }
-        pace
+        throttler
     }
 
     /// How hard to read now.

@@ -83,10 +83,10 @@ fn stand(
     run: impl FnOnce(&dyn Fn(Word), &dyn Fn() -> Said) + Send,
 ) -> Vec<String> {
     let is_off = || off;
-    let guard = Guard {
+    let keeper = Keeper {
         settle: Duration::from_millis(500),
         patience: Duration::from_secs(2),
-        ..Guard::new(agent, Uuid::nil(), &is_off, BUDGET)
+        ..Keeper::new(agent, Uuid::nil(), &is_off, BUDGET)
     };
     let (words, heard): (Sender<Word>, _) = channel();
     let (sender, said) = channel();
@@ -95,7 +95,7 @@ fn stand(
         scope.spawn(move || {
             run(&|word| words.send(word).unwrap(), &|| said.recv().unwrap());
         });
-        guard.stand(&heard, &mut |said| {
+        keeper.stand(&heard, &mut |said| {
             let text = said.to_string();
             let words: Vec<&str> = text.split(' ').take(2).collect();
             all.push(words.join(" "));

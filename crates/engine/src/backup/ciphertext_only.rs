@@ -2,7 +2,7 @@
 //! says so for its VM, by name.
 //!
 //! On by itself for VMs of other machines, where the backup machine is not meant to see what is on the disks;
-//! everywhere with `ciphertext_only`. It is the audit's look at a disk: headers, and samples of the data.
+//! everywhere with `ciphertext_only`. It looks at a disk as the audit does: headers, and samples of the data.
 
 use strongroom_disk::Survey;
 use strongroom_nbd::Client;
