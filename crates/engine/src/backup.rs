@@ -44,7 +44,7 @@ use uuid::Uuid;
 use self::commit::Instant;
 use self::plan::Parent;
 use self::throttle::Throttler;
-use crate::capture::overlay::{HomeError, Homecoming, bring_home};
+use crate::capture::overlay::{ConsolidateError, Consolidation, consolidate};
 use crate::capture::quiesce::{QuiesceError, Rest};
 use crate::capture::reconcile::{ReconcileError, drop_stale, reconcile};
 use crate::capture::tracking;
@@ -189,7 +189,7 @@ pub enum BackupError {
     },
     /// The way back to the images could not be gone.
     #[error("bring the disks back to their images: {0}")]
-    Home(#[from] HomeError),
+    Consolidate(#[from] ConsolidateError),
     /// A target was given another image between the plan and the job.
     #[error(
         "back up {vm}: disk {disk} was exchanged while the backup began, it was {before}; run the backup again"
@@ -606,7 +606,7 @@ fn capture_and_commit(
     };
     // The guest need not wait for the repository: its scratch files and overlays can go now.
     capture.end()?;
-    if let Homecoming::Stuck(disks) = bring_home(context, plan.uuid, state)? {
+    if let Consolidation::Stuck(disks) = consolidate(context, plan.uuid, state)? {
         let vm = plan.vm.clone();
         return Err(BackupError::NotHome { vm, disks });
     }
@@ -800,9 +800,9 @@ fn undo(context: &Context<'_>, domain: &Domain, state: &mut VmState) {
         );
         return;
     }
-    match bring_home(context, domain.uuid, state) {
-        Ok(Homecoming::Home { .. }) => {}
-        Ok(Homecoming::Stuck(disks)) => {
+    match consolidate(context, domain.uuid, state) {
+        Ok(Consolidation::Consolidated { .. }) => {}
+        Ok(Consolidation::Stuck(disks)) => {
             for disk in disks {
                 context.warn(Code::OverlayLeft, disk);
             }

@@ -7,7 +7,7 @@
 //!
 //! Any call on the way may do its work and report an error, do it in part, or be forgotten by a libvirtd that was
 //! killed inside it. So no outcome of a call is believed. One pure function, [`next`], looks at the three views, the
-//! journal's entry and the files, and names the one thing to do now; [`bring_home`] does it and looks again. The same
+//! journal's entry and the files, and names the one thing to do now; [`consolidate`] does it and looks again. The same
 //! loop ends a good run, undoes a failed one and tidies up after a death: there is no second way home.
 //!
 //! What it goes by:
@@ -29,7 +29,7 @@
 //! * What is not ours (another image on top, another kind of job) is not touched.
 
 mod files;
-mod home;
+mod consolidate;
 #[cfg(test)]
 mod model;
 
@@ -39,7 +39,7 @@ use std::path::Path;
 use strongroom_hypervisor::{BlockJobState, Chain, Overlay};
 
 pub use self::files::SUFFIX;
-pub use self::home::{HomeError, Homecoming, bring_home, explain, outlook, wedged};
+pub use self::consolidate::{ConsolidateError, Consolidation, consolidate, explain, outlook, wedged};
 
 /// Which image is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

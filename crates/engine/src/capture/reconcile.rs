@@ -15,7 +15,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::capture::overlay::{HomeError, Homecoming, bring_home};
+use crate::capture::overlay::{ConsolidateError, Consolidation, consolidate};
 use crate::capture::quiesce;
 use crate::capture::{end_job, take_back};
 use crate::run::context::Context;
@@ -51,11 +51,11 @@ pub enum ReconcileError {
     },
 }
 
-impl From<HomeError> for ReconcileError {
-    fn from(error: HomeError) -> Self {
+impl From<ConsolidateError> for ReconcileError {
+    fn from(error: ConsolidateError) -> Self {
         match error {
-            HomeError::Hypervisor(error) => Self::Hypervisor(error),
-            HomeError::State(error) => Self::State(error),
+            ConsolidateError::Hypervisor(error) => Self::Hypervisor(error),
+            ConsolidateError::State(error) => Self::State(error),
         }
     }
 }
@@ -80,7 +80,7 @@ pub fn reconcile(
     );
     take_back(context, &run);
     // The guest's own images come first.
-    if let Homecoming::Stuck(disks) = bring_home(context, domain.uuid, state)? {
+    if let Consolidation::Stuck(disks) = consolidate(context, domain.uuid, state)? {
         let vm = domain.name.clone();
         return Err(ReconcileError::NotHome { vm, disks });
     }

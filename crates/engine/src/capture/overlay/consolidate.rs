@@ -1,4 +1,4 @@
-//! The loop that brings disks home: look, do one thing, look again.
+//! The loop that consolidates overlays, which brings disks home: look, do one thing, look again.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -22,12 +22,12 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Between two reports that a commit goes on.
 const REPORT: Duration = Duration::from_secs(30);
 
-/// What came of the way home.
+/// What came of a consolidation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
-pub enum Homecoming {
-    /// All disks are home. Gives whether there was anything to do.
-    Home {
+pub enum Consolidation {
+    /// All disks are on their own images.
+    Consolidated {
         /// Whether any overlay was there.
         acted: bool,
     },
@@ -37,18 +37,18 @@ pub enum Homecoming {
 
 /// Brings all disks home that the journal has overlays for, and takes them out of the journal. It is not to be
 /// cancelled: the guest needs it. Whatever reads the bases has to be closed before.
-pub fn bring_home(context: &Context<'_>, domain: Uuid, state: &mut VmState) -> Result<Homecoming, HomeError> {
+pub fn consolidate(context: &Context<'_>, domain: Uuid, state: &mut VmState) -> Result<Consolidation, ConsolidateError> {
     let mut disks: HashMap<String, Disk> = HashMap::new();
     let mut acted = false;
     loop {
         let Some(run) = state.records().run.clone() else {
-            return Ok(Homecoming::Home { acted });
+            return Ok(Consolidation::Consolidated { acted });
         };
         if run.overlays.is_empty() {
             if run.running && acted {
                 context.resume_stopped(domain);
             }
-            return Ok(Homecoming::Home { acted });
+            return Ok(Consolidation::Consolidated { acted });
         }
         let seen = context.hypervisor.events(domain);
         let (chains, place) = look(context, domain)?;
@@ -80,7 +80,7 @@ pub fn bring_home(context: &Context<'_>, domain: Uuid, state: &mut VmState) -> R
         }
         let open = state.records().run.as_ref().map_or(0, |run| run.overlays.len());
         if open > 0 && stuck.len() == open {
-            return Ok(Homecoming::Stuck(stuck));
+            return Ok(Consolidation::Stuck(stuck));
         }
         if !progress {
             context.hypervisor.await_event(
@@ -96,7 +96,7 @@ pub fn bring_home(context: &Context<'_>, domain: Uuid, state: &mut VmState) -> R
     }
 }
 
-/// Says what [`bring_home`] would begin with, disk by disk. Changes nothing.
+/// Says what [`consolidate`] would begin with, disk by disk. Changes nothing.
 pub fn outlook(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<Vec<String>, HypervisorError> {
     if run.overlays.is_empty() {
         return Ok(Vec::new());
@@ -111,7 +111,7 @@ pub fn outlook(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<Vec<Str
 
 /// Why the way home cannot be gone at all.
 #[derive(Debug, thiserror::Error)]
-pub enum HomeError {
+pub enum ConsolidateError {
     /// The views cannot be read.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
