@@ -5,8 +5,8 @@
 //! them is in the journal before they are begun. A [`Capture`] that is dropped (an error, a panic, ctrl-C) ends a job
 //! and closes what reads images; overlays are brought home by [`crate::capture::overlay`] afterwards.
 
+mod hotadd;
 mod job;
-mod lent;
 mod offline;
 pub mod overlay;
 pub mod quiesce;
@@ -26,9 +26,9 @@ use strongroom_hypervisor::{BackupJob, Domain, HypervisorError, RunState};
 use strongroom_nbd::{QemuNbd, Target};
 use strongroom_points::manifest::{Method, Mode};
 
+use self::hotadd::HotAdded;
+pub use self::hotadd::detach as detach_exports;
 pub use self::job::end_job;
-use self::lent::Lent;
-pub use self::lent::take_back;
 use crate::capture::quiesce::{QuiesceError, Rest};
 use crate::files::stamp::Stamps;
 use crate::run::context::Context;
@@ -120,7 +120,7 @@ pub struct Capture<'a> {
     pub exports: Vec<OpenExport>,
     servers: Vec<Server>,
     /// Views that are read as disks of this machine.
-    lent: Vec<Lent>,
+    hot_added: Vec<HotAdded>,
     /// What the journal says of this run: how its job is told from others'.
     run: &'a Run,
     ended: bool,
@@ -187,8 +187,8 @@ impl<'a> Capture<'a> {
             Method::Snapshot => snapshot::begin(context, plan, run, rest)?,
             Method::Offline => offline::begin(context, plan)?,
         };
-        let lent = match plan.method {
-            Method::Checkpoint => lent::borrow(context, plan, run),
+        let hot_added = match plan.method {
+            Method::Checkpoint => hotadd::attach(context, plan, run),
             Method::Snapshot | Method::Offline => Vec::new(),
         };
         Ok(Self {
@@ -198,7 +198,7 @@ impl<'a> Capture<'a> {
             call,
             exports,
             servers,
-            lent,
+            hot_added,
             run,
             ended: false,
         })
@@ -230,15 +230,15 @@ impl<'a> Capture<'a> {
 
     /// Where the bytes of a disk are read, where that is another place than the one that has the maps.
     pub fn data(&self, disk: &DiskPlan) -> Option<Target> {
-        let lent = self.lent.iter().find(|lent| lent.target == disk.target)?;
-        Some(lent.at())
+        let disk = self.hot_added.iter().find(|added| added.target == disk.target)?;
+        Some(disk.at())
     }
 
-    /// Gives back what was lent: QEMU could not read from it once the job has ended.
-    fn give_back(&mut self) {
-        if !self.lent.is_empty() {
-            self.lent.clear();
-            take_back(self.context, self.run);
+    /// Detaches what was hot-added: QEMU could not read from it once the job has ended.
+    fn detach(&mut self) {
+        if !self.hot_added.is_empty() {
+            self.hot_added.clear();
+            detach_exports(self.context, self.run);
         }
     }
 
@@ -269,7 +269,7 @@ impl<'a> Capture<'a> {
 
     /// Ends the views.
     pub fn end(mut self) -> Result<(), CaptureError> {
-        self.give_back();
+        self.detach();
         if self.plan.method == Method::Checkpoint {
             end_job(self.context, self.plan.uuid, self.run)?;
             if let Some(wanted) = self.context.hypervisor.wanted() {
@@ -283,7 +283,7 @@ impl<'a> Capture<'a> {
 
 impl Drop for Capture<'_> {
     fn drop(&mut self) {
-        self.give_back();
+        self.detach();
         if !self.ended
             && self.plan.method == Method::Checkpoint
             && let Err(error) = end_job(self.context, self.plan.uuid, self.run)

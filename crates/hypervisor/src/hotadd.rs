@@ -9,7 +9,7 @@ use crate::HypervisorError;
 
 /// An export that is attached to another domain.
 #[derive(Debug, Clone, Copy)]
-pub struct Lent<'a> {
+pub struct HotAddDisk<'a> {
     /// The name of the VM that it shows a disk of.
     pub vm: &'a str,
     /// The socket on the hypervisor.
@@ -25,10 +25,10 @@ pub struct Lent<'a> {
 pub const MAX_SERIAL: usize = 20;
 
 /// Exports that are attached as disks.
-pub trait Lending {
-    /// Attaches an export to a running domain as a read-only disk, until it is taken back or the domain is shut off.
-    fn lend(&self, to: &str, lent: &Lent<'_>) -> Result<(), HypervisorError>;
+pub trait HotAdd {
+    /// Attaches an export to a running domain as a read-only disk, until it is detached or the domain is shut off.
+    fn attach_export(&self, to: &str, disk: &HotAddDisk<'_>) -> Result<(), HypervisorError>;
 
-    /// Detaches all disks of a domain whose serial numbers begin so, and waits until they are gone. Gives how many there were.
-    fn take_back(&self, from: &str, serials: &str) -> Result<usize, HypervisorError>;
+    /// Detaches all disks of a domain whose serial numbers begin so, and waits until they are gone. Returns how many there were.
+    fn detach_exports(&self, from: &str, serials: &str) -> Result<usize, HypervisorError>;
 }

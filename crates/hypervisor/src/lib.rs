@@ -13,8 +13,8 @@ mod chains;
 mod definitions;
 pub mod device;
 mod files;
+mod hotadd;
 mod identity;
-mod lending;
 mod listener;
 mod machine;
 pub mod names;
@@ -35,8 +35,8 @@ pub use self::agent::{Agent, FreezeStatus, GuestExit};
 pub use self::chains::{BlockJob, BlockJobState, Chain, Chains, Overlay, Repair, SnapshotDisk};
 pub use self::definitions::{Definitions, Lack};
 pub use self::files::Files;
+pub use self::hotadd::{HotAdd, HotAddDisk, MAX_SERIAL};
 pub use self::identity::{FileIdentity, Identity};
-pub use self::lending::{Lending, Lent, MAX_SERIAL};
 pub use self::listener::Listener;
 pub use self::machine::MachineFiles;
 pub use self::nbd_tls::NbdTls;
@@ -414,7 +414,7 @@ pub struct BadBitmap {
 
 /// The hypervisor. Implementations are shared between threads.
 pub trait Hypervisor:
-    Agent + Chains + Creation + Definitions + Files + Lending + Repair + Tracking + Uses + Send + Sync
+    Agent + Chains + Creation + Definitions + Files + HotAdd + Repair + Tracking + Uses + Send + Sync
 {
     /// The URI as configured, for messages.
     fn uri(&self) -> &str;

@@ -15,8 +15,8 @@ use uuid::Uuid;
 
 use crate::{
     Agent, BackupJob, BadBitmap, Chain, Chains, Creation, Definitions, Disk, Domain, Files, FreezeStatus,
-    GuestExit, Host, Hypervisor, HypervisorError, Lack, Lending, Lent, Listener, NewDomain, Overlay, Repair,
-    Requests, Retarget, Retargeted, RunningJob, SnapshotDisk, StoredBitmap, Tracking, User, Uses,
+    GuestExit, Host, HotAdd, HotAddDisk, Hypervisor, HypervisorError, Lack, Listener, NewDomain, Overlay,
+    Repair, Requests, Retarget, Retargeted, RunningJob, SnapshotDisk, StoredBitmap, Tracking, User, Uses,
 };
 
 /// A hypervisor with an eye on the clock. Calls that may take long by design (a script in the guest, a merge through QEMU's
@@ -190,10 +190,10 @@ pass! { Files
     }
 }
 
-pass! { Lending
+pass! { HotAdd
     timed {
-        fn lend(&self, to: &str, lent: &Lent<'_>) -> Told<()>;
-        fn take_back(&self, from: &str, serials: &str) -> Told<usize>;
+        fn attach_export(&self, to: &str, disk: &HotAddDisk<'_>) -> Told<()>;
+        fn detach_exports(&self, from: &str, serials: &str) -> Told<usize>;
     }
     untimed {}
 }

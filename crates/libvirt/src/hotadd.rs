@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use strongroom_hypervisor::{Disk, HypervisorError, Lending, Lent};
+use strongroom_hypervisor::{Disk, HotAdd, HotAddDisk, HypervisorError};
 
 use crate::connection::Libvirt;
 use crate::rights::words;
@@ -16,18 +16,18 @@ const DEADLINE: Duration = Duration::from_mins(1);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(200);
 
-impl Lending for Libvirt {
-    fn lend(&self, to: &str, lent: &Lent<'_>) -> Result<(), HypervisorError> {
+impl HotAdd for Libvirt {
+    fn attach_export(&self, to: &str, disk: &HotAddDisk<'_>) -> Result<(), HypervisorError> {
         let failed = |message| HypervisorError::Failed {
-            what: format!("attach export {:?} to domain {to:?}", lent.export),
+            what: format!("attach export {:?} to domain {to:?}", disk.export),
             message,
         };
         let mut failure = "all targets are taken".to_owned();
-        for target in words::LENT_TARGETS.map(|letter| format!("{}{letter}", words::LENT_PREFIX)) {
+        for target in words::HOTADD_TARGETS.map(|letter| format!("{}{letter}", words::HOTADD_PREFIX)) {
             if self.live_disks_of(to)?.iter().any(|disk| disk.target == target) {
                 continue;
             }
-            match self.attach_there(to, lent, &target) {
+            match self.attach_there(to, disk, &target) {
                 Ok(()) => return Ok(()),
                 Err(message) => failure = message,
             }
@@ -39,7 +39,7 @@ impl Lending for Libvirt {
         Err(failed(failure))
     }
 
-    fn take_back(&self, from: &str, serials: &str) -> Result<usize, HypervisorError> {
+    fn detach_exports(&self, from: &str, serials: &str) -> Result<usize, HypervisorError> {
         let ours = |disk: &Disk| {
             let serial = disk.serial.as_deref();
             serial.is_some_and(|serial| serial.starts_with(serials))

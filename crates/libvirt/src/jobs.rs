@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use strongroom_base::cancel::Cancel;
 use strongroom_base::exec::{self, Call, Needs, Output};
-use strongroom_hypervisor::{BackupJob, HypervisorError, Lent};
+use strongroom_hypervisor::{BackupJob, HotAddDisk, HypervisorError};
 use virt::domain::Domain as Handle;
 use virt::error::Error;
 
@@ -75,12 +75,12 @@ impl Libvirt {
     }
 
     /// Attaches an export to another domain.
-    pub(crate) fn attach_there(&self, to: &str, lent: &Lent<'_>, target: &str) -> Result<(), String> {
-        let socket = lent.socket.to_str().ok_or("the socket's path is not in UTF-8")?;
-        let digits = lent.serial.split('-').nth(1).unwrap_or_default();
-        self.say(&words::attach(to, lent.vm, digits, lent.export, target))
+    pub(crate) fn attach_there(&self, to: &str, disk: &HotAddDisk<'_>, target: &str) -> Result<(), String> {
+        let socket = disk.socket.to_str().ok_or("the socket's path is not in UTF-8")?;
+        let digits = disk.serial.split('-').nth(1).unwrap_or_default();
+        self.say(&words::attach(to, disk.vm, digits, disk.export, target))
             .or_else(|message| {
-                let command = old::lend_command(to, lent.export, target, socket, lent.serial);
+                let command = old::attach_command(to, disk.export, target, socket, disk.serial);
                 self.said_of_old(&command, message)
             })
     }
@@ -88,7 +88,7 @@ impl Libvirt {
     /// Detaches one.
     pub(crate) fn detach_there(&self, from: &str, target: &str) -> Result<(), String> {
         self.say(&words::detach(from, target))
-            .or_else(|message| self.said_of_old(&old::take_back_command(from, target), message))
+            .or_else(|message| self.said_of_old(&old::detach_command(from, target), message))
     }
 
     /// Says a sentence to the account for jobs.

@@ -71,7 +71,7 @@ pub fn definition(stored: &str, live: &str) -> Result<Running, String> {
                 continue;
             };
             if before.find(&target).is_none() && disk.elements("readonly").next().is_some() {
-                // A CD-ROM drive or a disk that was lent: the restore point holds nothing for it.
+                // A CD-ROM drive or a disk that was hot-added: the restore point holds nothing for it.
                 continue;
             }
             disk.drop_elements(|child| OF_THE_MOMENT.contains(&child.name()));

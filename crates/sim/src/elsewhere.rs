@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use strongroom_hypervisor::{Creation, Files, Host, Lending, Lent, NewDomain};
+use strongroom_hypervisor::{Creation, Files, Host, HotAdd, HotAddDisk, NewDomain};
 use uuid::Uuid;
 
 use crate::{SimHost, Told, refused};
@@ -29,12 +29,12 @@ impl Files for SimHost {
     }
 }
 
-impl Lending for SimHost {
-    fn lend(&self, _: &str, _: &Lent<'_>) -> Told<()> {
+impl HotAdd for SimHost {
+    fn attach_export(&self, _: &str, _: &HotAddDisk<'_>) -> Told<()> {
         no("attach an export")
     }
 
-    fn take_back(&self, _: &str, _: &str) -> Told<usize> {
+    fn detach_exports(&self, _: &str, _: &str) -> Told<usize> {
         no("detach an export")
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use strongroom_hypervisor::{Hypervisor as _, Lending as _, Lent, Listener};
+use strongroom_hypervisor::{HotAdd as _, HotAddDisk, Hypervisor as _, Listener};
 use strongroom_libvirt::Libvirt;
 use strongroom_libvirt::rights::words;
 use strongroom_testkit::{Lab, OwnLibvirtd, Sshd, TestGuest, output_of, polkit, run, ssh_keygen, virsh};
@@ -190,7 +190,7 @@ fn a_backup_vm_backs_up_its_neighbour_by_both_ways_with_the_least_rights() {
         assert_eq!(backup.found() - found, usize::from(config == "disks"), "{mode}");
         points.push((archive, sha256_at_rest(&lab, &local, vm)));
         run(&mut virsh(["resume", vm]));
-        assert_eq!(backup.disks(), before, "what was lent is back");
+        assert_eq!(backup.disks(), before, "what was attached is detached");
     }
     let hashes: std::collections::BTreeSet<_> = points.iter().map(|(_, hash)| hash).collect();
     assert_eq!(hashes.len(), points.len(), "the guest wrote each time");
@@ -211,7 +211,7 @@ fn a_backup_vm_backs_up_its_neighbour_by_both_ways_with_the_least_rights() {
     refused(&lab, &account, vm, &own);
 }
 
-/// A disk that is lent takes no writes, and that is QEMU's doing.
+/// A disk that is attached takes no writes, and that is QEMU's doing.
 fn nothing_can_be_written(lab: &Lab, backup: &BackupVm<'_>, account: &Account, vm: &str) {
     let local = Libvirt::connect(crate::common::URI).unwrap();
     let domain = local.domain(vm).unwrap();
@@ -222,13 +222,13 @@ fn nothing_can_be_written(lab: &Lab, backup: &BackupVm<'_>, account: &Account, v
     let hash = sha256_of_export(&export);
     let there = Libvirt::connect(&account.uri).unwrap();
     let own = backup.guest.name();
-    let lent = Lent {
+    let added = HotAddDisk {
         vm,
         socket: &socket,
         export: "vda",
         serial: "sr-0123abcd-vda",
     };
-    there.lend(own, &lent).unwrap();
+    there.attach_export(own, &added).unwrap();
     let device = "for i in $(seq 100); do d=$(grep -l sr-0123abcd-vda /sys/block/vd*/serial) && break; sleep 0.1; done; \
                   d=${d#/sys/block/}; echo /dev/${d%/serial}";
     let device = backup.guest.sh(device).trim().to_owned();
@@ -268,8 +268,8 @@ fn nothing_can_be_written(lab: &Lab, backup: &BackupVm<'_>, account: &Account, v
     backup
         .guest
         .sh(&format!("sleep 1000 <{device} >/dev/null 2>&1 &"));
-    assert_eq!(there.take_back(own, "sr-0123abcd-").unwrap(), 1);
-    assert_eq!(there.take_back(own, "sr-0123abcd-").unwrap(), 0);
+    assert_eq!(there.detach_exports(own, "sr-0123abcd-").unwrap(), 1);
+    assert_eq!(there.detach_exports(own, "sr-0123abcd-").unwrap(), 0);
     backup.guest.sh(&format!(
         "for i in $(seq 100); do test -e {device} || exit 0; sleep 0.1; done; exit 1"
     ));

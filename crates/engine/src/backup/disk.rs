@@ -86,8 +86,8 @@ pub fn read(
     };
     size(&client)?;
     let mut maps = None;
-    if let Some(lent) = capture.data(disk) {
-        let data = Client::connect(&lent, &Options::plain()).map_err(read_error)?;
+    if let Some(target) = capture.data(disk) {
+        let data = Client::connect(&target, &Options::plain()).map_err(read_error)?;
         size(&data)?;
         maps = Some(std::mem::replace(&mut client, data));
     }

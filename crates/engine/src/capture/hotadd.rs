@@ -4,8 +4,8 @@
 //! goes through ssh. They are found by their serial numbers, and read through a `qemu-nbd` like an image. Maps of holes and
 //! changes still come from the job itself: a disk cannot tell them.
 //!
-//! What is attached is in no other's way: it goes when it is taken back, when the next run of the VM tidies up, or when this
-//! machine is shut off. It is taken back before the job ends, since QEMU could read no more from it.
+//! What is attached is in no other's way: it goes when it is detached, when the next run of the VM tidies up, or when this
+//! machine is shut off. It is detached before the job ends, since QEMU could read no more from it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,13 +29,13 @@ const APPEAR: Duration = Duration::from_mins(1);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// A view that is read as a disk. Its server ends on drop.
-pub struct Lent {
+pub struct HotAdded {
     /// Target device name in the VM that is backed up.
     pub target: String,
     server: QemuNbd,
 }
 
-impl Lent {
+impl HotAdded {
     /// Where it is read.
     pub fn at(&self) -> Target {
         self.server.target()
@@ -44,14 +44,14 @@ impl Lent {
 
 /// Has the views of a job attached to the VM in which this runs, where the configuration says which one that is. What
 /// cannot be had in this way is read as it would be without.
-pub fn borrow(context: &Context<'_>, plan: &Plan, run: &Run) -> Vec<Lent> {
+pub fn attach(context: &Context<'_>, plan: &Plan, run: &Run) -> Vec<HotAdded> {
     let Some(own) = context.own_domain else {
         return Vec::new();
     };
-    let mut lent = Vec::new();
+    let mut attached = Vec::new();
     for disk in &plan.disks {
         match one(context, own, &plan.vm, run, disk) {
-            Ok(one) => lent.push(one),
+            Ok(one) => attached.push(one),
             Err(why) => context.warn(
                 Code::HotAddFailed,
                 format!(
@@ -61,15 +61,15 @@ pub fn borrow(context: &Context<'_>, plan: &Plan, run: &Run) -> Vec<Lent> {
             ),
         }
     }
-    lent
+    attached
 }
 
-/// Has what [`borrow`] got detached. To be called when nothing reads it any more.
-pub fn take_back(context: &Context<'_>, run: &Run) {
+/// Has what [`attach`] got detached. To be called when nothing reads it any more.
+pub fn detach(context: &Context<'_>, run: &Run) {
     let Some(own) = context.own_domain else {
         return;
     };
-    if let Err(error) = context.hypervisor.take_back(own, &serials(run)) {
+    if let Err(error) = context.hypervisor.detach_exports(own, &serials(run)) {
         context.warn(
             Code::HotAddLeft,
             format!(
@@ -83,13 +83,13 @@ fn serials(run: &Run) -> String {
     format!("sr-{}-", short_id(&run.id))
 }
 
-fn one(context: &Context<'_>, own: &str, vm: &str, run: &Run, disk: &DiskPlan) -> Result<Lent, String> {
+fn one(context: &Context<'_>, own: &str, vm: &str, run: &Run, disk: &DiskPlan) -> Result<HotAdded, String> {
     let serial = format!("{}{}", serials(run), disk.target);
     if serial.len() > MAX_SERIAL {
         return Err("name it: its target name is too long".into());
     }
     let socket = run.listener.as_ref().and_then(Listener::socket);
-    let lent = strongroom_hypervisor::Lent {
+    let added = strongroom_hypervisor::HotAddDisk {
         vm,
         socket: socket.ok_or("attach it: it is not served at a socket")?,
         export: &disk.target,
@@ -97,7 +97,7 @@ fn one(context: &Context<'_>, own: &str, vm: &str, run: &Run, disk: &DiskPlan) -
     };
     context
         .hypervisor
-        .lend(own, &lent)
+        .attach_export(own, &added)
         .map_err(|error| error.to_string())?;
     let device = appear(context, &serial)?;
     let serve = Serve {
@@ -112,7 +112,7 @@ fn one(context: &Context<'_>, own: &str, vm: &str, run: &Run, disk: &DiskPlan) -
         disk.target,
         device.display()
     ));
-    Ok(Lent {
+    Ok(HotAdded {
         target: disk.target.clone(),
         server,
     })

@@ -28,8 +28,8 @@
 //!   merged: the VM was started from the base meanwhile, and only a person can decide which of the two is wanted.
 //! * What is not ours (another image on top, another kind of job) is not touched.
 
-mod files;
 mod consolidate;
+mod files;
 #[cfg(test)]
 mod model;
 
@@ -38,8 +38,8 @@ use std::path::Path;
 
 use strongroom_hypervisor::{BlockJobState, Chain, Overlay};
 
-pub use self::files::SUFFIX;
 pub use self::consolidate::{ConsolidateError, Consolidation, consolidate, explain, outlook, wedged};
+pub use self::files::SUFFIX;
 
 /// Which image is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use crate::capture::overlay::{ConsolidateError, Consolidation, consolidate};
 use crate::capture::quiesce;
-use crate::capture::{end_job, take_back};
+use crate::capture::{detach_exports, end_job};
 use crate::run::context::Context;
 use crate::run::event::Code;
 use crate::run::settings::Quiesce;
@@ -78,7 +78,7 @@ pub fn reconcile(
             run.started.strftime("%Y-%m-%d %H:%M:%S UTC")
         ),
     );
-    take_back(context, &run);
+    detach_exports(context, &run);
     // The guest's own images come first.
     if let Consolidation::Stuck(disks) = consolidate(context, domain.uuid, state)? {
         let vm = domain.name.clone();

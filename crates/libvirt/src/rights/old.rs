@@ -10,7 +10,7 @@ pub fn abort_command(vm: &str) -> String {
 }
 
 /// Attaches an export to the VM that makes the backups.
-pub fn lend_command(own: &str, export: &str, target: &str, socket: &str, serial: &str) -> String {
+pub fn attach_command(own: &str, export: &str, target: &str, socket: &str, serial: &str) -> String {
     let [own, export, target, socket, serial] = [own, export, target, socket, serial].map(word);
     format!(
         "virsh -q -c qemu:///system attach-disk {own} {export} {target} --live --sourcetype network --source-protocol nbd \
@@ -20,7 +20,7 @@ pub fn lend_command(own: &str, export: &str, target: &str, socket: &str, serial:
 }
 
 /// Detaches it.
-pub fn take_back_command(own: &str, target: &str) -> String {
+pub fn detach_command(own: &str, target: &str) -> String {
     let [own, target] = [own, target].map(word);
     format!("virsh -q -c qemu:///system detach-disk {own} {target} --live")
 }

@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 use strongroom_hypervisor::names::PREFIX;
 use strongroom_hypervisor::{BackupJob, Listener};
 
-/// What the targets are called under which exports are attached: this, and one of [`LENT_TARGETS`].
-pub const LENT_PREFIX: &str = "vds";
+/// What the targets are called under which exports are attached: this, and one of [`HOTADD_TARGETS`].
+pub const HOTADD_PREFIX: &str = "vds";
 /// So many can be attached at the same time.
-pub const LENT_TARGETS: [char; 16] = [
+pub const HOTADD_TARGETS: [char; 16] = [
     'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i', 'j', 'k', 'l', 'm', 'n', 'o', 'p',
 ];
 

@@ -37,7 +37,11 @@ pub enum Consolidation {
 
 /// Brings all disks home that the journal has overlays for, and takes them out of the journal. It is not to be
 /// cancelled: the guest needs it. Whatever reads the bases has to be closed before.
-pub fn consolidate(context: &Context<'_>, domain: Uuid, state: &mut VmState) -> Result<Consolidation, ConsolidateError> {
+pub fn consolidate(
+    context: &Context<'_>,
+    domain: Uuid,
+    state: &mut VmState,
+) -> Result<Consolidation, ConsolidateError> {
     let mut disks: HashMap<String, Disk> = HashMap::new();
     let mut acted = false;
     loop {
