@@ -45,7 +45,7 @@ use self::commit::Instant;
 use self::plan::Parent;
 use self::throttle::Throttler;
 use crate::capture::overlay::{ConsolidateError, Consolidation, consolidate};
-use crate::capture::quiesce::{QuiesceError, Rest};
+use crate::capture::quiesce::{QuiesceError, Quiescer};
 use crate::capture::reconcile::{ReconcileError, drop_stale, reconcile};
 use crate::capture::tracking;
 use crate::capture::{self, Capture, CaptureError, end_job, scratch};
@@ -577,9 +577,9 @@ fn capture_and_commit(
     let gone = || BackupError::Repository(strongroom_points::store::StoreError::doomed());
     let writer = whole.as_mut().ok_or_else(gone)?;
     scratch::check(context, plan, run, &job.limits)?;
-    let mut rest = Rest::prepare(context, domain, &job.quiesce, &run.id, state)?;
-    let capture = Capture::begin(context, plan, run, &mut rest)?;
-    let reached = rest.reached()?;
+    let mut quiescer = Quiescer::prepare(context, domain, &job.quiesce, &run.id, state)?;
+    let capture = Capture::begin(context, plan, run, &mut quiescer)?;
+    let quiesce = quiescer.outcome()?;
     capture.report();
     let plan = capture.plan();
     check_identities(context, plan)?;
@@ -601,7 +601,7 @@ fn capture_and_commit(
     let instant = Instant {
         at: capture.at,
         call: capture.call,
-        reached,
+        quiesce,
         started: run.started,
     };
     // The guest need not wait for the repository: its scratch files and overlays can go now.

@@ -29,7 +29,7 @@ use strongroom_points::manifest::{Method, Mode};
 use self::hotadd::HotAdded;
 pub use self::hotadd::detach as detach_exports;
 pub use self::job::end_job;
-use crate::capture::quiesce::{QuiesceError, Rest};
+use crate::capture::quiesce::{QuiesceError, Quiescer};
 use crate::files::stamp::Stamps;
 use crate::run::context::Context;
 use crate::run::event::{Code, Kind, OpenExport};
@@ -180,11 +180,11 @@ impl<'a> Capture<'a> {
         context: &'a Context<'a>,
         plan: &'a mut Plan,
         run: &'a Run,
-        rest: &mut Rest<'_>,
+        quiescer: &mut Quiescer<'_>,
     ) -> Result<Self, CaptureError> {
         let (call, exports, servers) = match plan.method {
-            Method::Checkpoint => job::begin(context, plan, run, rest)?,
-            Method::Snapshot => snapshot::begin(context, plan, run, rest)?,
+            Method::Checkpoint => job::begin(context, plan, run, quiescer)?,
+            Method::Snapshot => snapshot::begin(context, plan, run, quiescer)?,
             Method::Offline => offline::begin(context, plan)?,
         };
         let hot_added = match plan.method {
@@ -194,7 +194,7 @@ impl<'a> Capture<'a> {
         Ok(Self {
             context,
             plan,
-            at: rest.at.unwrap_or_else(Timestamp::now),
+            at: quiescer.at.unwrap_or_else(Timestamp::now),
             call,
             exports,
             servers,

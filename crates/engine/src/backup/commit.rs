@@ -17,7 +17,7 @@ use strongroom_points::trust::{NAMESPACE, Successor, signature};
 use super::BackupError;
 use super::disk::DiskResult;
 use super::firmware::{self, FirmwareFile};
-use crate::capture::quiesce::Reached;
+use crate::capture::quiesce::QuiesceOutcome;
 use crate::run::context::Context;
 use crate::run::event::Code;
 use crate::run::plan::Plan;
@@ -30,7 +30,7 @@ pub struct Instant {
     /// How long the switch took.
     pub call: std::time::Duration,
     /// How far the guest was at rest.
-    pub reached: Reached,
+    pub quiesce: QuiesceOutcome,
     /// When the run started: the archive's time.
     pub started: Timestamp,
 }
@@ -72,10 +72,10 @@ pub fn commit(
         captured: instant.at,
         method: plan.method,
         method_reason: plan.method_reason.clone(),
-        consistency: instant.reached.consistency,
+        consistency: instant.quiesce.consistency,
         stall_us: instant.call.as_micros() as u64,
-        frozen_us: instant.reached.frozen.as_micros() as u64,
-        missed: instant.reached.missed,
+        frozen_us: instant.quiesce.frozen.as_micros() as u64,
+        missed: instant.quiesce.missed,
         checkpoint: plan.checkpoint.clone(),
         disks: Vec::new(),
         excluded: excluded(context, domain, plan),

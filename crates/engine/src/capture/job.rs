@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::Begun;
 use super::CaptureError;
-use crate::capture::quiesce::Rest;
+use crate::capture::quiesce::Quiescer;
 use crate::run::context::Context;
 use crate::run::event::OpenExport;
 use crate::run::plan::{DiskPlan, Plan};
@@ -25,7 +25,7 @@ pub fn begin(
     context: &Context<'_>,
     plan: &mut Plan,
     run: &Run,
-    rest: &mut Rest<'_>,
+    quiescer: &mut Quiescer<'_>,
 ) -> Result<Begun, CaptureError> {
     // A plan for a job has been given one.
     let listener = run.listener.as_ref().ok_or_else(|| HypervisorError::Failed {
@@ -34,7 +34,7 @@ pub fn begin(
     })?;
     let mut failure = loop {
         let job = job(plan, listener);
-        let error = match rest.around(|| context.hypervisor.begin_backup(plan.uuid, &job))? {
+        let error = match quiescer.during(|| context.hypervisor.begin_backup(plan.uuid, &job))? {
             Ok(call) => {
                 let exports = exports(context, plan, listener);
                 if exports.is_err() {

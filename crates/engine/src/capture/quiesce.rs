@@ -58,7 +58,7 @@ pub enum QuiesceError {
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reached {
+pub struct QuiesceOutcome {
     /// The level that was reached.
     pub consistency: Consistency,
     /// Why it is not the one that was asked for.
@@ -68,7 +68,7 @@ pub struct Reached {
 }
 
 /// How a guest is brought to rest, and whether that worked. Dropped, the guest goes on.
-pub struct Rest<'a> {
+pub struct Quiescer<'a> {
     context: &'a Context<'a>,
     domain: &'a Domain,
     settings: &'a Quiesce,
@@ -82,7 +82,7 @@ pub struct Rest<'a> {
     pub at: Option<Timestamp>,
 }
 
-impl<'a> Rest<'a> {
+impl<'a> Quiescer<'a> {
     /// Everything that can be done beforehand, slow or not.
     pub fn prepare(
         context: &'a Context<'a>,
@@ -91,7 +91,7 @@ impl<'a> Rest<'a> {
         run: &'a str,
         state: &'a mut VmState,
     ) -> Result<Self, QuiesceError> {
-        let mut rest = Self {
+        let mut quiescer = Self {
             context,
             domain,
             settings,
@@ -102,8 +102,8 @@ impl<'a> Rest<'a> {
             owes_post: false,
             at: None,
         };
-        rest.get_ready()?;
-        Ok(rest)
+        quiescer.get_ready()?;
+        Ok(quiescer)
     }
 
     /// Whether there is anything to be done.
@@ -130,7 +130,7 @@ impl<'a> Rest<'a> {
 
     /// Makes one call to the hypervisor, the one that captures, with the guest at rest. The guest goes on as soon as
     /// the call has returned. For another attempt it is brought to rest anew, and that one counts.
-    pub fn around<T>(
+    pub fn during<T>(
         &mut self,
         call: impl FnOnce() -> Result<T, HypervisorError>,
     ) -> Result<Result<T, HypervisorError>, QuiesceError> {
@@ -196,7 +196,7 @@ impl<'a> Rest<'a> {
     }
 
     /// What came of it. An error, or a warning, if it is less than was asked for.
-    pub fn reached(self) -> Result<Reached, QuiesceError> {
+    pub fn outcome(self) -> Result<QuiesceOutcome, QuiesceError> {
         if !self.is_asked() {
             return Ok(of_one_at_rest(self.settings.level, self.domain));
         }
@@ -215,7 +215,7 @@ impl<'a> Rest<'a> {
                 ),
             );
         }
-        Ok(Reached {
+        Ok(QuiesceOutcome {
             consistency,
             missed,
             frozen: self.freezer.frozen,
@@ -223,7 +223,7 @@ impl<'a> Rest<'a> {
     }
 }
 
-impl Drop for Rest<'_> {
+impl Drop for Quiescer<'_> {
     fn drop(&mut self) {
         // Nothing to do where it has ended as it should.
         self.end(Instant::now());
@@ -231,14 +231,14 @@ impl Drop for Rest<'_> {
 }
 
 /// The level of a guest that nothing is done to.
-fn of_one_at_rest(asked: Level, domain: &Domain) -> Reached {
+fn of_one_at_rest(asked: Level, domain: &Domain) -> QuiesceOutcome {
     let consistency = if domain.shut_down {
         Consistency::Clean
     } else {
         Consistency::Crash
     };
     let unknown = asked > Level::Crash && consistency == Consistency::Crash;
-    Reached {
+    QuiesceOutcome {
         consistency,
         missed: unknown.then(|| "it was off, and it is not known that its guest had shut down".into()),
         frozen: Duration::ZERO,

@@ -20,7 +20,7 @@ use super::CaptureError;
 use super::offline::format_of;
 use super::{Begun, Server};
 use crate::capture::overlay::{Job, SUFFIX, Top, Views};
-use crate::capture::quiesce::Rest;
+use crate::capture::quiesce::Quiescer;
 use crate::files::stamp::Stamps;
 use crate::run::context::Context;
 use crate::run::event::OpenExport;
@@ -102,7 +102,7 @@ pub fn begin(
     context: &Context<'_>,
     plan: &mut Plan,
     run: &Run,
-    rest: &mut Rest<'_>,
+    quiescer: &mut Quiescer<'_>,
 ) -> Result<Begun, CaptureError> {
     checkpoint(context, plan)?;
     let disks: Vec<SnapshotDisk> = run
@@ -114,7 +114,7 @@ pub fn begin(
         })
         .collect();
     let started = std::time::Instant::now();
-    let taken = rest.around(|| context.hypervisor.take_snapshot(plan.uuid, &disks))?;
+    let taken = quiescer.during(|| context.hypervisor.take_snapshot(plan.uuid, &disks))?;
     let took = started.elapsed();
     verify(context, plan, run, &taken)?;
     let call = taken.unwrap_or(took);
