@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use strongroom_engine::config::{CaptureMethod, IfMissed, Level, Quiesce};
 use strongroom_engine::run::event::Kind;
-use strongroom_engine::run::state::Debt;
+use strongroom_engine::run::state::Pending;
 use strongroom_hypervisor::{Agent as _, FreezeStatus, Hypervisor as _};
 use strongroom_points::manifest::{Consistency, Manifest};
 use strongroom_testkit::{GuestBuilder, Lab, Sshd, TestGuest, output_of, patience, run, virsh};
@@ -106,14 +106,14 @@ impl<'a> Scene<'a> {
         if self.bench.hypervisor.agent_connected(self.uuid).unwrap() {
             assert_eq!(self.status(), FreezeStatus::Thawed);
         }
-        assert_eq!(self.debt(), Debt::default());
+        assert_eq!(self.pending(), Pending::default());
         await_that("the watchdog is gone", || self.watchdog().is_none());
         self.guest.probe("verify");
         self.bench.at_rest(self.lab, self.vm())
     }
 
-    fn debt(&self) -> Debt {
-        self.bench.state.peek(self.uuid).unwrap().unwrap().debt
+    fn pending(&self) -> Pending {
+        self.bench.state.peek(self.uuid).unwrap().unwrap().pending
     }
 
     #[track_caller]
@@ -318,7 +318,7 @@ fn scripts_that_fail(scene: &mut Scene<'_>) {
             "the post script did not run",
         ],
     );
-    assert!(scene.debt().post.is_some(), "it is still owed");
+    assert!(scene.pending().post.is_some(), "it is still owed");
     assert!(scene.log().is_empty());
 
     // What is owed is paid by the next run, before it begins anew.
@@ -346,7 +346,7 @@ fn a_panic(scene: &mut Scene<'_>) {
         );
     });
     assert!(catch_unwind(AssertUnwindSafe(|| scene.bench.backup(scene.vm(), &hook))).is_err());
-    assert_eq!(scene.debt().post, None, "post ran on the way out");
+    assert_eq!(scene.pending().post, None, "post ran on the way out");
     scene.guest.sh("test ! -e /run/panic");
     assert_eq!(scene.status(), FreezeStatus::Thawed);
     assert!(!scene.needs_recovery(), "the run was undone on the way out");
@@ -465,8 +465,8 @@ fn killed(scene: &mut Scene<'_>) {
     );
     assert_eq!(caught.running.end().code, None);
     await_that("the watchdog is gone", || scene.watchdog().is_none());
-    let debt = scene.debt();
-    assert!(debt.thaw && debt.post.is_some(), "{debt:?}");
+    let pending = scene.pending();
+    assert!(pending.thaw && pending.post.is_some(), "{pending:?}");
     assert_eq!(scene.log().len(), 1, "only pre has run");
     caught.held.release();
     // The daemon goes on with what the dead run has asked for.
@@ -477,7 +477,7 @@ fn killed(scene: &mut Scene<'_>) {
         .backup()
         .expect(3, &["was interrupted", "an earlier run owes it"]);
     let log = scene.log();
-    assert_eq!(log[0], format!("post {} {}", scene.vm(), debt.post.unwrap()));
+    assert_eq!(log[0], format!("post {} {}", scene.vm(), pending.post.unwrap()));
     assert_eq!(log.len(), 3);
     scene.expect(Consistency::Application, None);
     scene.at_rest();
@@ -514,7 +514,7 @@ fn an_agent_that_hangs_costs_a_bounded_time_and_no_guest() {
     assert_eq!(report.manifest.consistency, Consistency::Crash);
     let missed = report.manifest.missed.unwrap();
     assert!(missed.contains("freeze the file systems"), "{missed}");
-    assert!(scene.debt().thaw, "whether it will be frozen is not known");
+    assert!(scene.pending().thaw, "whether it will be frozen is not known");
     // It wakes up, and does as it was told. The run is long over; its watchdog is not.
     let watchdog = scene.watchdog().unwrap();
     signal(watchdog, "STOP");
@@ -574,7 +574,7 @@ fn an_agent_that_hangs_while_frozen_is_asked_until_it_thaws() {
             .end()
             .expect(3, &["may still be frozen", "the watchdog goes on trying"]);
         assert!(clock.elapsed() < PLENTY, "{:?}", clock.elapsed());
-        assert!(scene.debt().thaw);
+        assert!(scene.pending().thaw);
         assert!(scene.watchdog().is_some());
         scene.guest.sh("kill -CONT $(pidof qemu-ga)");
         await_that("it is thawed", || scene.status() == FreezeStatus::Thawed);

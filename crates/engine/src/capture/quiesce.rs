@@ -77,7 +77,7 @@ pub struct Quiescer<'a> {
     freezer: Freezer<'a>,
     pre: Result<(), Failure>,
     /// `pre` may have been started, and `post` has not been.
-    owes_post: bool,
+    post_pending: bool,
     /// When the call had returned.
     pub at: Option<Timestamp>,
 }
@@ -99,7 +99,7 @@ impl<'a> Quiescer<'a> {
             state,
             freezer: Freezer::new(context, domain, settings.budget),
             pre: Ok(()),
-            owes_post: false,
+            post_pending: false,
             at: None,
         };
         quiescer.get_ready()?;
@@ -152,8 +152,8 @@ impl<'a> Quiescer<'a> {
             return Ok(());
         }
         let run = self.run.to_owned();
-        self.state.owe(|debt| debt.post = Some(run))?;
-        self.owes_post = true;
+        self.state.set_pending(|pending| pending.post = Some(run))?;
+        self.post_pending = true;
         let cancel = self.context.cancel;
         let hypervisor = self.context.hypervisor;
         self.pre = self.script(Phase::Pre).run(hypervisor, Some(cancel));
@@ -165,7 +165,7 @@ impl<'a> Quiescer<'a> {
     /// Lets the guest go on, if it does not already. `called` is when the call had returned.
     fn end(&mut self, called: Instant) {
         self.freezer.end(self.state, called);
-        if std::mem::take(&mut self.owes_post) {
+        if std::mem::take(&mut self.post_pending) {
             let script = self.script(Phase::Post);
             if let Err(error) = post(self.context, &script, self.state) {
                 self.context.warn(Code::Records, format!("failed to {error}"));
@@ -262,10 +262,10 @@ fn judge(asked: Level, pre: Option<&str>, freeze: &Freeze) -> (Consistency, Opti
     }
 }
 
-/// Runs `post`, which is owed until it has succeeded.
+/// Runs `post`, which is pending until it has succeeded.
 fn post(context: &Context<'_>, script: &Script<'_>, state: &mut VmState) -> Result<(), StateError> {
     match script.run(context.hypervisor, None) {
-        Ok(()) => state.owe(|debt| debt.post = None),
+        Ok(()) => state.set_pending(|pending| pending.post = None),
         Err(failure) => {
             context.warn(
                 Code::PostScriptFailed,
@@ -276,21 +276,21 @@ fn post(context: &Context<'_>, script: &Script<'_>, state: &mut VmState) -> Resu
     }
 }
 
-/// Pays what an earlier run left owing. What cannot be paid now stays on record, with a warning.
+/// Does what an earlier run left pending. What cannot be done now stays on record, with a warning.
 pub fn settle(
     context: &Context<'_>,
     domain: &Domain,
     settings: Option<&Quiesce>,
     state: &mut VmState,
 ) -> Result<(), StateError> {
-    let debt = state.records().debt.clone();
-    if debt.thaw {
+    let pending = state.records().pending.clone();
+    if pending.thaw {
         settle_thaw(context, domain, state)?;
     }
-    let Some(run) = debt.post else { return Ok(()) };
+    let Some(run) = pending.post else { return Ok(()) };
     let Some(settings) = settings.filter(|settings| settings.post.is_some()) else {
         context.note("the configuration has no post script any more");
-        return state.owe(|debt| debt.post = None);
+        return state.set_pending(|pending| pending.post = None);
     };
     if settings.ssh.is_none() && !domain.state.is_active() {
         context.note("its post script waits until it runs again");
@@ -309,7 +309,7 @@ pub fn settle(
 
 fn settle_thaw(context: &Context<'_>, domain: &Domain, state: &mut VmState) -> Result<(), StateError> {
     if !domain.state.is_active() {
-        return state.owe(|debt| debt.thaw = false);
+        return state.set_pending(|pending| pending.thaw = false);
     }
     let hypervisor = context.hypervisor;
     let thawed = hypervisor
@@ -325,7 +325,7 @@ fn settle_thaw(context: &Context<'_>, domain: &Domain, state: &mut VmState) -> R
                     ),
                 );
             }
-            state.owe(|debt| debt.thaw = false)
+            state.set_pending(|pending| pending.thaw = false)
         }
         Err(error) => {
             context.warn(Code::GuestMayBeFrozen, format!(

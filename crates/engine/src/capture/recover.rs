@@ -8,7 +8,7 @@ use crate::capture::tracking;
 use crate::files::unfinished::{self, RestoreLeft};
 use crate::run::context::Context;
 use crate::run::event::Code;
-use crate::run::state::{Debt, Records, StateError};
+use crate::run::state::{Pending, Records, StateError};
 
 /// Why a VM is not as it should be.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +49,7 @@ pub fn recover(context: &Context<'_>, name: &str, request: Request) -> Result<Ve
     };
     let mut state = context.state.lock(&domain.name, domain.uuid)?;
     let records = state.records().clone();
-    if records.debt != Debt::default() {
+    if records.pending != Pending::default() {
         found.push("the guest is owed a thaw or its post script".to_owned());
     }
     if let Some(run) = &records.run {

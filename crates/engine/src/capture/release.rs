@@ -9,7 +9,7 @@ use strongroom_hypervisor::{Domain, HypervisorError, StoredBitmap};
 use crate::capture::reconcile::{ReconcileError, reconcile};
 use crate::capture::tracking;
 use crate::run::context::Context;
-use crate::run::state::{Debt, StateError, VmState};
+use crate::run::state::{Pending, StateError, VmState};
 
 /// Why something of ours remains.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +77,7 @@ pub fn release(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Vec<S
 fn unfinished(state: &VmState) -> Vec<String> {
     let records = state.records();
     let mut found = Vec::new();
-    if records.debt != Debt::default() {
+    if records.pending != Pending::default() {
         found.push("the guest is owed a thaw or its post script".to_owned());
     }
     if let Some(run) = &records.run {

@@ -59,9 +59,9 @@ pub struct Run {
     pub overlays: Vec<Overlay>,
 }
 
-/// What the guest may be owed: written down before each is incurred, and cleared when it is paid. It outlives the run.
+/// What is pending for the guest: written down before it may be, and cleared when it is done. It outlives the run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Debt {
+pub struct Pending {
     /// A thaw: a freeze may have been asked for.
     #[serde(default)]
     pub thaw: bool,
@@ -95,9 +95,9 @@ pub struct Records {
     pub committed: Option<Committed>,
     /// Checkpoints of ours that are of no use any more and still have to be deleted.
     pub stale: Vec<String>,
-    /// What the guest may be owed.
-    #[serde(default)]
-    pub debt: Debt,
+    /// What is pending for the guest.
+    #[serde(default, rename = "debt")]
+    pub pending: Pending,
 }
 
 /// The directory with the records of all VMs.
@@ -313,7 +313,7 @@ impl Records {
             run: None,
             committed: None,
             stale: Vec::new(),
-            debt: Debt::default(),
+            pending: Pending::default(),
         }
     }
 }
@@ -338,9 +338,9 @@ impl VmState {
         })
     }
 
-    /// Changes what the guest may be owed: before it is incurred, and after it is paid.
-    pub fn owe(&mut self, change: impl FnOnce(&mut Debt)) -> Result<(), StateError> {
-        self.change(|records| change(&mut records.debt))
+    /// Changes what is pending for the guest: before it may be, and after it is done.
+    pub fn set_pending(&mut self, change: impl FnOnce(&mut Pending)) -> Result<(), StateError> {
+        self.change(|records| change(&mut records.pending))
     }
 
     /// Closes the run: its archive is in the repository. Its checkpoint, if it made one, is now the one to start
@@ -509,19 +509,21 @@ mod tests {
     fn what_is_owed_outlives_the_run() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDirectory::open(directory.path()).unwrap();
-        let owed = Debt {
+        let owed = Pending {
             thaw: true,
             post: Some("1".into()),
         };
         let mut records = state.lock("web", Uuid::nil()).unwrap();
         records.begin(run("1")).unwrap();
-        records.owe(|debt| debt.clone_from(&owed)).unwrap();
+        records.set_pending(|pending| pending.clone_from(&owed)).unwrap();
         records.commit(Some(committed("1"))).unwrap();
         drop(records);
         let mut records = state.lock("web", Uuid::nil()).unwrap();
-        assert_eq!(records.records().debt, owed);
-        records.owe(|debt| *debt = Debt::default()).unwrap();
-        assert_eq!(records.records().debt, Debt::default());
+        assert_eq!(records.records().pending, owed);
+        records
+            .set_pending(|pending| *pending = Pending::default())
+            .unwrap();
+        assert_eq!(records.records().pending, Pending::default());
     }
 
     #[test]

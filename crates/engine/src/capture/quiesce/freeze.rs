@@ -114,11 +114,11 @@ impl<'a> Freezer<'a> {
         let Some(watchdog) = &mut self.watchdog else {
             return Ok(Freeze::Absent);
         };
-        state.owe(|debt| debt.thaw = true)?;
+        state.set_pending(|pending| pending.thaw = true)?;
         self.context.note("freezing its file systems");
         self.armed = Instant::now();
         if let Err(error) = watchdog.arm() {
-            state.owe(|debt| debt.thaw = false)?;
+            state.set_pending(|pending| pending.thaw = false)?;
             return Ok(Freeze::Missed(format!("the watchdog is gone: failed to {error}")));
         }
         let since = Instant::now();
@@ -165,7 +165,7 @@ impl<'a> Freezer<'a> {
         match thawed {
             Ok((thawed, begun)) => {
                 let told = told.or(watchdog.release());
-                if let Err(error) = state.owe(|debt| debt.thaw = false) {
+                if let Err(error) = state.set_pending(|pending| pending.thaw = false) {
                     self.context.warn(Code::Records, format!("failed to {error}"));
                 }
                 if let Some(thaw) = told {
