@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use strongroom_disk::luks::LARGEST_AREA;
 use strongroom_engine::inspect::image_seal::Seal;
 use strongroom_engine::provision::create::tang;
-use strongroom_guest::protocol::{Listener, MAX_CIPHERTEXT, MAX_TEXT, Word};
+use strongroom_guest::protocol::{Listener, MAX_CIPHERTEXT, MAX_TEXT, Message};
 use strongroom_points::headers::{self, Statement};
 use strongroom_points::manifest::{self, Manifest};
 use strongroom_points::store::{ArchiveInfo, ChunkId};
@@ -162,10 +162,10 @@ pub fn provision_words(data: &[u8]) {
     assert!(hear(1) == words, "words depend on how they are cut");
     for word in words {
         match word {
-            Word::Failed { message, .. } => {
+            Message::Failed { message, .. } => {
                 assert!(message.len() <= MAX_TEXT && !message.contains(char::is_control));
             }
-            Word::Done(report) if report.check(true, report.backups.is_some()).is_ok() => {
+            Message::Done(report) if report.check(true, report.backups.is_some()).is_ok() => {
                 let secret = report.recovery.unwrap_or_default();
                 assert!(secret.len() <= MAX_CIPHERTEXT && secret.starts_with("-----BEGIN AGE"));
                 assert!(!report.ssh_host_key.contains(char::is_control));

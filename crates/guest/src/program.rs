@@ -20,7 +20,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use crate::protocol::{MAX_LINE, Order, Report, Step, Unlock, VERSION, Word, printable};
+use crate::protocol::{MAX_LINE, Message, Order, Report, Step, Unlock, VERSION, printable};
 use channel::Channel;
 use tool::run;
 
@@ -38,7 +38,7 @@ pub fn main() {
     }
     match boot::boot().and_then(|()| Channel::open()) {
         Ok(channel) => {
-            let last = serve(&channel).unwrap_or_else(|message| Word::Failed {
+            let last = serve(&channel).unwrap_or_else(|message| Message::Failed {
                 step: channel.step(),
                 message: printable(&message),
             });
@@ -50,19 +50,19 @@ pub fn main() {
     boot::switch_off();
 }
 
-fn serve(channel: &Channel) -> Result<Word, Failed> {
-    channel.say(&Word::Hello { version: VERSION });
+fn serve(channel: &Channel) -> Result<Message, Failed> {
+    channel.say(&Message::Hello { version: VERSION });
     let order = order(channel)?;
     let (end, ended) = mpsc::channel::<()>();
     thread::scope(|scope| {
         scope.spawn(move || {
             while let Err(mpsc::RecvTimeoutError::Timeout) = ended.recv_timeout(HEARTBEAT) {
-                channel.say(&Word::Alive);
+                channel.say(&Message::Alive);
             }
         });
         let done = work(channel, &order);
         drop(end);
-        done.map(Word::Done)
+        done.map(Message::Done)
     })
 }
 

@@ -1,7 +1,7 @@
 //! What the host and the throwaway VM say to each other: JSON, one value a line, over a serial port.
 //!
-//! The VM begins with [`Word::Hello`]. The host answers with one [`Order`], and from then on only listens: [`Word::Step`],
-//! [`Word::Progress`] and [`Word::Alive`] come and go, [`Word::Done`] or [`Word::Failed`] is the last word. Both sides refuse
+//! The VM begins with [`Message::Hello`]. The host answers with one [`Order`], and from then on only listens: [`Message::Step`],
+//! [`Message::Progress`] and [`Message::Alive`] come and go, [`Message::Done`] or [`Message::Failed`] is the last word. Both sides refuse
 //! another version. The host believes nothing: lines are bounded, a word out of its turn is an error ([`Listener`]), and
 //! [`Report::check`] looks at every byte before any other code does.
 
@@ -145,7 +145,7 @@ pub enum Step {
 /// What the throwaway VM says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Word {
+pub enum Message {
     /// It is there.
     Hello {
         /// Its [`VERSION`].
@@ -293,7 +293,7 @@ pub struct Listener {
 
 impl Listener {
     /// Takes bytes; gives the words that they complete. After an error nothing more is to be heard.
-    pub fn hear(&mut self, bytes: &[u8]) -> Result<Vec<Word>, ProtocolError> {
+    pub fn hear(&mut self, bytes: &[u8]) -> Result<Vec<Message>, ProtocolError> {
         let mut words = Vec::new();
         for byte in bytes {
             if *byte != b'\n' {
@@ -310,20 +310,22 @@ impl Listener {
         Ok(words)
     }
 
-    fn in_turn(&mut self, word: Word) -> Result<Word, ProtocolError> {
+    fn in_turn(&mut self, word: Message) -> Result<Message, ProtocolError> {
         match &word {
             _ if self.over => return Err(ProtocolError::Turn),
-            Word::Hello { version } if *version != VERSION => return Err(ProtocolError::Version(*version)),
-            Word::Hello { .. } if self.greeted => return Err(ProtocolError::Turn),
-            Word::Hello { .. } => self.greeted = true,
+            Message::Hello { version } if *version != VERSION => {
+                return Err(ProtocolError::Version(*version));
+            }
+            Message::Hello { .. } if self.greeted => return Err(ProtocolError::Turn),
+            Message::Hello { .. } => self.greeted = true,
             // It may fail before it can greet.
-            Word::Failed { .. } => self.over = true,
+            Message::Failed { .. } => self.over = true,
             _ if !self.greeted => return Err(ProtocolError::Turn),
-            Word::Done(_) => self.over = true,
-            Word::Step(_) | Word::Progress { .. } | Word::Alive => {}
+            Message::Done(_) => self.over = true,
+            Message::Step(_) | Message::Progress { .. } | Message::Alive => {}
         }
         Ok(match word {
-            Word::Failed { step, message } => Word::Failed {
+            Message::Failed { step, message } => Message::Failed {
                 step,
                 message: printable(&message),
             },
@@ -372,16 +374,16 @@ mod tests {
     #[test]
     fn words_arrive_whole_however_they_are_cut() {
         let said = [
-            Word::Hello { version: VERSION },
-            Word::Step(Step::Copy),
-            Word::Progress { done: 1, total: 2 },
-            Word::Alive,
-            Word::Done(report()),
+            Message::Hello { version: VERSION },
+            Message::Step(Step::Copy),
+            Message::Progress { done: 1, total: 2 },
+            Message::Alive,
+            Message::Done(report()),
         ];
         let bytes: Vec<u8> = said.iter().flat_map(line).collect();
         for size in [1, 7, 100, bytes.len()] {
             let mut listener = Listener::default();
-            let heard: Vec<Word> = bytes
+            let heard: Vec<Message> = bytes
                 .chunks(size)
                 .flat_map(|piece| listener.hear(piece).unwrap())
                 .collect();
@@ -391,24 +393,24 @@ mod tests {
 
     #[test]
     fn what_is_out_of_turn_is_refused() {
-        let hello = line(&Word::Hello { version: VERSION });
-        let failed = line(&Word::Failed {
+        let hello = line(&Message::Hello { version: VERSION });
+        let failed = line(&Message::Failed {
             step: Step::Start,
             message: "no\x1b[2Jdisk\n".into(),
         });
         let mut listener = Listener::default();
-        assert_eq!(listener.hear(&line(&Word::Alive)), Err(ProtocolError::Turn));
+        assert_eq!(listener.hear(&line(&Message::Alive)), Err(ProtocolError::Turn));
         assert_eq!(
-            listener.hear(&line(&Word::Hello { version: 7 })),
+            listener.hear(&line(&Message::Hello { version: 7 })),
             Err(ProtocolError::Version(7))
         );
         listener.hear(&hello).unwrap();
         assert_eq!(listener.hear(&hello), Err(ProtocolError::Turn));
-        let Word::Failed { message, .. } = &listener.hear(&failed).unwrap()[0] else {
+        let Message::Failed { message, .. } = &listener.hear(&failed).unwrap()[0] else {
             panic!("another word");
         };
         assert_eq!(message, "no [2Jdisk");
-        assert_eq!(listener.hear(&line(&Word::Alive)), Err(ProtocolError::Turn));
+        assert_eq!(listener.hear(&line(&Message::Alive)), Err(ProtocolError::Turn));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use strongroom_child::Needs;
 use strongroom_engine::capture::watchdog::keeper::Keeper;
-use strongroom_engine::capture::watchdog::{Said, read_line};
+use strongroom_engine::capture::watchdog::{Reply, read_line};
 use strongroom_engine::run::context::Launch;
 use strongroom_hypervisor::{Hypervisor as _, HypervisorError};
 use strongroom_libvirt::Libvirt;
@@ -38,23 +38,23 @@ pub fn run(global: &Global, args: &ThawWatchdog) -> Exit {
     for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
         let _ = signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)));
     }
-    let mut say = |said: &Said| {
+    let mut reply = |message: &Reply| {
         // The run may not be there any more to hear it.
         let mut out = std::io::stdout().lock();
-        let _ = writeln!(out, "{said}").and_then(|()| out.flush());
+        let _ = writeln!(out, "{message}").and_then(|()| out.flush());
     };
     let hypervisor = match Libvirt::connect(global.connect.as_deref().unwrap_or_default()) {
         Ok(hypervisor) => hypervisor,
         Err(error) => {
-            say(&Said::Failed(error.to_string()));
+            reply(&Reply::Failed(error.to_string()));
             return Exit::Failed;
         }
     };
-    let (sender, words) = channel();
+    let (sender, messages) = channel();
     std::thread::spawn(move || {
         let mut pipe = std::io::stdin().lock();
         while let Some(line) = read_line(&mut pipe) {
-            if line.parse().is_ok_and(|word| sender.send(word).is_err()) {
+            if line.parse().is_ok_and(|message| sender.send(message).is_err()) {
                 break;
             }
         }
@@ -64,6 +64,6 @@ pub fn run(global: &Global, args: &ThawWatchdog) -> Exit {
         Err(error) => matches!(error, HypervisorError::NoSuchDomain(..)),
     };
     let budget = Duration::from_millis(args.budget_ms);
-    Keeper::new(&hypervisor, args.domain, &is_off, budget).stand(&words, &mut say);
+    Keeper::new(&hypervisor, args.domain, &is_off, budget).stand(&messages, &mut reply);
     Exit::Done
 }

@@ -1,7 +1,7 @@
 //! The thaw watchdog: a process of its own that thaws the guest when the run that froze it does not.
 //!
 //! It is started before the guest is touched, connects to the hypervisor by itself, has the agent show a sign of life,
-//! and then waits on a pipe. The pipe is what tells it of our death, however we died. The words on it, one a line:
+//! and then waits on a pipe. The pipe is what tells it of our death, however we died. The messages on it, one a line:
 //!
 //! | the run says | meaning |
 //! |---|---|
@@ -33,15 +33,15 @@ use std::time::{Duration, Instant};
 
 /// How long it may take to connect and to be answered by the agent.
 const READY: Duration = Duration::from_secs(20);
-/// How long it may take to answer a word.
+/// How long it may take to answer a message.
 const ANSWER: Duration = Duration::from_secs(2);
 /// Longest line that is read from the pipe, in bytes; and longest reason, in characters, so that it fits.
 const MAX_LINE: u64 = 2000;
 const MAX_REASON: usize = 400;
 
-/// What the run says.
+/// What the run sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Word {
+pub enum Message {
     /// The freeze is about to be asked for.
     Freeze,
     /// The freeze has been answered.
@@ -52,22 +52,22 @@ pub enum Word {
     Thawed,
 }
 
-/// What the watchdog says.
+/// What the watchdog replies.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
+pub enum Reply {
     /// It can reach the agent.
     Ready,
     /// It cannot, and why.
     Failed(String),
-    /// It has heard [`Word::Freeze`].
+    /// It has heard [`Message::Freeze`].
     Armed,
     /// It has thawed.
     Thawed(Thaw),
-    /// It has heard [`Word::Thawed`].
+    /// It has heard [`Message::Thawed`].
     Done,
 }
 
-/// A thaw by the watchdog. Times are since it heard [`Word::Freeze`].
+/// A thaw by the watchdog. Times are since it heard [`Message::Freeze`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Thaw {
     /// How many file systems.
@@ -83,7 +83,7 @@ pub struct Thaw {
 pub struct Watchdog {
     process: Child,
     pipe: Option<ChildStdin>,
-    said: Receiver<Said>,
+    replies: Receiver<Reply>,
     /// From here on it may be up to something that must not be cut short.
     armed: bool,
 }
@@ -99,12 +99,12 @@ impl Watchdog {
             .spawn()
             .map_err(|error| format!("start it: {error}"))?;
         let pipe = process.stdin.take();
-        let (sender, said) = channel();
+        let (sender, replies) = channel();
         if let Some(output) = process.stdout.take() {
             thread::spawn(move || {
                 let mut output = BufReader::new(output);
                 while let Some(line) = read_line(&mut output) {
-                    if line.parse().is_ok_and(|said| sender.send(said).is_err()) {
+                    if line.parse().is_ok_and(|reply| sender.send(reply).is_err()) {
                         break;
                     }
                 }
@@ -113,12 +113,12 @@ impl Watchdog {
         let mut watchdog = Self {
             process,
             pipe,
-            said,
+            replies,
             armed: false,
         };
-        let reason = match watchdog.said.recv_timeout(READY) {
-            Ok(Said::Ready) => return Ok(watchdog),
-            Ok(Said::Failed(reason)) => reason,
+        let reason = match watchdog.replies.recv_timeout(READY) {
+            Ok(Reply::Ready) => return Ok(watchdog),
+            Ok(Reply::Failed(reason)) => reason,
             Ok(other) => format!("it says {:?} first", other.to_string()),
             Err(_) => "it does not become ready".into(),
         };
@@ -129,15 +129,15 @@ impl Watchdog {
     /// Tells it that the freeze is about to be asked for. The guest may be frozen only if this succeeds.
     pub fn arm(&mut self) -> Result<(), String> {
         self.armed = true;
-        self.say(Word::Freeze)
+        self.write(Message::Freeze)
             .map_err(|error| format!("speak to it: {error}"))?;
         let deadline = Instant::now() + ANSWER;
         loop {
             match self
-                .said
+                .replies
                 .recv_timeout(deadline.saturating_duration_since(Instant::now()))
             {
-                Ok(Said::Armed) => return Ok(()),
+                Ok(Reply::Armed) => return Ok(()),
                 Ok(_) => {}
                 Err(_) => return Err("it does not answer".into()),
             }
@@ -145,31 +145,31 @@ impl Watchdog {
     }
 
     /// Tells it what became of the freeze, or of the thaw. If that is not known, it stays, also when we go.
-    pub fn tell(&mut self, word: Word) {
-        let _ = self.say(word);
+    pub fn send(&mut self, message: Message) {
+        let _ = self.write(message);
     }
 
-    /// A thaw that it has told of since the last look.
+    /// A thaw that it has reported since the last look.
     pub fn has_thawed(&self) -> Option<Thaw> {
-        let thaw = |said| match said {
-            Said::Thawed(thaw) if thaw.count > 0 => Some(thaw),
+        let thaw = |reply| match reply {
+            Reply::Thawed(thaw) if thaw.count > 0 => Some(thaw),
             _ => None,
         };
-        self.said.try_iter().find_map(thaw)
+        self.replies.try_iter().find_map(thaw)
     }
 
     /// Tells it that the thaw has been answered, and hears whether it had thawed before.
     pub fn release(mut self) -> Option<Thaw> {
-        let _ = self.say(Word::Thawed);
+        let _ = self.write(Message::Thawed);
         let deadline = Instant::now() + ANSWER;
         let mut first = None;
         loop {
             match self
-                .said
+                .replies
                 .recv_timeout(deadline.saturating_duration_since(Instant::now()))
             {
-                Ok(Said::Thawed(thaw)) if thaw.count > 0 => first = first.or(Some(thaw)),
-                Ok(Said::Done) => {
+                Ok(Reply::Thawed(thaw)) if thaw.count > 0 => first = first.or(Some(thaw)),
+                Ok(Reply::Done) => {
                     self.armed = false;
                     return first;
                 }
@@ -179,10 +179,10 @@ impl Watchdog {
         }
     }
 
-    fn say(&mut self, word: Word) -> std::io::Result<()> {
+    fn write(&mut self, message: Message) -> std::io::Result<()> {
         match &mut self.pipe {
             // One write: it is heard as a whole or not at all.
-            Some(pipe) => pipe.write_all(format!("{word}\n").as_bytes()),
+            Some(pipe) => pipe.write_all(format!("{message}\n").as_bytes()),
             None => Ok(()),
         }
     }
@@ -208,7 +208,7 @@ pub fn read_line(pipe: &mut impl std::io::BufRead) -> Option<String> {
     (read > 0).then(|| line.trim_end().to_owned())
 }
 
-impl fmt::Display for Word {
+impl fmt::Display for Message {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
             Self::Freeze => "freeze",
@@ -219,7 +219,7 @@ impl fmt::Display for Word {
     }
 }
 
-impl FromStr for Word {
+impl FromStr for Message {
     type Err = ();
 
     fn from_str(line: &str) -> Result<Self, ()> {
@@ -233,7 +233,7 @@ impl FromStr for Word {
     }
 }
 
-impl fmt::Display for Said {
+impl fmt::Display for Reply {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ready => out.write_str("ready"),
@@ -251,7 +251,7 @@ impl fmt::Display for Said {
     }
 }
 
-impl FromStr for Said {
+impl FromStr for Reply {
     type Err = ();
 
     fn from_str(line: &str) -> Result<Self, ()> {
@@ -287,24 +287,29 @@ mod tests {
 
     #[test]
     fn what_is_said_is_understood() {
-        for word in [Word::Freeze, Word::Frozen, Word::Unknown, Word::Thawed] {
-            assert_eq!(word.to_string().parse(), Ok(word));
+        for message in [
+            Message::Freeze,
+            Message::Frozen,
+            Message::Unknown,
+            Message::Thawed,
+        ] {
+            assert_eq!(message.to_string().parse(), Ok(message));
         }
         let thaw = Thaw {
             count: 3,
             began: Duration::from_micros(1_000_001),
             answered: Duration::from_millis(1020),
         };
-        for said in [
-            Said::Ready,
-            Said::Failed("no such domain".into()),
-            Said::Armed,
-            Said::Thawed(thaw),
-            Said::Done,
+        for reply in [
+            Reply::Ready,
+            Reply::Failed("no such domain".into()),
+            Reply::Armed,
+            Reply::Thawed(thaw),
+            Reply::Done,
         ] {
-            assert_eq!(said.to_string().parse(), Ok(said));
+            assert_eq!(reply.to_string().parse(), Ok(reply));
         }
-        assert_eq!(Said::Failed("a\nready".into()).to_string(), "failed a ready");
+        assert_eq!(Reply::Failed("a\nready".into()).to_string(), "failed a ready");
         for line in [
             "",
             "thaw",
@@ -313,7 +318,7 @@ mod tests {
             "thawed 1 2 -3",
             "thawed 4294967296 1 1",
         ] {
-            assert!(line.parse::<Said>().is_err(), "{line}");
+            assert!(line.parse::<Reply>().is_err(), "{line}");
         }
     }
 
@@ -346,7 +351,7 @@ mod tests {
                       echo done; test \"$a $b $c\" = 'freeze frozen thawed'";
         let mut watchdog = Watchdog::start(shell(script)).unwrap();
         watchdog.arm().unwrap();
-        watchdog.tell(Word::Frozen);
+        watchdog.send(Message::Frozen);
         assert_eq!(watchdog.release().unwrap().count, 2);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::Failed;
-use crate::protocol::{PORT, Step, Word, line};
+use crate::protocol::{Message, PORT, Step, line};
 
 /// Both directions, shared between threads.
 pub struct Channel {
@@ -31,7 +31,7 @@ impl Channel {
     }
 
     /// Says a word. When the host stops listening, it ends this VM.
-    pub fn say(&self, word: &Word) {
+    pub fn say(&self, word: &Message) {
         let _turn = self.turn.lock();
         let _ = (&self.port).write_all(&line(word));
     }
@@ -41,7 +41,7 @@ impl Channel {
         if let Ok(mut now) = self.step.lock() {
             *now = step;
         }
-        self.say(&Word::Step(step));
+        self.say(&Message::Step(step));
     }
 
     /// What is being done.

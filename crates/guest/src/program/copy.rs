@@ -10,7 +10,7 @@ use std::thread;
 use super::channel::Channel;
 use super::tool::run;
 use super::{Failed, boot, luks};
-use crate::protocol::{TEMPLATE_DISK, Word};
+use crate::protocol::{Message, TEMPLATE_DISK};
 
 /// Bytes in one request.
 const BLOCK: usize = 4 << 20;
@@ -85,7 +85,7 @@ pub fn template(channel: &Channel) -> Result<(), Failed> {
                 .write_all(buffer.full())
                 .map_err(|error| format!("write to the new disk: {error}"))?;
             done += buffer.len as u64;
-            channel.say(&Word::Progress { done, total });
+            channel.say(&Message::Progress { done, total });
             let _ = emptied.send(buffer);
         }
         match reading.join() {

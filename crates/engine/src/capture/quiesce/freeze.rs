@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use strongroom_hypervisor::{Domain, FreezeStatus, HypervisorError, RunState};
 
 use super::{PING, THAW};
-use crate::capture::watchdog::{Watchdog, Word};
+use crate::capture::watchdog::{Message, Watchdog};
 use crate::run::context::Context;
 use crate::run::event::Code;
 use crate::run::state::{StateError, VmState};
@@ -123,7 +123,7 @@ impl<'a> Freezer<'a> {
         }
         let since = Instant::now();
         let answer = hypervisor.freeze(uuid, self.budget);
-        watchdog.tell(word_about(&answer));
+        watchdog.send(message_about(&answer));
         match answer {
             Ok(count) => Ok(Freeze::Frozen(count, since)),
             Err(error) => {
@@ -175,7 +175,7 @@ impl<'a> Freezer<'a> {
                 Some(frozen_until(thawed, count, begun, since))
             }
             Err(error) => {
-                watchdog.tell(Word::Unknown);
+                watchdog.send(Message::Unknown);
                 let vm = &self.domain.name;
                 self.context.warn(Code::GuestMayBeFrozen, format!(
                     "its file systems may still be frozen: failed to {error}; the watchdog goes on trying, and \
@@ -188,10 +188,10 @@ impl<'a> Freezer<'a> {
 }
 
 /// What the watchdog has to know of how a freeze was answered: whether one may be on its way still.
-fn word_about(answer: &Result<u32, HypervisorError>) -> Word {
+fn message_about(answer: &Result<u32, HypervisorError>) -> Message {
     match answer {
-        Ok(_) | Err(HypervisorError::Refused { .. }) => Word::Frozen,
-        Err(_) => Word::Unknown,
+        Ok(_) | Err(HypervisorError::Refused { .. }) => Message::Frozen,
+        Err(_) => Message::Unknown,
     }
 }
 
@@ -256,8 +256,8 @@ mod tests {
             what: what(),
             message: "timed out".into(),
         };
-        assert_eq!(word_about(&Ok(0)), Word::Frozen);
-        assert_eq!(word_about(&Err(refused)), Word::Frozen);
-        assert_eq!(word_about(&Err(failed)), Word::Unknown);
+        assert_eq!(message_about(&Ok(0)), Message::Frozen);
+        assert_eq!(message_about(&Err(refused)), Message::Frozen);
+        assert_eq!(message_about(&Err(failed)), Message::Unknown);
     }
 }

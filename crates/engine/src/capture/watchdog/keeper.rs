@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use strongroom_hypervisor::Agent;
 use uuid::Uuid;
 
-use super::{Said, Thaw, Word};
+use super::{Message, Reply, Thaw};
 
 /// How long the agent may take to answer a ping, and a thaw.
 const PING: Duration = Duration::from_secs(5);
@@ -52,30 +52,30 @@ impl<'a> Keeper<'a> {
     }
 
     /// Does all of it. Returns when nothing can be frozen by this run any more, or patience is over.
-    pub fn stand(&self, words: &Receiver<Word>, say: &mut dyn FnMut(&Said)) {
+    pub fn stand(&self, messages: &Receiver<Message>, reply: &mut dyn FnMut(&Reply)) {
         if let Err(error) = self.agent.agent_ping(self.domain, PING) {
-            return say(&Said::Failed(error.to_string()));
+            return reply(&Reply::Failed(error.to_string()));
         }
-        say(&Said::Ready);
-        if words.recv() != Ok(Word::Freeze) {
+        reply(&Reply::Ready);
+        if messages.recv() != Ok(Message::Freeze) {
             return;
         }
         let armed = Instant::now();
-        say(&Said::Armed);
+        reply(&Reply::Armed);
         let mut watch = Watch {
             keeper: self,
             armed,
             answered: false,
             alone: false,
         };
-        if watch.until_due(words) == Due::Never {
-            return say(&Said::Done);
+        if watch.until_due(messages) == Due::Never {
+            return reply(&Reply::Done);
         }
-        watch.thaw(words, say);
+        watch.thaw(messages, reply);
     }
 }
 
-/// What the run has said so far.
+/// What the run has sent so far.
 struct Watch<'a> {
     keeper: &'a Keeper<'a>,
     armed: Instant,
@@ -94,14 +94,14 @@ enum Due {
 
 impl Watch<'_> {
     /// Waits until the run has thawed, or is over its budget, or in doubt, or gone.
-    fn until_due(&mut self, words: &Receiver<Word>) -> Due {
+    fn until_due(&mut self, messages: &Receiver<Message>) -> Due {
         loop {
             let left = self.keeper.budget.saturating_sub(self.armed.elapsed());
-            match words.recv_timeout(left) {
-                Ok(Word::Thawed) => return Due::Never,
-                Ok(Word::Frozen) => self.answered = true,
-                Ok(Word::Freeze) => {}
-                Ok(Word::Unknown) | Err(RecvTimeoutError::Timeout) => return Due::Now,
+            match messages.recv_timeout(left) {
+                Ok(Message::Thawed) => return Due::Never,
+                Ok(Message::Frozen) => self.answered = true,
+                Ok(Message::Freeze) => {}
+                Ok(Message::Unknown) | Err(RecvTimeoutError::Timeout) => return Due::Now,
                 Err(RecvTimeoutError::Disconnected) => {
                     self.alone = true;
                     return Due::Now;
@@ -111,7 +111,7 @@ impl Watch<'_> {
     }
 
     /// Thaws until that is certain.
-    fn thaw(&mut self, words: &Receiver<Word>, say: &mut dyn FnMut(&Said)) {
+    fn thaw(&mut self, messages: &Receiver<Message>, reply: &mut dyn FnMut(&Reply)) {
         let mut told = false;
         loop {
             let none_on_its_way = self.answered || self.armed.elapsed() >= self.keeper.settle;
@@ -120,7 +120,7 @@ impl Watch<'_> {
                 Ok(count) => {
                     if count > 0 || !told {
                         told = true;
-                        say(&Said::Thawed(Thaw {
+                        reply(&Reply::Thawed(Thaw {
                             count,
                             began,
                             answered: self.armed.elapsed(),
@@ -136,14 +136,14 @@ impl Watch<'_> {
             if self.armed.elapsed() >= self.keeper.patience {
                 break;
             }
-            if self.pause(words) == Due::Never {
-                return say(&Said::Done);
+            if self.pause(messages) == Due::Never {
+                return reply(&Reply::Done);
             }
         }
         // The run may still ask what was done.
         while !self.alone {
-            match words.recv() {
-                Ok(Word::Thawed) => return say(&Said::Done),
+            match messages.recv() {
+                Ok(Message::Thawed) => return reply(&Reply::Done),
                 Ok(_) => {}
                 Err(_) => self.alone = true,
             }
@@ -151,7 +151,7 @@ impl Watch<'_> {
     }
 
     /// Waits before the next attempt: briefly at first, longer with an agent that has not answered for long.
-    fn pause(&mut self, words: &Receiver<Word>) -> Due {
+    fn pause(&mut self, messages: &Receiver<Message>) -> Due {
         let pause = match self.armed.elapsed().as_secs() {
             0..10 => Duration::from_millis(200),
             10..60 => Duration::from_secs(1),
@@ -161,10 +161,10 @@ impl Watch<'_> {
             thread::sleep(pause);
             return Due::Now;
         }
-        match words.recv_timeout(pause) {
-            Ok(Word::Thawed) => return Due::Never,
-            Ok(Word::Frozen) => self.answered = true,
-            Ok(Word::Freeze | Word::Unknown) | Err(RecvTimeoutError::Timeout) => {}
+        match messages.recv_timeout(pause) {
+            Ok(Message::Thawed) => return Due::Never,
+            Ok(Message::Frozen) => self.answered = true,
+            Ok(Message::Freeze | Message::Unknown) | Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => self.alone = true,
         }
         Due::Now

@@ -20,8 +20,8 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use strongroom_base::cancel::{Cancel, Cancelled};
 use strongroom_base::exec::Needs;
 use strongroom_guest::protocol::{
-    Listener, Order, PASSPHRASE_PORT, PORT, ProtocolError, Report, SWAP_DISK, SYSTEM_DISK, Step,
-    TEMPLATE_DISK, Word, line, printable,
+    Listener, Message, Order, PASSPHRASE_PORT, PORT, ProtocolError, Report, SWAP_DISK, SYSTEM_DISK, Step,
+    TEMPLATE_DISK, line, printable,
 };
 use strongroom_hypervisor::Accelerator;
 
@@ -243,11 +243,11 @@ fn converse(
         last_sign = Instant::now();
         for word in listener.hear(&bytes)? {
             match word {
-                Word::Hello { .. } => {
+                Message::Hello { .. } => {
                     // If it has gone meanwhile, that shows when it is listened to.
                     let _ = to.write_all(&line(order));
                 }
-                Word::Step(step) => {
+                Message::Step(step) => {
                     // Nothing more is typed: ctrl-C is ours again.
                     if let (Some(terminal), true) = (terminal, step != Step::Passphrase) {
                         terminal.give_back();
@@ -261,7 +261,7 @@ fn converse(
                         });
                     }
                 }
-                Word::Progress { done, .. } => {
+                Message::Progress { done, .. } => {
                     // It may say what it likes: the bar does not go backwards or beyond its end.
                     let done = done.min(machine.template.description.root_size);
                     let more = done.saturating_sub(copied);
@@ -271,9 +271,9 @@ fn converse(
                         bytes: more,
                     });
                 }
-                Word::Alive => {}
-                Word::Done(report) => return Ok(report),
-                Word::Failed { step, message } => {
+                Message::Alive => {}
+                Message::Done(report) => return Ok(report),
+                Message::Failed { step, message } => {
                     cancel.check()?;
                     return Err(MachineError::Failed { step, message });
                 }

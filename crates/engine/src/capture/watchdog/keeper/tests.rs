@@ -80,7 +80,7 @@ const BUDGET: Duration = Duration::from_millis(100);
 fn stand(
     agent: &Scripted,
     off: bool,
-    run: impl FnOnce(&dyn Fn(Word), &dyn Fn() -> Said) + Send,
+    run: impl FnOnce(&dyn Fn(Message), &dyn Fn() -> Reply) + Send,
 ) -> Vec<String> {
     let is_off = || off;
     let keeper = Keeper {
@@ -88,12 +88,14 @@ fn stand(
         patience: Duration::from_secs(2),
         ..Keeper::new(agent, Uuid::nil(), &is_off, BUDGET)
     };
-    let (words, heard): (Sender<Word>, _) = channel();
+    let (messages, heard): (Sender<Message>, _) = channel();
     let (sender, said) = channel();
     let mut all = Vec::new();
     thread::scope(|scope| {
         scope.spawn(move || {
-            run(&|word| words.send(word).unwrap(), &|| said.recv().unwrap());
+            run(&|message| messages.send(message).unwrap(), &|| {
+                said.recv().unwrap()
+            });
         });
         keeper.stand(&heard, &mut |said| {
             let text = said.to_string();
@@ -125,8 +127,8 @@ fn a_run_that_freezes_nothing_is_left_alone() {
 fn a_run_that_thaws_in_time_is_left_alone() {
     let agent = Scripted::default();
     let said = stand(&agent, false, |say, hear| {
-        assert_eq!(hear(), Said::Ready);
-        for word in [Word::Freeze, Word::Frozen, Word::Thawed] {
+        assert_eq!(hear(), Reply::Ready);
+        for word in [Message::Freeze, Message::Frozen, Message::Thawed] {
             say(word);
         }
     });
@@ -141,17 +143,17 @@ fn over_the_budget_it_thaws_and_tells_when() {
         ..State::default()
     });
     let said = stand(&agent, false, |say, hear| {
-        say(Word::Freeze);
-        say(Word::Frozen);
-        assert_eq!((hear(), hear()), (Said::Ready, Said::Armed));
-        let Said::Thawed(thaw) = hear() else {
+        say(Message::Freeze);
+        say(Message::Frozen);
+        assert_eq!((hear(), hear()), (Reply::Ready, Reply::Armed));
+        let Reply::Thawed(thaw) = hear() else {
             panic!("no thaw")
         };
         assert!(
             thaw.count == 2 && thaw.began >= BUDGET && thaw.answered >= thaw.began,
             "{thaw:?}"
         );
-        say(Word::Thawed);
+        say(Message::Thawed);
     });
     assert_eq!(said, ["ready", "armed", "thawed 2", "done"]);
     assert_eq!(
@@ -169,9 +171,9 @@ fn a_run_that_dies_frozen_is_thawed_for_at_once_however_often_that_fails() {
     });
     let clock = Instant::now();
     let said = stand(&agent, false, |say, hear| {
-        say(Word::Freeze);
-        say(Word::Frozen);
-        assert_eq!((hear(), hear()), (Said::Ready, Said::Armed));
+        say(Message::Freeze);
+        say(Message::Frozen);
+        assert_eq!((hear(), hear()), (Reply::Ready, Reply::Armed));
         agent.0.lock().unwrap().silent = 3;
     });
     assert_eq!(said, ["ready", "armed", "thawed 1"]);
@@ -186,8 +188,8 @@ fn a_freeze_that_was_not_answered_is_thawed_when_it_comes_at_last() {
     });
     let clock = Instant::now();
     let said = stand(&agent, false, |say, _| {
-        say(Word::Freeze);
-        say(Word::Unknown);
+        say(Message::Freeze);
+        say(Message::Unknown);
     });
     assert_eq!(said, ["ready", "armed", "thawed 0", "thawed 1"]);
     assert!(
@@ -202,8 +204,8 @@ fn a_domain_that_is_off_is_not_waited_for_and_a_silent_agent_not_for_ever() {
         let agent = Scripted::default();
         let clock = Instant::now();
         let said = stand(&agent, off, |say, hear| {
-            say(Word::Freeze);
-            assert_eq!(hear(), Said::Ready);
+            say(Message::Freeze);
+            assert_eq!(hear(), Reply::Ready);
             agent.0.lock().unwrap().silent = usize::MAX;
         });
         assert_eq!(said, ["ready", "armed"]);
