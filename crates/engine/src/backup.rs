@@ -35,7 +35,7 @@ use strongroom_points::history::Point;
 use strongroom_points::manifest::{Exclusion, Manifest, ManifestError, Method};
 use strongroom_points::store::{Access, ArchiveOptions, ArchiveWriter, ChunkId, Repository};
 use strongroom_points::trust::chain::ChainProblem;
-use strongroom_points::trust::memory::Memory;
+use strongroom_points::trust::ledger::Ledger;
 use strongroom_points::trust::order::Order;
 use strongroom_points::trust::signature::{self, NAMESPACE};
 use strongroom_points::trust::{self, SigningError, Successor};
@@ -303,8 +303,8 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
     let (newest, recorded, order) =
         adopted::newest(context, &mut repository, &domain, &run, request.made_anew)?;
     let older = parent_point(&mut repository, &state, newest.as_ref())?;
-    let damaged = match Memory::open(context.state.path(), &domain.name) {
-        Ok(memory) => memory.damaged(),
+    let damaged = match Ledger::open(context.state.path(), &domain.name) {
+        Ok(ledger) => ledger.damaged(),
         Err(error) => {
             context.warn(
                 Code::DamageUnknown,

@@ -32,7 +32,7 @@ use strongroom_points::names::is_vm_name;
 use strongroom_points::store::{Access, ArchiveInfo, ChunkId, ChunkRef, Repository};
 use strongroom_points::trust::Signer;
 use strongroom_points::trust::chain::{Head, Link, Records};
-use strongroom_points::trust::memory::Memory;
+use strongroom_points::trust::ledger::Ledger;
 use strongroom_points::trust::order::{self, Order};
 pub use strongroom_points::trust::part::{Part, Share};
 use strongroom_points::trust::witness;
@@ -40,7 +40,7 @@ use strongroom_points::when::{PointName, When};
 
 use self::dropped::Disks;
 pub use self::dropped::Dropped;
-use self::headers::Ledger;
+use self::headers::HeaderInventory;
 use self::roll::{Inventories, Roll};
 pub use crate::run::context::Surroundings;
 
@@ -188,7 +188,7 @@ struct Work<'a> {
     seen: HashSet<ChunkId>,
     damaged: BTreeSet<ChunkId>,
     links: Vec<Link>,
-    ledger: Ledger,
+    header_inventory: HeaderInventory,
     inventories: Inventories,
     disks: Disks,
     /// All that is on record of the VM.
@@ -311,7 +311,7 @@ fn verify_vm(
         seen: HashSet::new(),
         damaged: BTreeSet::new(),
         links: Vec::new(),
-        ledger: Ledger::default(),
+        header_inventory: HeaderInventory::default(),
         inventories: Inventories::default(),
         disks: Disks::default(),
         known: Records::default(),
@@ -500,7 +500,7 @@ impl Work<'_> {
                 self.stated = Some((number, point.manifest.lost.clone()));
             }
         }
-        self.ledger.needs(point);
+        self.header_inventory.needs(point);
         for (path, item) in &point.items {
             self.chunks_of(&archive, path, item);
         }
@@ -513,14 +513,14 @@ impl Work<'_> {
             if self.here.cancel.is_cancelled() {
                 return Ok(());
             }
-            let report = all || self.ledger.belongs(&info);
+            let report = all || self.header_inventory.belongs(&info);
             match Headers::read(repository, &info) {
                 Ok(headers) => self.headers(repository, &headers, report),
                 Err(error) if report || !error.concerns_one_archive() => self.unreadable(&info, error)?,
                 Err(_) => {}
             }
         }
-        let problems = self.ledger.problems(all);
+        let problems = self.header_inventory.problems(all);
         self.problems(problems);
         Ok(())
     }
@@ -530,9 +530,9 @@ impl Work<'_> {
         match share {
             Share::Part(part) => part,
             Share::Next(of) => {
-                let last = Memory::open(self.here.state.path(), vm)
+                let last = Ledger::open(self.here.state.path(), vm)
                     .ok()
-                    .and_then(|memory| memory.cycle());
+                    .and_then(|ledger| ledger.cycle());
                 last.map_or(Part::first(of), |last| last.next(of))
             }
         }

@@ -1,12 +1,12 @@
 //! What makes a restore point believable to an auditor who trusts neither the repository's host nor the holder of the
-//! repository's key: a signature over its manifest ([`signature`]), its place in the chain ([`chain`]), and a memory of
-//! the newest one that the repository cannot reach ([`memory`], [`witness`]).
+//! repository's key: a signature over its manifest ([`signature`]), its place in the chain ([`chain`]), and a record of
+//! the newest one that the repository cannot reach ([`ledger`], [`witness`]).
 //!
 //! Whatever is missing, unknown, expired or revoked is a failure here, never a warning.
 
 pub mod chain;
 pub mod grounds;
-pub mod memory;
+pub mod ledger;
 pub mod order;
 pub mod part;
 mod place;

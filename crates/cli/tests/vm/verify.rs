@@ -12,7 +12,7 @@ use strongroom_engine::restore;
 use strongroom_engine::run::event::Kind;
 use strongroom_engine::verify::{self, Surroundings};
 use strongroom_points::store::Access;
-use strongroom_points::trust::memory::Memory;
+use strongroom_points::trust::ledger::Ledger;
 use strongroom_testkit::{Lab, run};
 
 use crate::common::checks::request;
@@ -597,7 +597,7 @@ fn a_cycle_goes_on_where_it_was_left() {
         "{found:?}"
     );
     let damaged = || {
-        Memory::open(world.bench.state.path(), world.vm())
+        Ledger::open(world.bench.state.path(), world.vm())
             .unwrap()
             .damaged()
     };

@@ -11,7 +11,7 @@ use strongroom_points::history::Point;
 use strongroom_points::manifest::VmIdentity;
 use strongroom_points::store::{ChunkId, Repository};
 use strongroom_points::trust::chain::{ChainProblem, Records};
-use strongroom_points::trust::memory::{Left, Memory};
+use strongroom_points::trust::ledger::{Ledger, Left};
 use strongroom_points::trust::order::Order;
 use strongroom_points::trust::{self, Standing};
 use uuid::Uuid;
@@ -152,9 +152,9 @@ pub fn gone(
     if metadata.is_empty() {
         return Ok(Gone::default());
     }
-    let left = Memory::open(context.state.path(), vm)
+    let left = Ledger::open(context.state.path(), vm)
         .ok()
-        .and_then(|memory| memory.left().cloned());
+        .and_then(|ledger| ledger.left().cloned());
     if left.is_some() && left == Some(now(repository)?) {
         return Ok(Gone::default());
     }
@@ -189,7 +189,7 @@ fn now(repository: &mut Repository) -> Result<Left, BackupError> {
 /// Remembers how this backup leaves the repository. Without that, the next one asks for everything.
 pub fn leave(context: &Context<'_>, repository: &mut Repository, vm: &str) {
     let kept = now(repository)
-        .map(|left| Memory::open(context.state.path(), vm).and_then(|mut memory| memory.leave(left)));
+        .map(|left| Ledger::open(context.state.path(), vm).and_then(|mut ledger| ledger.leave(left)));
     if !matches!(kept, Ok(Ok(()))) {
         context.note("the next backup asks the repository for everything that it takes over");
     }

@@ -18,7 +18,7 @@ use strongroom_base::cancel::Cancelled;
 use strongroom_disk::Luks;
 use strongroom_disk::survey::Content;
 use strongroom_hypervisor::{Domain, HypervisorError, RunState};
-use strongroom_points::trust::memory::Memory;
+use strongroom_points::trust::ledger::Ledger;
 
 pub use self::inspect::InspectedDisk;
 pub use self::rules::clear_text;
@@ -280,8 +280,8 @@ fn records(context: &Context<'_>, vm: &Seen) -> bool {
 
 /// When the newest restore point that was ever seen here was committed. The repository is not asked: it takes a key.
 fn last_backup(context: &Context<'_>, vm: &str) -> Result<Option<Timestamp>, StateError> {
-    let memory = Memory::open(context.state.path(), vm)?;
-    Ok(memory.head().map(|head| head.committed))
+    let ledger = Ledger::open(context.state.path(), vm)?;
+    Ok(ledger.head().map(|head| head.committed))
 }
 
 fn volumes(disk: &InspectedDisk) -> Vec<Volume> {

@@ -7,7 +7,7 @@ use strongroom_points::archive::HistoryError;
 use strongroom_points::catalog::{Catalog, Entry};
 use strongroom_points::names::archive_prefix;
 use strongroom_points::store::{Access, ArchiveInfo};
-use strongroom_points::trust::memory::Memory;
+use strongroom_points::trust::ledger::Ledger;
 use strongroom_points::trust::{self, Standing};
 
 use super::storage::{self, Pool};
@@ -264,12 +264,12 @@ fn is_of(info: &ArchiveInfo, names: &[String]) -> bool {
 /// The newest restore point that was ever seen here.
 fn on_record(here: &Surroundings<'_>, names: &[String]) -> Option<(Timestamp, String)> {
     let mut heads = names.iter().rev().filter_map(|name| {
-        let memory = here
+        let ledger = here
             .state
             .path()
             .exists()
-            .then(|| Memory::open(here.state.path(), name).ok())??;
-        let head = memory.head()?;
+            .then(|| Ledger::open(here.state.path(), name).ok())??;
+        let head = ledger.head()?;
         Some((head.committed, head.archive.clone()))
     });
     heads.next()

@@ -11,7 +11,7 @@ use super::{Problem, Work};
 
 /// What the archives of headers hold, and what the restore points need.
 #[derive(Debug, Default)]
-pub struct Ledger {
+pub struct HeaderInventory {
     /// Bindings of the areas that can be used, with their lengths.
     good: BTreeSet<(String, u64)>,
     /// Archives of headers that are there: name and digest of the statement.
@@ -22,7 +22,7 @@ pub struct Ledger {
     needed: Vec<(String, String, String, (String, u64))>,
 }
 
-impl Ledger {
+impl HeaderInventory {
     /// Takes note of what a restore point needs.
     pub fn needs(&mut self, point: &Point) {
         let archive = point.name();
@@ -136,8 +136,8 @@ impl Work<'_> {
             good && chunks.iter().all(|chunk| self.ids.contains(&chunk.id))
         });
         let usable: Vec<_> = usable.map(|area| (area.binding.clone(), area.length)).collect();
-        self.ledger.good.extend(usable);
-        self.ledger.there.push(HeadersRecord {
+        self.header_inventory.good.extend(usable);
+        self.header_inventory.there.push(HeadersRecord {
             archive,
             sha256: headers.link(),
         });

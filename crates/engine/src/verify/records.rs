@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use strongroom_points::store::{ChunkId, Repository};
 use strongroom_points::trust::chain::{self, ChainProblem, Head, Link, Records, Walk};
-use strongroom_points::trust::memory::Memory;
+use strongroom_points::trust::ledger::Ledger;
 
 use super::dropped::Dropped;
 use super::{Problem, Request, Scope, Share, Work};
@@ -14,8 +14,8 @@ impl Work<'_> {
     /// Takes in what is on record, here and at the witness.
     pub(super) fn known(&mut self, repository: &Repository, scope: &Scope, witness: Option<&[Head]>) {
         let id = repository.id().to_string();
-        self.known = match Memory::open(self.here.state.path(), &scope.vm) {
-            Ok(memory) => memory.records(&id),
+        self.known = match Ledger::open(self.here.state.path(), &scope.vm) {
+            Ok(ledger) => ledger.records(&id),
             Err(error) => {
                 self.problem(Problem::new("records", format!("failed to {error}")));
                 Records::default()
@@ -128,10 +128,10 @@ impl Work<'_> {
             return dropped;
         }
         // Records that cannot be read have been told of, and excuse nothing.
-        if let Ok(memory) = Memory::open(self.here.state.path(), &scope.vm) {
+        if let Ok(ledger) = Ledger::open(self.here.state.path(), &scope.vm) {
             dropped.retain(|dropped| {
                 let (before, after) = dropped.between;
-                let since = memory.left_out(&dropped.disk);
+                let since = ledger.left_out(&dropped.disk);
                 !since.is_some_and(|since| before < since && since <= after)
             });
         }
@@ -141,15 +141,15 @@ impl Work<'_> {
     /// Remembers that what is missing is meant to be. If that is everything, or nothing and all is well, it is the VM that was
     /// given up.
     fn acknowledge(&mut self, id: &str, walk: &Walk, dropped: &[Dropped]) -> Result<(), StateError> {
-        let mut memory = Memory::open(self.here.state.path(), &self.report.vm)?;
-        memory.acknowledge(id, &walk.missing)?;
+        let mut ledger = Ledger::open(self.here.state.path(), &self.report.vm)?;
+        ledger.acknowledge(id, &walk.missing)?;
         if let Some(head) = &walk.elsewhere {
-            memory.acknowledge(&head.repository, &[head.lost()])?;
+            ledger.acknowledge(&head.repository, &[head.lost()])?;
         }
         for dropped in dropped {
-            memory.leave_out(&dropped.disk, dropped.between.1)?;
+            ledger.leave_out(&dropped.disk, dropped.between.1)?;
         }
-        drop(memory);
+        drop(ledger);
         let all_is_well = walk.problems.is_empty() && self.report.problems.is_empty() && dropped.is_empty();
         let missing = walk.missing.iter();
         let gone = missing.map(|lost| format!("restore point {} ({}) is gone", lost.sequence, lost.archive));
@@ -184,7 +184,7 @@ impl Work<'_> {
 
     /// Remembers that the VM need not be there any more.
     pub(super) fn give_up(&mut self) -> Result<(), StateError> {
-        Memory::open(self.here.state.path(), &self.report.vm)?.give_up(Timestamp::now())?;
+        Ledger::open(self.here.state.path(), &self.report.vm)?.give_up(Timestamp::now())?;
         self.report.acknowledged.push(
             "it is not configured here, and need not be there any more, until it is heard of again".into(),
         );
@@ -211,12 +211,12 @@ impl Work<'_> {
             counter: None,
         });
         let head = head.filter(|_| self.report.problems.is_empty() && scope.when.is_none());
-        let kept = Memory::open(self.here.state.path(), &scope.vm).and_then(|mut memory| {
-            memory.looked_at(&self.damaged, looked_at)?;
+        let kept = Ledger::open(self.here.state.path(), &scope.vm).and_then(|mut ledger| {
+            ledger.looked_at(&self.damaged, looked_at)?;
             if let (Some(Share::Next(_)), Some(part), None) = (request.part, part, &scope.when) {
-                memory.read(part)?;
+                ledger.read(part)?;
             }
-            head.map_or(Ok(()), |head| memory.advance(head))
+            head.map_or(Ok(()), |head| ledger.advance(head))
         });
         if let Err(error) = kept {
             let text = format!("what was found is not kept: failed to {error}");

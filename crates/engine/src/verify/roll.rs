@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use strongroom_points::history::Point;
 use strongroom_points::names::is_vm_name;
 use strongroom_points::trust::chain::Head;
-use strongroom_points::trust::memory::Memory;
+use strongroom_points::trust::ledger::Ledger;
 
 use super::Surroundings;
 use crate::run::state::{StateDirectory, StateError};
@@ -105,9 +105,9 @@ impl Roll {
 
     /// Whether a VM was given up after everything that is known of it. Records that cannot be read do not say so.
     fn is_given_up(&self, state: &StateDirectory, vm: &str) -> bool {
-        let given_up = Memory::open(state.path(), vm)
+        let given_up = Ledger::open(state.path(), vm)
             .ok()
-            .and_then(|memory| memory.given_up());
+            .and_then(|ledger| ledger.given_up());
         let listed = self.inventories.0.get(vm).map(|(at, _)| at);
         let newest = listed.into_iter().chain(self.recorded.get(vm)).max();
         given_up.as_ref() >= newest
@@ -134,7 +134,7 @@ impl Roll {
 
 /// The newest record of each VM in our own records.
 pub fn remembered(here: &Surroundings<'_>) -> Result<Vec<Head>, StateError> {
-    let vms = Memory::vms(here.state.path())?;
+    let vms = Ledger::vms(here.state.path())?;
     Ok(vms.into_iter().filter(|head| is_vm_name(&head.vm)).collect())
 }
 
@@ -166,7 +166,7 @@ mod tests {
         let state = StateDirectory::open(directory.path()).unwrap();
         let at = |second| Timestamp::from_second(second).unwrap();
         let give_up = |vm, second| {
-            Memory::open(state.path(), vm)
+            Ledger::open(state.path(), vm)
                 .unwrap()
                 .give_up(at(second))
                 .unwrap();

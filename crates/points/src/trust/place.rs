@@ -1,10 +1,10 @@
-//! A new restore point's place in the chain, and the memory of it.
+//! A new restore point's place in the chain, and its entry in the ledger.
 
 use std::collections::{BTreeSet, HashSet};
 
 use super::chain::{Head, Link, Records};
 use super::grounds::{Doubt, Grounds};
-use super::memory::Memory;
+use super::ledger::Ledger;
 use super::{standing, witness};
 use crate::history::Point;
 use crate::manifest::{LostPoint, Manifest};
@@ -44,7 +44,7 @@ pub fn successor(
             last.archive, last.sequence
         ));
         let home = repository.id().to_string();
-        let kept = Memory::open(grounds.records, vm).and_then(|mut memory| memory.lose(&home, &gone));
+        let kept = Ledger::open(grounds.records, vm).and_then(|mut ledger| ledger.lose(&home, &gone));
         if let Err(error) = kept {
             grounds.log.warn(
                 Doubt::Records,
@@ -143,9 +143,9 @@ pub fn remember(
             repository.timestamp(),
         )
     };
-    let kept = Memory::open(grounds.records, vm).and_then(|mut memory| {
-        memory.looked_at(&BTreeSet::new(), |id| healed.contains(id))?;
-        memory.advance(head.clone())
+    let kept = Ledger::open(grounds.records, vm).and_then(|mut ledger| {
+        ledger.looked_at(&BTreeSet::new(), |id| healed.contains(id))?;
+        ledger.advance(head.clone())
     });
     if let Err(error) = kept {
         grounds.log.warn(
@@ -287,10 +287,10 @@ mod tests {
         let next = successor(&grounds, "vm", &repository, Some(&point()), &records);
         assert_eq!((next.sequence, next.lost), (4, vec![head(3).lost()]));
         assert_eq!(heard.doubts(), [Doubt::RestorePointMissing]);
-        let memory = Memory::open(directory.path(), "vm").unwrap();
-        let kept = memory.records(&repository.id().to_string());
+        let ledger = Ledger::open(directory.path(), "vm").unwrap();
+        let kept = ledger.records(&repository.id().to_string());
         assert_eq!(kept.lost, [head(3).lost()]);
-        drop(memory);
+        drop(ledger);
         // Number 1 is on record as another one.
         let records = Records {
             heads: vec![head(1)],
@@ -320,10 +320,10 @@ mod tests {
             remember(&grounds, &repository, &manifest, &ids(damaged), &ids(healed));
             heard.take()
         };
-        let memory = || Memory::open(directory.path(), "web").unwrap();
-        memory().looked_at(&ids(&[1, 2]), |_| true).unwrap();
+        let ledger = || Ledger::open(directory.path(), "web").unwrap();
+        ledger().looked_at(&ids(&[1, 2]), |_| true).unwrap();
         assert_eq!(remember(&[], &[]), []);
-        let head = memory().head().cloned().unwrap();
+        let head = ledger().head().cloned().unwrap();
         assert_eq!((head.sequence, head.counter), (1, Some(77)));
         assert_eq!(head.committed, listing.time);
         assert_eq!(head.hash, Manifest::link(&manifest.to_bytes().unwrap()));
@@ -331,7 +331,7 @@ mod tests {
         assert_eq!(witness::ask(&witness, grounds.cancel).unwrap(), [head]);
         // What has been stored anew is damaged no more; what the VM does not have stays so, and is said.
         let said = remember(&[1, 2], &[1]);
-        assert_eq!(memory().damaged(), ids(&[2]));
+        assert_eq!(ledger().damaged(), ids(&[2]));
         assert_eq!(said.len(), 2, "{said:?}");
         assert_eq!(said[0], (None, "1 damaged chunks have been stored anew".into()));
         assert_eq!(said[1].0, Some(Doubt::DamageStays));

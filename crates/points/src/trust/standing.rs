@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::chain::{self, ChainProblem, Head, Link, Records};
 use super::grounds::{Doubt, Grounds};
-use super::memory::Memory;
+use super::ledger::Ledger;
 use super::order::Order;
 use super::signature::{self, NAMESPACE};
 use super::witness;
@@ -30,8 +30,8 @@ pub fn witnessed(grounds: &Grounds<'_>) -> Vec<Head> {
 
 /// All that is on record about a VM's restore points: here, about this repository and others, and at the witness.
 pub fn recall(grounds: &Grounds<'_>, vm: &str, repository: &str, witnessed: &[Head]) -> Records {
-    let mut records = match Memory::open(grounds.records, vm) {
-        Ok(memory) => memory.records(repository),
+    let mut records = match Ledger::open(grounds.records, vm) {
+        Ok(ledger) => ledger.records(repository),
         Err(error) => {
             grounds.log.warn(Doubt::Records, format!("failed to {error}"));
             Records::default()

@@ -1,4 +1,4 @@
-//! What we remember of a VM's repository between two runs: the newest restore point ever seen there, those that were lost,
+//! A ledger holds what is known of a VM's repository between two runs: the newest restore point ever seen there, those that were lost,
 //! what is acknowledged to be gone, chunks that were found damaged, and how far a cycle of reading everything
 //! has come. One file a VM in the state directory, named by the VM, since it is asked for when nothing else of the VM is
 //! left.
@@ -87,15 +87,15 @@ fn add(list: &mut Vec<Gone>, repository: &str, points: &[LostPoint]) -> bool {
     list.len() > before
 }
 
-/// A VM's memory, locked for as long as this lives.
+/// A VM's ledger, locked for as long as this lives.
 #[derive(Debug)]
-pub struct Memory {
+pub struct Ledger {
     path: PathBuf,
     content: Content,
     _lock: File,
 }
 
-impl Memory {
+impl Ledger {
     /// Waits for the lock, which is held for moments only unless its holder hangs, and reads.
     pub fn open(state: &Path, vm: &str) -> Result<Self, RecordError> {
         let directory = directory(state);
@@ -327,19 +327,19 @@ mod tests {
     fn the_newest_head_stays() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path();
-        let open = || Memory::open(state, "web").unwrap();
+        let open = || Ledger::open(state, "web").unwrap();
         assert!(open().head().is_none());
         open().advance(head(2)).unwrap();
         open().advance(head(1)).unwrap();
         assert_eq!(open().head(), Some(&head(2)));
-        assert!(Memory::open(state, "db").unwrap().head().is_none());
+        assert!(Ledger::open(state, "db").unwrap().head().is_none());
     }
 
     #[test]
     fn what_is_lost_is_remembered_until_it_is_acknowledged() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path();
-        let open = || Memory::open(state, "web").unwrap();
+        let open = || Ledger::open(state, "web").unwrap();
         let (two, three) = (head(2).lost(), head(3).lost());
         open().lose("00", &[two.clone(), three.clone()]).unwrap();
         open().lose("00", std::slice::from_ref(&two)).unwrap();
@@ -359,20 +359,20 @@ mod tests {
     fn all_vms_ever_seen_are_known() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path();
-        assert_eq!(Memory::vms(state).unwrap(), []);
-        Memory::open(state, "web").unwrap().advance(head(2)).unwrap();
+        assert_eq!(Ledger::vms(state).unwrap(), []);
+        Ledger::open(state, "web").unwrap().advance(head(2)).unwrap();
         // Nothing was ever seen of this one.
-        let mut other = Memory::open(state, "db").unwrap();
+        let mut other = Ledger::open(state, "db").unwrap();
         other.looked_at(&[ChunkId([1; 32])].into(), |_| true).unwrap();
         drop(other);
-        assert_eq!(Memory::vms(state).unwrap(), [head(2)]);
+        assert_eq!(Ledger::vms(state).unwrap(), [head(2)]);
         let bad = directory.path().join("trust/bad.json");
         std::fs::write(&bad, "{").unwrap();
-        Memory::vms(state).unwrap_err();
+        Ledger::vms(state).unwrap_err();
         // Neither read nor taken for one that says nothing.
         File::create(&bad).unwrap().set_len(1 << 40).unwrap();
         assert!(
-            Memory::vms(state)
+            Ledger::vms(state)
                 .unwrap_err()
                 .to_string()
                 .contains("are expected")
@@ -383,7 +383,7 @@ mod tests {
     fn a_cycle_is_kept_beside_the_rest() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path();
-        let open = || Memory::open(state, "web").unwrap();
+        let open = || Ledger::open(state, "web").unwrap();
         open().advance(head(1)).unwrap();
         assert_eq!(open().cycle(), None);
         open().read("7/30".parse().unwrap()).unwrap();
@@ -396,7 +396,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path();
         let id = |byte| ChunkId([byte; 32]);
-        let open = || Memory::open(state, "web").unwrap();
+        let open = || Ledger::open(state, "web").unwrap();
         open().looked_at(&[id(1), id(0xfe)].into(), |_| true).unwrap();
         assert_eq!(open().damaged(), [id(1), id(0xfe)].into());
         open()
@@ -410,7 +410,7 @@ mod tests {
     #[test]
     fn what_is_acknowledged_again_is_lost_no_more() {
         let directory = tempfile::tempdir().unwrap();
-        let open = || Memory::open(directory.path(), "web").unwrap();
+        let open = || Ledger::open(directory.path(), "web").unwrap();
         let two = [head(2).lost()];
         for _ in 0..2 {
             open().lose("00", &two).unwrap();
@@ -424,7 +424,7 @@ mod tests {
     #[test]
     fn a_newer_head_takes_over_and_keeps_the_counter() {
         let directory = tempfile::tempdir().unwrap();
-        let open = || Memory::open(directory.path(), "web").unwrap();
+        let open = || Ledger::open(directory.path(), "web").unwrap();
         let counted = Head {
             counter: Some(5),
             ..head(2)
@@ -447,14 +447,14 @@ mod tests {
     #[test]
     fn what_is_left_and_given_up_is_kept() {
         let directory = tempfile::tempdir().unwrap();
-        let open = || Memory::open(directory.path(), "web").unwrap();
+        let open = || Ledger::open(directory.path(), "web").unwrap();
         let at = |second| Timestamp::from_second(second).unwrap();
-        let memory = open();
+        let ledger = open();
         assert_eq!(
-            (memory.left(), memory.left_out("vda"), memory.given_up()),
+            (ledger.left(), ledger.left_out("vda"), ledger.given_up()),
             (None, None, None)
         );
-        drop(memory);
+        drop(ledger);
         let left = Left {
             repository: "00".into(),
             manifest: at(5),
@@ -463,19 +463,19 @@ mod tests {
         open().leave(left.clone()).unwrap();
         open().leave_out("vda", at(6)).unwrap();
         open().give_up(at(7)).unwrap();
-        let memory = open();
-        assert_eq!(memory.left(), Some(&left));
+        let ledger = open();
+        assert_eq!(ledger.left(), Some(&left));
         assert_eq!(
-            (memory.left_out("vda"), memory.left_out("vdb")),
+            (ledger.left_out("vda"), ledger.left_out("vdb")),
             (Some(at(6)), None)
         );
-        assert_eq!(memory.given_up(), Some(at(7)));
+        assert_eq!(ledger.given_up(), Some(at(7)));
     }
 
     #[test]
     fn a_newer_version_of_the_file_is_not_guessed_at() {
         let directory = tempfile::tempdir().unwrap();
-        Memory::open(directory.path(), "web")
+        Ledger::open(directory.path(), "web")
             .unwrap()
             .advance(head(1))
             .unwrap();
@@ -483,7 +483,7 @@ mod tests {
         let mut newer: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         newer["version"] = 2.into();
         std::fs::write(&path, newer.to_string()).unwrap();
-        let error = Memory::open(directory.path(), "web").unwrap_err().to_string();
+        let error = Ledger::open(directory.path(), "web").unwrap_err().to_string();
         assert!(error.contains("its version is 2"), "{error}");
     }
 }
