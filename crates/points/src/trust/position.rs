@@ -1,4 +1,4 @@
-//! A new restore point's place in the chain, and its entry in the ledger.
+//! A new restore point's position in the chain, and its entry in the ledger.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -24,7 +24,7 @@ pub struct Successor {
     pub lost: Vec<LostPoint>,
 }
 
-/// The next restore point's place: after the newest one that is there or on record, so that no number is ever given twice.
+/// The next restore point's position: after the newest one that is there or on record, so that no number is ever given twice.
 /// A repository that has lost its newest ones gets a new one all the same, and a warning; what was lost stays on record,
 /// and is stated by the restore points to come, until it is acknowledged.
 pub fn successor(
