@@ -2,20 +2,20 @@
 //! everything there that should be, whole, unaltered, in its place, and not rolled back?
 //!
 //! [`run`] goes from VM to VM: the restore points one by one ([`point`]), the LUKS headers apart from them ([`headers`]),
-//! their chain ([`strongroom_points::trust::chain`]) and what is on record of it ([`records`]), disks that have dropped out
-//! ([`dropped`]), whether the repository has every chunk, and, if asked for, what is in each chunk ([`data`]). With all VMs,
-//! each that is known anywhere has to be there ([`roll`]).
+//! their chain ([`strongroom_points::trust::chain`]) and what is on record of it ([`history`]), disks that have dropped out
+//! ([`missing_disks`]), whether the repository has every chunk, and, if asked for, what is in each chunk ([`data`]). With all VMs,
+//! each that is known anywhere has to be there ([`roster`]).
 //!
 //! It fails closed: what cannot be read, is not signed or is not known is a [`Problem`]. No hypervisor is needed, and no
 //! earlier state: an empty machine with the configuration, `allowed_signers` and the witness can tell.
 
 mod chunks;
 mod data;
-mod dropped;
 mod headers;
+mod history;
+mod missing_disks;
 mod point;
-mod records;
-mod roll;
+mod roster;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::str::FromStr;
@@ -38,10 +38,10 @@ pub use strongroom_points::trust::part::{Part, Share};
 use strongroom_points::trust::witness;
 use strongroom_points::when::{PointName, When};
 
-use self::dropped::Disks;
-pub use self::dropped::Dropped;
 use self::headers::HeaderInventory;
-use self::roll::{Inventories, Roll};
+use self::missing_disks::Disks;
+pub use self::missing_disks::MissingDisk;
+use self::roster::{Inventories, Roster};
 pub use crate::run::context::Surroundings;
 
 /// How many problems of one VM are listed one by one; the rest is counted.
@@ -134,7 +134,7 @@ pub struct VmReport {
     /// Numbers, first and last, that were pruned or removed.
     pub removed: Vec<(u64, u64)>,
     /// Disks that are not backed up any more, as long as that is not acknowledged.
-    pub dropped: Vec<Dropped>,
+    pub dropped: Vec<MissingDisk>,
     /// What has been acknowledged just now.
     pub acknowledged: Vec<String>,
     /// Different chunks that these restore points consist of.
@@ -227,17 +227,17 @@ pub fn run(here: &Surroundings<'_>, request: &Request) -> Result<Report, Cancell
             Some(Vec::new())
         }
     };
-    let mut roll = if request.all {
+    let mut roster = if request.all {
         all_known(here, known.as_deref(), &mut report.problems)
     } else {
-        Roll::default()
+        Roster::default()
     };
     let mut scopes: Vec<Scope> = request.what.clone();
     let mut done = BTreeSet::new();
     // What is found in one VM's repository may tell of others.
     loop {
         if request.all {
-            let due = roll.due(here.state, &done).into_iter();
+            let due = roster.due(here.state, &done).into_iter();
             scopes.extend(due.map(|vm| Scope { vm, when: None }));
         }
         if scopes.is_empty() {
@@ -250,22 +250,22 @@ pub fn run(here: &Surroundings<'_>, request: &Request) -> Result<Report, Cancell
             }
             let (vm, found) = verify_vm(here, request, &scope, known.as_deref())?;
             report.vms.push(vm);
-            roll.learn(&found);
+            roster.learn(&found);
         }
     }
     if request.all {
         for vm in &mut report.vms {
-            vm.notes.extend(roll.note(&vm.vm));
+            vm.notes.extend(roster.note(&vm.vm));
         }
-        report.given_up = roll.given_up(&done);
+        report.given_up = roster.given_up(&done);
     }
     report.ok = report.problems.is_empty() && report.vms.iter().all(|vm| vm.problems.is_empty());
     Ok(report)
 }
 
 /// The VMs that are on record anywhere, before any repository has been opened.
-fn all_known(here: &Surroundings<'_>, witness: Option<&[Head]>, problems: &mut Vec<Problem>) -> Roll {
-    let own = roll::remembered(here).unwrap_or_else(|error| {
+fn all_known(here: &Surroundings<'_>, witness: Option<&[Head]>, problems: &mut Vec<Problem>) -> Roster {
+    let own = roster::remembered(here).unwrap_or_else(|error| {
         problems.push(Problem::new("records", format!("failed to {error}")));
         Vec::new()
     });
@@ -277,7 +277,7 @@ fn all_known(here: &Surroundings<'_>, witness: Option<&[Head]>, problems: &mut V
         problems.push(Problem::new("witness", text));
     }
     let configured = here.settings.names().cloned();
-    Roll::new(configured, own.iter().chain(usable))
+    Roster::new(configured, own.iter().chain(usable))
 }
 
 fn verify_vm(

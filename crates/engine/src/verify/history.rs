@@ -5,7 +5,7 @@ use strongroom_points::store::{ChunkId, Repository};
 use strongroom_points::trust::chain::{self, ChainProblem, Head, Link, Records, Walk};
 use strongroom_points::trust::ledger::Ledger;
 
-use super::dropped::Dropped;
+use super::missing_disks::MissingDisk;
 use super::{Problem, Request, Scope, Share, Work};
 use crate::run::event::Code;
 use crate::run::state::StateError;
@@ -66,9 +66,9 @@ impl Work<'_> {
             .lost
             .extend(self.stated.take().map(|(_, lost)| lost).unwrap_or_default());
         let mut walk = chain::walk(&links, &known, &id, time);
-        let dropped = self.dropped(scope);
+        let missing = self.missing_disks(scope);
         if request.acknowledge {
-            match self.acknowledge(&id, &walk, &dropped) {
+            match self.acknowledge(&id, &walk, &missing) {
                 Ok(()) => {
                     known.acknowledged.append(&mut walk.missing);
                     known.left_behind.extend(walk.elsewhere.map(|head| head.lost()));
@@ -77,14 +77,14 @@ impl Work<'_> {
                 Err(error) => self.problem(Problem::new("records", format!("failed to {error}"))),
             }
         } else {
-            for dropped in dropped {
+            for disk in missing {
                 let text = format!(
                     "{}; if that was meant: {}",
-                    dropped.text(),
+                    disk.text(),
                     self.how_to_acknowledge()
                 );
                 self.report.notes.push(text);
-                self.report.dropped.push(dropped);
+                self.report.dropped.push(disk);
             }
         }
         self.rolled_back(repository, request, &mut walk);
@@ -122,35 +122,35 @@ impl Work<'_> {
     }
 
     /// The disks that have dropped out without being acknowledged.
-    fn dropped(&self, scope: &Scope) -> Vec<Dropped> {
-        let mut dropped = self.disks.dropped();
-        if dropped.is_empty() {
-            return dropped;
+    fn missing_disks(&self, scope: &Scope) -> Vec<MissingDisk> {
+        let mut missing = self.disks.missing();
+        if missing.is_empty() {
+            return missing;
         }
         // Records that cannot be read have been told of, and excuse nothing.
         if let Ok(ledger) = Ledger::open(self.here.state.path(), &scope.vm) {
-            dropped.retain(|dropped| {
-                let (before, after) = dropped.between;
-                let since = ledger.left_out(&dropped.disk);
+            missing.retain(|disk| {
+                let (before, after) = disk.between;
+                let since = ledger.left_out(&disk.disk);
                 !since.is_some_and(|since| before < since && since <= after)
             });
         }
-        dropped
+        missing
     }
 
     /// Remembers that what is missing is meant to be. If that is everything, or nothing and all is well, it is the VM that was
     /// given up.
-    fn acknowledge(&mut self, id: &str, walk: &Walk, dropped: &[Dropped]) -> Result<(), StateError> {
+    fn acknowledge(&mut self, id: &str, walk: &Walk, disks: &[MissingDisk]) -> Result<(), StateError> {
         let mut ledger = Ledger::open(self.here.state.path(), &self.report.vm)?;
         ledger.acknowledge(id, &walk.missing)?;
         if let Some(head) = &walk.elsewhere {
             ledger.acknowledge(&head.repository, &[head.lost()])?;
         }
-        for dropped in dropped {
-            ledger.leave_out(&dropped.disk, dropped.between.1)?;
+        for disk in disks {
+            ledger.leave_out(&disk.disk, disk.between.1)?;
         }
         drop(ledger);
-        let all_is_well = walk.problems.is_empty() && self.report.problems.is_empty() && dropped.is_empty();
+        let all_is_well = walk.problems.is_empty() && self.report.problems.is_empty() && disks.is_empty();
         let missing = walk.missing.iter();
         let gone = missing.map(|lost| format!("restore point {} ({}) is gone", lost.sequence, lost.archive));
         let elsewhere = walk.elsewhere.iter().map(|head| {
@@ -159,7 +159,7 @@ impl Work<'_> {
                 head.sequence, head.archive, head.repository
             )
         });
-        let texts = gone.chain(elsewhere).chain(dropped.iter().map(Dropped::text));
+        let texts = gone.chain(elsewhere).chain(disks.iter().map(MissingDisk::text));
         self.report.acknowledged.extend(texts);
         if self.may_be_given_up() && (self.is_empty || all_is_well) {
             self.give_up()?;

@@ -48,14 +48,14 @@ impl Inventories {
 
 /// All VMs that are known.
 #[derive(Debug, Default)]
-pub struct Roll {
+pub struct Roster {
     configured: BTreeSet<String>,
     inventories: Inventories,
     /// The newest record of each VM, here or at the witness.
     recorded: BTreeMap<String, Timestamp>,
 }
 
-impl Roll {
+impl Roster {
     /// The VMs that are known before any repository has been opened.
     pub fn new<'a>(
         configured: impl IntoIterator<Item = String>,
@@ -171,13 +171,13 @@ mod tests {
                 .give_up(at(second))
                 .unwrap();
         };
-        let roll = |configured: &[&str], listed: &[(&str, i64)], recorded: &[(&str, i64)]| {
+        let roster = |configured: &[&str], listed: &[(&str, i64)], recorded: &[(&str, i64)]| {
             let mut inventories = Inventories::default();
             for (vm, second) in listed {
                 inventories.lists(vm, at(*second), "web-1");
             }
             let recorded = recorded.iter();
-            Roll {
+            Roster {
                 configured: configured.iter().map(|vm| (*vm).to_owned()).collect(),
                 inventories,
                 recorded: recorded
@@ -185,8 +185,8 @@ mod tests {
                     .collect(),
             }
         };
-        let due = |roll: &Roll| roll.due(&state, &BTreeSet::new());
-        let all = roll(&["web"], &[("web", 5), ("db", 5)], &[("old", 3), ("web", 5)]);
+        let due = |roster: &Roster| roster.due(&state, &BTreeSet::new());
+        let all = roster(&["web"], &[("web", 5), ("db", 5)], &[("old", 3), ("web", 5)]);
         assert_eq!(due(&all), ["db", "old", "web"]);
         assert_eq!(all.given_up(&["web".to_owned()].into()), ["db", "old"]);
         // Also one that the newest inventory of all lists: there may never be a newer one. What is configured never is.
@@ -194,8 +194,8 @@ mod tests {
             give_up(vm, 6);
         }
         assert_eq!(due(&all), ["web"]);
-        assert_eq!(due(&roll(&[], &[("db", 7)], &[])), ["db"]);
-        assert_eq!(due(&roll(&[], &[], &[("old", 7), ("db", 6)])), ["old"]);
+        assert_eq!(due(&roster(&[], &[("db", 7)], &[])), ["db"]);
+        assert_eq!(due(&roster(&[], &[], &[("old", 7), ("db", 6)])), ["old"]);
         // Records that cannot be read excuse nothing.
         std::fs::write(directory.path().join("trust/db.json"), "{").unwrap();
         assert_eq!(due(&all), ["db", "web"]);

@@ -22,7 +22,7 @@ struct Seen {
 
 /// A disk that is not backed up any more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Dropped {
+pub struct MissingDisk {
     /// Its target device name.
     pub disk: String,
     /// The last archive that has it.
@@ -38,7 +38,7 @@ pub struct Dropped {
     pub between: (Timestamp, Timestamp),
 }
 
-impl Dropped {
+impl MissingDisk {
     /// In words.
     pub fn text(&self) -> String {
         let why = match self.why {
@@ -73,14 +73,14 @@ impl Disks {
     }
 
     /// The disks that some restore point has and the newest one lacks.
-    pub fn dropped(&self) -> Vec<Dropped> {
+    pub fn missing(&self) -> Vec<MissingDisk> {
         let Some((_, newest)) = self.0.last_key_value() else {
             return Vec::new();
         };
-        let mut dropped: BTreeMap<&String, Dropped> = BTreeMap::new();
+        let mut missing: BTreeMap<&String, MissingDisk> = BTreeMap::new();
         for ((_, before), (sequence, after)) in self.0.iter().zip(self.0.iter().skip(1)) {
             for disk in before.held.difference(&after.held) {
-                let drop = Dropped {
+                let drop = MissingDisk {
                     disk: disk.clone(),
                     last: before.archive.clone(),
                     archive: after.archive.clone(),
@@ -88,13 +88,13 @@ impl Disks {
                     why: after.excluded.get(disk).copied(),
                     between: (before.captured, after.captured),
                 };
-                dropped.insert(disk, drop);
+                missing.insert(disk, drop);
             }
         }
-        let gone = dropped
+        let gone = missing
             .into_iter()
             .filter(|(disk, _)| !newest.held.contains(*disk));
-        gone.map(|(_, dropped)| dropped).collect()
+        gone.map(|(_, missing)| missing).collect()
     }
 }
 
@@ -115,25 +115,25 @@ mod tests {
     #[test]
     fn a_disk_is_missed_from_the_restore_point_on_that_lacks_it() {
         let mut disks = Disks::default();
-        assert_eq!(disks.dropped(), []);
+        assert_eq!(disks.missing(), []);
         disks.0.insert(1, seen(1, &["vda", "vdb", "vdc"], &[]));
         disks.0.insert(2, seen(2, &["vda", "vdb"], &[]));
-        assert_eq!(disks.dropped()[0].text().matches("does not have it").count(), 1);
+        assert_eq!(disks.missing()[0].text().matches("does not have it").count(), 1);
         // One that comes back is not missed.
         disks.0.insert(3, seen(3, &["vda", "vdb", "vdc"], &[]));
-        assert_eq!(disks.dropped(), []);
+        assert_eq!(disks.missing(), []);
         disks
             .0
             .insert(5, seen(5, &["vda"], &[("vdb", Exclusion::Configured)]));
         disks.0.insert(6, seen(6, &["vda"], &[("vdb", Exclusion::Swap)]));
-        let dropped = disks.dropped();
-        let found: Vec<_> = dropped
+        let missing = disks.missing();
+        let found: Vec<_> = missing
             .iter()
-            .map(|dropped| (dropped.disk.as_str(), dropped.sequence, dropped.why))
+            .map(|missing| (missing.disk.as_str(), missing.sequence, missing.why))
             .collect();
         assert_eq!(found, [("vdb", 5, Some(Exclusion::Configured)), ("vdc", 5, None)]);
         assert_eq!(
-            (dropped[0].last.as_str(), dropped[0].archive.as_str()),
+            (missing[0].last.as_str(), missing[0].archive.as_str()),
             ("vm-3", "vm-5")
         );
     }
