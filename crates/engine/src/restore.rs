@@ -7,7 +7,7 @@
 mod belief;
 mod error;
 pub mod header;
-pub mod onto;
+pub mod in_place;
 pub mod plan;
 mod prospect;
 mod room;
@@ -416,7 +416,7 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
     }))
 }
 
-/// A restore onto an image that exists: see [`onto`].
+/// A restore onto an image that exists: see [`in_place`].
 fn bring_to_state(
     context: &Context<'_>,
     request: &Request,
@@ -426,7 +426,7 @@ fn bring_to_state(
     image: &std::path::Path,
     clock: std::time::Instant,
 ) -> Result<Outcome, RestoreError> {
-    let (disk, owner) = onto::target(context, request, point, image)?;
+    let (disk, owner) = in_place::target(context, request, point, image)?;
     let mut headers = header::Search::new(context, &mut repository, request, point, chain)?;
     headers.find(&mut repository, &disk.target)?;
     if !headers.missing().is_empty() {
@@ -443,7 +443,7 @@ fn bring_to_state(
         }));
     }
     context.report(Kind::step(Step::Restore));
-    let restored = onto::disk(
+    let restored = in_place::disk(
         context,
         &mut repository,
         point,

@@ -48,7 +48,7 @@ const QUEUE: usize = 4;
 
 /// The image, and what is beside it meanwhile. Names are of one directory, which was opened once; files are reached by their
 /// descriptors.
-struct Place {
+struct Files {
     path: PathBuf,
     directory: Directory,
     image: OsString,
@@ -58,7 +58,7 @@ struct Place {
     difference: OsString,
 }
 
-impl Place {
+impl Files {
     fn of(image: &Path) -> io::Result<Self> {
         let name = image.file_name().unwrap_or_default();
         let beside = |what: &str| {
@@ -221,7 +221,7 @@ pub fn disk(
         disk: disk.target.clone(),
         source,
     };
-    let place = Place::of(&disk.path).map_err(|source| {
+    let files = Files::of(&disk.path).map_err(|source| {
         failed(WriteError::File {
             path: disk.path.clone(),
             source,
@@ -235,18 +235,18 @@ pub fn disk(
     let free =
         || -> Result<(), PlanError> { Ok(Inventory::take(context.hypervisor)?.check(&disk.path, &own)?) };
     free()?;
-    if place.finish(format).map_err(failed)? {
+    if files.finish(format).map_err(failed)? {
         context.note(format!(
             "{}: an interrupted merge has been brought to its end",
             disk.path.display()
         ));
     }
-    let image = place
-        .open(&place.image)
-        .map_err(|error| failed(place.error()(error)))?;
-    place
+    let image = files
+        .open(&files.image)
+        .map_err(|error| failed(files.error()(error)))?;
+    files
         .drop_difference()
-        .map_err(|error| failed(place.error()(error)))?;
+        .map_err(|error| failed(files.error()(error)))?;
 
     let before = stamp(&through(&image));
     let differing = compare(context, repository, point, disk, headers, format, &image).map_err(failed)?;
@@ -264,36 +264,36 @@ pub fn disk(
             &needs,
             floor,
             || connection.cancel(),
-            |context| collect(context, repository, disk, &place, format, &differing, &image),
+            |context| collect(context, repository, disk, &files, format, &differing, &image),
         );
         if let Some(shortage) = shortage {
-            let _ = place.drop_difference();
+            let _ = files.drop_difference();
             return Err(RestoreError::GaveWay(shortage));
         }
         if let Err(error) = collected {
             // The image is as it was; so is the directory.
-            let _ = place.drop_difference();
+            let _ = files.drop_difference();
             return Err(failed(error));
         }
         free()?;
-        let here = place
+        let here = files
             .directory
-            .find(&place.image)
-            .map_err(|error| failed(place.error()(error)))?;
+            .find(&files.image)
+            .map_err(|error| failed(files.error()(error)))?;
         if stamp(&through(&image)) != before || here != Identity::of(&image).ok() {
-            let _ = place.drop_difference();
-            return Err(failed(WriteError::Changed(place.path)));
+            let _ = files.drop_difference();
+            return Err(failed(WriteError::Changed(files.path)));
         }
         // What the checkpoints say is not about the disk as it will be: the next backup reads all of it.
         if let Some(state) = &mut state {
             state.retire().map_err(PlanError::State)?;
         }
-        place
+        files
             .directory
-            .take(&place.image, &place.aside)
-            .and_then(|()| place.directory.sync())
-            .map_err(|error| failed(place.error()(error)))?;
-        place.merge(&image, format).map_err(failed)?;
+            .take(&files.image, &files.aside)
+            .and_then(|()| files.directory.sync())
+            .map_err(|error| failed(files.error()(error)))?;
+        files.merge(&image, format).map_err(failed)?;
     }
     Ok(RestoredDisk {
         target: disk.target.clone(),
@@ -501,17 +501,17 @@ fn collect(
     context: &Context<'_>,
     repository: &mut Repository,
     disk: &DiskTarget,
-    place: &Place,
+    files: &Files,
     format: Format,
     differing: &Differences,
     image: &File,
 ) -> Result<(), WriteError> {
-    let path = place.path.with_file_name(&place.difference);
+    let path = files.path.with_file_name(&files.difference);
     let image_error = |source| WriteError::Image {
         path: path.clone(),
         source,
     };
-    let file = place.directory.create(&place.difference).map_err(place.error())?;
+    let file = files.directory.create(&files.difference).map_err(files.error())?;
     strongroom_nbd::format_qcow2(&file, &path, disk.size)?;
     let serve = Serve {
         below: Some((through(image), format)),
@@ -532,8 +532,8 @@ fn collect(
     drop(overlay);
     server.stop()?;
     file.sync_all()
-        .and_then(|()| place.directory.sync())
-        .map_err(place.error())?;
+        .and_then(|()| files.directory.sync())
+        .map_err(files.error())?;
     context.report(event::Kind::DiskWritten {
         target,
         read: bytes,
