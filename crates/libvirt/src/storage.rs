@@ -30,7 +30,7 @@ impl Files for Libvirt {
     }
 
     fn is_there(&self, path: &Path) -> Result<bool, HypervisorError> {
-        let found = Place::of(&self.connection()?, path).and_then(|place| place.volume());
+        let found = VolumeName::of(&self.connection()?, path).and_then(|name| name.volume());
         Ok(found
             .map_err(|message| self.refused("look for", path, message))?
             .is_some())
@@ -57,7 +57,7 @@ impl Files for Libvirt {
     }
 
     fn discard(&self, path: &Path) -> Result<(), HypervisorError> {
-        let discarded = Place::of(&self.connection()?, path).and_then(|place| match place.volume()? {
+        let discarded = VolumeName::of(&self.connection()?, path).and_then(|name| match name.volume()? {
             None => Ok(()),
             Some(volume) => volume.delete(0).map_err(|error| words(&error)),
         });
@@ -75,12 +75,12 @@ impl Libvirt {
 }
 
 /// A name in a storage pool.
-struct Place<'a> {
+struct VolumeName<'a> {
     pool: StoragePool,
     name: &'a str,
 }
 
-impl<'a> Place<'a> {
+impl<'a> VolumeName<'a> {
     /// The pool is looked through: it knows the files that were there when that was last done.
     fn of(connection: &Connect, path: &'a Path) -> Result<Self, String> {
         let name = path.file_name().and_then(|name| name.to_str());
@@ -115,7 +115,7 @@ fn no_pool(error: &Error, path: &Path) -> String {
 struct New<'a> {
     file: File,
     length: u64,
-    place: Place<'a>,
+    name: VolumeName<'a>,
     volume: StorageVol,
 }
 
@@ -123,13 +123,13 @@ struct New<'a> {
 fn make<'a>(connection: &Connect, file: &Path, to: &'a Path) -> Result<New<'a>, String> {
     let file = File::open(file).map_err(|error| error.to_string())?;
     let length = file.metadata().map_err(|error| error.to_string())?.len();
-    let place = Place::of(connection, to)?;
-    let volume = StorageVol::create_xml(&place.pool, &describe(place.name, length)?, 0)
+    let name = VolumeName::of(connection, to)?;
+    let volume = StorageVol::create_xml(&name.pool, &describe(name.name, length)?, 0)
         .map_err(|error| words(&error))?;
     Ok(New {
         file,
         length,
-        place,
+        name,
         volume,
     })
 }
@@ -149,8 +149,8 @@ impl New<'_> {
                 return Err(message);
             }
         }
-        self.place.pool.refresh(0).map_err(|error| words(&error))?;
-        let volume = self.place.volume()?.ok_or("it is gone")?;
+        self.name.pool.refresh(0).map_err(|error| words(&error))?;
+        let volume = self.name.volume()?.ok_or("it is gone")?;
         let xml = volume.xml_desc(0).map_err(|error| words(&error))?;
         let document = parse(&xml, "volume")?;
         let physical = child(document.root_element(), "physical").and_then(|physical| physical.text());

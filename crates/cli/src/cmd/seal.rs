@@ -2,7 +2,7 @@
 
 use std::io::Read as _;
 
-use strongroom_engine::inspect::image_seal::{self, Place, SealError};
+use strongroom_engine::inspect::image_seal::{self, SealError, SealPath};
 use strongroom_engine::run::event::{Event, Kind, Observer as _};
 use strongroom_engine::run::settings as resolved;
 use strongroom_engine::run::state::StateDirectory;
@@ -48,7 +48,7 @@ pub fn run(settings: &Settings, args: &Seal) -> Result<Exit, Failure> {
     if args.used {
         let state = StateDirectory::open(&resolved.state_directory).map_err(Failure::failed)?;
         for vm in &vms {
-            let there = Place::of_vm(&state, vm).use_up()?;
+            let there = SealPath::of_vm(&state, vm).use_up()?;
             settings.ui.info(format!(
                 "{vm}: {}",
                 if there {
@@ -64,7 +64,7 @@ pub fn run(settings: &Settings, args: &Seal) -> Result<Exit, Failure> {
             let parts = settings.parts(&resolved, &resolved.job(vm).hypervisor)?;
             let context = settings.context(&parts);
             let machine = |xml: &str| parts.hypervisor.inner().machine(xml);
-            let (seal, place) = image_seal::machine::seal(&context, vm, args.with_swap, machine)?;
+            let (seal, path) = image_seal::machine::seal(&context, vm, args.with_swap, machine)?;
             settings.ui.info(format!(
                 "{vm}: sealed ({}), as {}",
                 seal.files
@@ -72,12 +72,12 @@ pub fn run(settings: &Settings, args: &Seal) -> Result<Exit, Failure> {
                     .map(|file| file.name.as_str())
                     .collect::<Vec<_>>()
                     .join(", "),
-                place.statement().display()
+                path.statement().display()
             ));
             documents.push(SealedVm::Sealed {
                 vm,
                 seal,
-                file: place.statement(),
+                file: path.statement(),
             });
         }
     }

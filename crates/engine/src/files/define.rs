@@ -53,7 +53,7 @@ pub fn define<'a>(
                         Code::FileKept,
                         format!(
                             "{} stays, as a domain may have it: {unknown}",
-                            file.place().display()
+                            file.destination().display()
                         ),
                     );
                     file.leave();

@@ -39,7 +39,7 @@ pub enum Phase {
 
 /// One file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct Destination {
     /// Where it belongs.
     pub path: PathBuf,
     /// Directories that have to be made for it, innermost first.
@@ -66,7 +66,7 @@ pub struct Entry {
     /// How far it has come.
     pub phase: Phase,
     /// Its files.
-    pub files: Vec<Place>,
+    pub files: Vec<Destination>,
     /// A directory of this machine for files whose places are on another one.
     #[serde(default)]
     pub stage: Option<PathBuf>,
@@ -176,13 +176,13 @@ impl Journal {
             .ancestors()
             .skip(1)
             .take_while(|directory| !directory.exists());
-        let place = Place {
+        let destination = Destination {
             path: path.to_owned(),
             made: missing.map(Path::to_owned).collect(),
             new: None,
             before: None,
         };
-        self.change(|entry| entry.files.push(place))
+        self.change(|entry| entry.files.push(destination))
             .map_err(io::Error::other)?;
         let token = self.entry.borrow().token.clone();
         Draft::new(path, &token)
@@ -197,12 +197,15 @@ impl Journal {
     pub fn taking(&self, drafts: &[Draft], overwrite: bool) -> Result<(), StateError> {
         let mut files = self.entry.borrow().files.clone();
         for draft in drafts {
-            let Some(place) = files.iter_mut().find(|place| place.path == draft.place()) else {
+            let Some(destination) = files
+                .iter_mut()
+                .find(|destination| destination.path == draft.destination())
+            else {
                 continue;
             };
-            place.new = Some(draft.identity().map_err(at(draft.place()))?);
-            place.before = if overwrite {
-                draft.before().map_err(at(draft.place()))?
+            destination.new = Some(draft.identity().map_err(at(draft.destination()))?);
+            destination.before = if overwrite {
+                draft.before().map_err(at(draft.destination()))?
             } else {
                 None
             };
@@ -239,9 +242,9 @@ impl Journal {
 impl Drop for Journal {
     fn drop(&mut self) {
         let entry = self.entry.borrow();
-        let left = entry.files.iter().any(|place| {
-            let (new, old) = names_beside(place.path.file_name().unwrap_or_default(), &entry.token);
-            let beside = |name| place.path.with_file_name(name).symlink_metadata().is_ok();
+        let left = entry.files.iter().any(|destination| {
+            let (new, old) = names_beside(destination.path.file_name().unwrap_or_default(), &entry.token);
+            let beside = |name| destination.path.with_file_name(name).symlink_metadata().is_ok();
             beside(new) || beside(old)
         });
         if !left {

@@ -165,7 +165,7 @@ impl Draft {
     }
 
     /// Where it will be.
-    pub fn place(&self) -> &Path {
+    pub fn destination(&self) -> &Path {
         &self.path
     }
 
@@ -253,7 +253,7 @@ impl Published<'_> {
     }
 
     /// Where it is.
-    pub fn place(&self) -> &Path {
+    pub fn destination(&self) -> &Path {
         &self.path
     }
 

@@ -18,7 +18,7 @@ use strongroom_hypervisor::HypervisorError;
 
 use super::Inventory;
 use super::directory::{Directory, Identity};
-use super::journal::{Entry, Phase, Place, STAGE_PREFIX, abandoned, close};
+use super::journal::{Destination, Entry, Phase, STAGE_PREFIX, abandoned, close};
 use super::staged::names_beside;
 use crate::run::context::Context;
 use crate::run::state::StateError;
@@ -47,7 +47,7 @@ pub enum RestoreLeft {
 /// Which files have the names of one place now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Now {
-    place: Option<Identity>,
+    destination: Option<Identity>,
     temporary: Option<Identity>,
     aside: Option<Identity>,
 }
@@ -68,10 +68,10 @@ enum Act {
 }
 
 /// How a file that has, or has not, taken its place gives it back. Nothing if that cannot be told.
-fn back(file: &Place, now: Now) -> Option<Vec<Act>> {
+fn back(file: &Destination, now: Now) -> Option<Vec<Act>> {
     let Some(before) = file.before else {
         return Some(
-            match (now.place == file.new && file.new.is_some(), now.temporary) {
+            match (now.destination == file.new && file.new.is_some(), now.temporary) {
                 (true, None) => vec![Act::Free],
                 (true, Some(_)) => vec![Act::Free, Act::DropTemporary],
                 (false, Some(_)) => vec![Act::DropTemporary],
@@ -80,15 +80,15 @@ fn back(file: &Place, now: Now) -> Option<Vec<Act>> {
         );
     };
     let (old, new) = (Some(before), file.new);
-    let acts = match (now.place, now.temporary, now.aside) {
-        (place, temporary, aside) if place == old => {
+    let acts = match (now.destination, now.temporary, now.aside) {
+        (destination, temporary, aside) if destination == old => {
             let mut acts = Vec::new();
             acts.extend(temporary.map(|_| Act::DropTemporary));
             acts.extend(aside.filter(|_| aside == old).map(|_| Act::DropAside));
             acts
         }
-        (place, temporary, _) if place == new && temporary == old => vec![Act::FromTemporary],
-        (place, _, aside) if place == new && aside == old => vec![Act::FromAside],
+        (destination, temporary, _) if destination == new && temporary == old => vec![Act::FromTemporary],
+        (destination, _, aside) if destination == new && aside == old => vec![Act::FromAside],
         (None, temporary, aside) if aside == old => {
             let mut acts = vec![Act::FromAside];
             acts.extend(temporary.map(|_| Act::DropTemporary));
@@ -100,12 +100,12 @@ fn back(file: &Place, now: Now) -> Option<Vec<Act>> {
 }
 
 /// How a file that has taken its place stays there. Nothing if it is not there.
-fn forward(file: &Place, now: Now) -> Option<Vec<Act>> {
+fn forward(file: &Destination, now: Now) -> Option<Vec<Act>> {
     if file.new.is_none() {
         // It was given up, and the others restored without it.
         return Some(now.temporary.map(|_| Act::DropTemporary).into_iter().collect());
     }
-    if now.place != file.new {
+    if now.destination != file.new {
         return None;
     }
     let mut acts = Vec::new();
@@ -120,7 +120,7 @@ fn forward(file: &Place, now: Now) -> Option<Vec<Act>> {
 
 /// One file of a journal, with the names beside it.
 struct At<'a> {
-    file: &'a Place,
+    file: &'a Destination,
     directory: Directory,
     name: OsString,
     temporary: OsString,
@@ -129,7 +129,7 @@ struct At<'a> {
 
 impl<'a> At<'a> {
     /// Nothing if the directory is not there: then nothing is.
-    fn of(file: &'a Place, token: &str) -> io::Result<Option<Self>> {
+    fn of(file: &'a Destination, token: &str) -> io::Result<Option<Self>> {
         let directory = match Directory::open(file.path.parent().unwrap_or(Path::new("/"))) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened?,
@@ -147,7 +147,7 @@ impl<'a> At<'a> {
 
     fn now(&self) -> io::Result<Now> {
         Ok(Now {
-            place: self.directory.find(&self.name)?,
+            destination: self.directory.find(&self.name)?,
             temporary: self.directory.find(&self.temporary)?,
             aside: self.directory.find(&self.aside)?,
         })
@@ -363,9 +363,9 @@ mod tests {
         Identity { device: 1, inode }
     }
 
-    fn now(place: Option<Identity>, temporary: Option<Identity>, aside: Option<Identity>) -> Now {
+    fn now(destination: Option<Identity>, temporary: Option<Identity>, aside: Option<Identity>) -> Now {
         Now {
-            place,
+            destination,
             temporary,
             aside,
         }
@@ -401,7 +401,7 @@ mod tests {
     #[test]
     fn what_is_known_goes_back_or_forward_and_nothing_else() {
         let [old, new, other] = [1, 2, 3].map(|number| Some(file(number)));
-        let replaced = Place {
+        let replaced = Destination {
             path: "/images/vda.qcow2".into(),
             made: Vec::new(),
             new,
@@ -432,7 +432,7 @@ mod tests {
         assert_eq!(forward(&replaced, now(new, other, other)), Some(Vec::new()));
         assert_eq!(forward(&replaced, now(other, old, None)), None);
 
-        let made = Place {
+        let made = Destination {
             before: None,
             ..replaced
         };
@@ -440,7 +440,7 @@ mod tests {
         assert_eq!(back(&made, now(other, new, None)), Some(vec![Act::DropTemporary]));
         assert_eq!(back(&made, now(None, None, None)), Some(Vec::new()));
         // Died while it was written: what has the place is none of ours.
-        let writing = Place { new: None, ..made };
+        let writing = Destination { new: None, ..made };
         assert_eq!(
             back(&writing, now(None, new, None)),
             Some(vec![Act::DropTemporary])

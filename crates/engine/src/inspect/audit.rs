@@ -188,13 +188,13 @@ pub fn run(context: &Context<'_>, vms: &[String], max_age: SignedDuration) -> Re
         );
         report.not_compared.push(words);
     }
-    let places: Vec<clones::Place<'_>> = seen
+    let located: Vec<clones::LocatedVolume<'_>> = seen
         .iter()
-        .flat_map(|vm| vm.disks.iter().flat_map(|disk| clones::places(&vm.name, disk)))
+        .flat_map(|vm| vm.disks.iter().flat_map(|disk| clones::volumes(&vm.name, disk)))
         .collect();
     for vm in seen.iter().take(asked) {
         let mut findings = about(context, vm, max_age);
-        findings.extend(clones::findings(&vm.name, &places));
+        findings.extend(clones::findings(&vm.name, &located));
         findings.extend(shared::findings(&inventory, vm.domain.uuid));
         findings.sort_by_key(|finding| Reverse(finding.level));
         report.vms.push(VmReport {

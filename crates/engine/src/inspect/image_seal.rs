@@ -22,7 +22,7 @@ use strongroom_hypervisor::HypervisorError;
 use strongroom_points::trust::signature::{self, Signer, SigningError, Untrusted};
 use uuid::Uuid;
 
-pub use self::store::Place;
+pub use self::store::SealPath;
 use crate::config::Signing;
 use crate::run::event::Observer;
 

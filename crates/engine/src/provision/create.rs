@@ -223,9 +223,9 @@ pub fn run(
 ) -> Result<Created, CreateError> {
     let begin = Instant::now();
     let name = &request.name;
-    let places = Places::of(context, request);
-    let domain = definition(context, request, &places)?;
-    check(context, template, request, &places, &domain)?;
+    let destinations = Destinations::of(context, request);
+    let domain = definition(context, request, &destinations)?;
+    check(context, template, request, &destinations, &domain)?;
     let xml = context.hypervisor.compose(&domain)?;
     context.hypervisor.check_definable(&xml, false)?;
 
@@ -233,18 +233,18 @@ pub fn run(
     for (_, what) in unfinished::recover(context, Some(name), false)? {
         context.note(what);
     }
-    for path in places.disks() {
+    for path in destinations.disks() {
         sweep(path);
     }
     let needs = [Need {
-        path: places.system.clone(),
+        path: destinations.system.clone(),
         bytes: room::with_tables(template.description.root_size + BEFORE_ROOT, request.size),
     }];
     let floor = context.settings.job(name).limits.free;
     room::check(&needs, floor)?;
     let journal = Journal::begin(context.state, name)?;
-    let (system, system_file) = blank(&journal, &places.system, request.size)?;
-    let swap = match (&places.swap, request.swap) {
+    let (system, system_file) = blank(&journal, &destinations.system, request.size)?;
+    let swap = match (&destinations.swap, request.swap) {
         (Some(path), Some(size)) => Some(blank(&journal, path, size)?),
         _ => None,
     };
@@ -271,7 +271,7 @@ pub fn run(
     let report = report.map_err(|source| match source {
         MachineError::Cancelled(cancelled) => CreateError::Cancelled(cancelled),
         source => CreateError::Machine {
-            space: no_space(&places.system),
+            space: no_space(&destinations.system),
             source,
         },
     })?;
@@ -283,17 +283,17 @@ pub fn run(
         let path = path.to_owned();
         move |source| CreateError::File { path, source }
     };
-    let allocated = system_file.metadata().map_err(at(&places.system))?.blocks() * 512;
+    let allocated = system_file.metadata().map_err(at(&destinations.system))?.blocks() * 512;
     let mut drafts = Vec::new();
     for (draft, file) in [(system, system_file)].into_iter().chain(swap) {
-        file.sync_all().map_err(at(draft.place()))?;
+        file.sync_all().map_err(at(draft.destination()))?;
         drafts.push(draft);
     }
     let mut keep_secret = |ciphertext: Option<&String>, what: &str| {
         let Some(ciphertext) = ciphertext else {
             return Ok(None);
         };
-        let path = places.recovery(name, &luks.uuid, what);
+        let path = destinations.recovery(name, &luks.uuid, what);
         let draft = journal
             .draft(&path)
             .and_then(|draft| draft.with(ciphertext.as_bytes()));
@@ -307,7 +307,7 @@ pub fn run(
     let signing_key = keys.map(|keys| keys.signing_key.clone());
     journal.taking(&drafts, false)?;
     for draft in drafts {
-        let path = draft.place().to_owned();
+        let path = draft.destination().to_owned();
         kept.push(draft.publish(false).map_err(at(&path))?);
     }
     journal.taken(Some(&xml))?;
@@ -316,8 +316,8 @@ pub fn run(
     Ok(Created {
         name: name.clone(),
         uuid,
-        system: places.system,
-        swap: places.swap,
+        system: destinations.system,
+        swap: destinations.swap,
         allocated,
         luks,
         recovery,
@@ -333,13 +333,13 @@ pub fn run(
 }
 
 /// Where everything goes.
-struct Places {
+struct Destinations {
     system: PathBuf,
     swap: Option<PathBuf>,
     recovery: PathBuf,
 }
 
-impl Places {
+impl Destinations {
     fn of(context: &Context<'_>, request: &Request) -> Self {
         let disk = |what: &str| request.directory.join(format!("{}-{what}.qcow2", request.name));
         Self {
@@ -360,7 +360,11 @@ impl Places {
 }
 
 /// The domain.
-fn definition(context: &Context<'_>, request: &Request, places: &Places) -> Result<NewDomain, CreateError> {
+fn definition(
+    context: &Context<'_>,
+    request: &Request,
+    destinations: &Destinations,
+) -> Result<NewDomain, CreateError> {
     input::check(request)?;
     if !context.hypervisor.is_local() {
         return Err(CreateError::Remote(request.name.clone()));
@@ -379,8 +383,8 @@ fn definition(context: &Context<'_>, request: &Request, places: &Places) -> Resu
         discard: request.discard,
         read_only: false,
     };
-    let mut disks = vec![disk("vda", &places.system, SYSTEM_DISK)];
-    disks.extend(places.swap.iter().map(|file| disk("vdb", file, SWAP_DISK)));
+    let mut disks = vec![disk("vda", &destinations.system, SYSTEM_DISK)];
+    disks.extend(destinations.swap.iter().map(|file| disk("vdb", file, SWAP_DISK)));
     let more = request.channels.iter().map(|name| Channel {
         name: name.clone(),
         socket: None,
@@ -415,7 +419,7 @@ fn check(
     context: &Context<'_>,
     template: &Template,
     request: &Request,
-    places: &Places,
+    destinations: &Destinations,
     domain: &NewDomain,
 ) -> Result<(), CreateError> {
     match context.hypervisor.domain(&domain.name) {
@@ -432,7 +436,7 @@ fn check(
         .into());
     }
     let inventory = Inventory::take(context.hypervisor)?;
-    for path in places.disks() {
+    for path in destinations.disks() {
         if path.symlink_metadata().is_ok() {
             return Err(CreateError::File {
                 path: path.clone(),
@@ -502,7 +506,7 @@ fn look(system: &Draft, request: &Request, report: &Report) -> Result<LuksFacts,
         opened: Some(strongroom_nbd::through(system.file())),
         ..Serve::read_only(Format::Qcow2)
     };
-    let served = QemuNbd::start(system.place(), &serve).map_err(|error| wrong(&error))?;
+    let served = QemuNbd::start(system.destination(), &serve).map_err(|error| wrong(&error))?;
     let mut disk = Client::connect(&served.target(), &Options::default()).map_err(|error| wrong(&error))?;
     let mut found = Luks::find(&mut disk).map_err(|error| wrong(&error))?;
     drop(disk);

@@ -70,7 +70,7 @@ impl<'a> Stage<'a> {
         draft: Draft,
         overwrite: bool,
     ) -> Result<Published<'a>, RestoreError> {
-        let path = draft.place().to_owned();
+        let path = draft.destination().to_owned();
         self.journal().step();
         let Self::Aside(_, hypervisor, _) = self else {
             return draft.publish(overwrite).map_err(|source| failed(&path, source));

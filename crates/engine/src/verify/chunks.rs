@@ -10,12 +10,12 @@ use strongroom_points::store::{ArchiveInfo, ChunkId, ChunkRef, Item, Repository}
 use super::{Problem, Work};
 
 /// Where an item's bytes are on a disk.
-struct Place<'a> {
+struct DiskOffset<'a> {
     disk: Option<&'a str>,
     start: u64,
 }
 
-impl<'a> Place<'a> {
+impl<'a> DiskOffset<'a> {
     /// Of a disk, or of a header area of one; small files are on none.
     fn of(path: &'a str) -> Self {
         let area = strongroom_points::headers::area_of(path).map(|(disk, start)| (Some(disk), start));
@@ -23,7 +23,7 @@ impl<'a> Place<'a> {
         Self { disk, start }
     }
 
-    /// The problem of a chunk at an offset of the item, with its place on the disk.
+    /// The problem of a chunk at an offset of the item, with its offset on the disk.
     fn name(&self, offset: u64, chunk: &ChunkRef, problem: Problem) -> Problem {
         Problem {
             disk: self.disk.map(str::to_owned),
@@ -37,7 +37,7 @@ impl<'a> Place<'a> {
 impl Work<'_> {
     /// The chunks of an item: each is to be there, and counts once.
     pub(super) fn chunks_of(&mut self, archive: &str, path: &str, item: &Item) {
-        let place = Place::of(path);
+        let at = DiskOffset::of(path);
         let mut offset = 0;
         for chunk in item.chunks.iter().flatten() {
             if self.seen.insert(chunk.id) {
@@ -45,7 +45,7 @@ impl Work<'_> {
             }
             if !self.ids.contains(&chunk.id) {
                 self.damaged.insert(chunk.id);
-                self.problem(place.name(
+                self.problem(at.name(
                     offset,
                     chunk,
                     Problem::of(
@@ -81,14 +81,14 @@ impl Work<'_> {
         }
         for (archive, items) in &archives {
             for (path, item) in items {
-                let place = Place::of(path);
+                let at = DiskOffset::of(path);
                 let mut offset = 0;
                 for chunk in item.chunks.iter().flatten() {
                     if let (Some(why), true) = (damaged.get(&chunk.id), self.ids.contains(&chunk.id)) {
                         let text =
                             format!("{path}: damaged at offset {offset} ({} bytes): {why}", chunk.size);
                         let problem = Problem::of("damaged-chunk", archive, text);
-                        self.problem(place.name(offset, chunk, problem));
+                        self.problem(at.name(offset, chunk, problem));
                     }
                     offset += u64::from(chunk.size);
                 }

@@ -55,12 +55,12 @@ pub fn consolidate(
             return Ok(Consolidation::Consolidated { acted });
         }
         let seen = context.hypervisor.events(domain);
-        let (chains, place) = look(context, domain)?;
+        let (chains, guest) = look(context, domain)?;
         let mut stuck = Vec::new();
         let mut progress = false;
         for entry in &run.overlays {
             let disk = disks.entry(entry.target.clone()).or_default();
-            let views = place.views(&chains, entry);
+            let views = guest.views(&chains, entry);
             let step = disk.decide(context, entry, views);
             match step {
                 Step::Home => {
@@ -105,9 +105,9 @@ pub fn outlook(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<Vec<Str
     if run.overlays.is_empty() {
         return Ok(Vec::new());
     }
-    let (chains, place) = look(context, domain)?;
+    let (chains, guest) = look(context, domain)?;
     let say = |entry: &Overlay| {
-        let step = Disk::default().decide(context, entry, place.views(&chains, entry));
+        let step = Disk::default().decide(context, entry, guest.views(&chains, entry));
         format!("disk {}: {step} ({})", entry.target, entry.overlay.display())
     };
     Ok(run.overlays.iter().map(say).collect())
@@ -128,15 +128,15 @@ fn run_name(state: &VmState) -> String {
     state.records().vm.clone()
 }
 
-/// Where the VM is.
+/// Where the guest runs, if it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum GuestState {
     Here,
     Off,
     Away,
 }
 
-impl Place {
+impl GuestState {
     fn views(self, chains: &[Chain], entry: &Overlay) -> Views {
         Views {
             away: self == Self::Away,
@@ -146,25 +146,25 @@ impl Place {
 }
 
 /// Reads the views. A hypervisor that does not answer is asked again for a while: libvirtd may be restarting.
-fn look(context: &Context<'_>, domain: Uuid) -> Result<(Vec<Chain>, Place), HypervisorError> {
+fn look(context: &Context<'_>, domain: Uuid) -> Result<(Vec<Chain>, GuestState), HypervisorError> {
     let patience = Instant::now() + PATIENCE;
     loop {
         let views = context.hypervisor.chains(domain).and_then(|chains| {
             let domain = context.hypervisor.domain(&domain.to_string())?;
-            let place = match domain.state {
-                state if state.is_active() => Place::Here,
-                _ if domain.away => Place::Away,
-                _ => Place::Off,
+            let guest = match domain.state {
+                state if state.is_active() => GuestState::Here,
+                _ if domain.away => GuestState::Away,
+                _ => GuestState::Off,
             };
-            Ok((chains, place))
+            Ok((chains, guest))
         });
         match views {
             // The VM went off, or came up, between the two questions.
-            Ok((chains, place))
-                if (place == Place::Here) != chains.iter().any(|chain| !chain.live.is_empty()) =>
+            Ok((chains, guest))
+                if (guest == GuestState::Here) != chains.iter().any(|chain| !chain.live.is_empty()) =>
             {
                 if Instant::now() > patience {
-                    return Ok((chains, place));
+                    return Ok((chains, guest));
                 }
             }
             Err(_) if Instant::now() < patience => {}
@@ -180,10 +180,10 @@ pub fn wedged(context: &Context<'_>, domain: Uuid, run: &Run) -> Result<Vec<Over
     let mut disks: HashMap<String, Disk> = HashMap::new();
     let begin = Instant::now();
     loop {
-        let (chains, place) = look(context, domain)?;
+        let (chains, guest) = look(context, domain)?;
         let is_wedged = |entry: &&Overlay| {
             let disk = disks.entry(entry.target.clone()).or_default();
-            let step = disk.decide(context, entry, place.views(&chains, entry));
+            let step = disk.decide(context, entry, guest.views(&chains, entry));
             step == Step::Stay(Why::Wedged)
         };
         let found: Vec<Overlay> = run.overlays.iter().filter(is_wedged).cloned().collect();
@@ -279,7 +279,7 @@ impl Disk {
         if step.is_delicate() {
             // The VM may have been started and stopped since the look, which the wait for another disk made long ago.
             match look(context, domain) {
-                Ok((chains, place)) if self.decide(context, entry, place.views(&chains, entry)) == step => {}
+                Ok((chains, guest)) if self.decide(context, entry, guest.views(&chains, entry)) == step => {}
                 _ => return Ok(()),
             }
         }

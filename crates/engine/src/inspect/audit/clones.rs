@@ -11,7 +11,7 @@ use crate::files::identity::Identity;
 
 /// A volume, and where it is.
 #[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
+pub struct LocatedVolume<'a> {
     vm: &'a str,
     disk: &'a str,
     image: Option<&'a Identity>,
@@ -20,23 +20,23 @@ pub struct Place<'a> {
 }
 
 /// The volumes on a disk.
-pub fn places<'a>(vm: &'a str, disk: &'a InspectedDisk) -> Vec<Place<'a>> {
+pub fn volumes<'a>(vm: &'a str, disk: &'a InspectedDisk) -> Vec<LocatedVolume<'a>> {
     let surveys = disk.survey.iter();
     let volumes = surveys.flat_map(Survey::volumes);
-    let place = |(luks, samples)| Place {
+    let located = |(luks, samples)| LocatedVolume {
         vm,
         disk: &disk.target,
         image: disk.identity.as_ref(),
         luks,
         samples,
     };
-    volumes.map(place).collect()
+    volumes.map(located).collect()
 }
 
 /// What the volumes of one VM have in common with others.
-pub fn findings(vm: &str, all: &[Place<'_>]) -> Vec<Finding> {
+pub fn findings(vm: &str, all: &[LocatedVolume<'_>]) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for own in all.iter().filter(|place| place.vm == vm) {
+    for own in all.iter().filter(|volume| volume.vm == vm) {
         for other in all {
             // One image in two VMs is one volume, and so is one under two names.
             if own.image == other.image || (own.vm, own.disk) == (other.vm, other.disk) {
@@ -48,7 +48,7 @@ pub fn findings(vm: &str, all: &[Place<'_>]) -> Vec<Finding> {
     findings
 }
 
-fn compare(own: &Place<'_>, other: &Place<'_>) -> Option<Finding> {
+fn compare(own: &LocatedVolume<'_>, other: &LocatedVolume<'_>) -> Option<Finding> {
     let there = format!("{} {}", other.vm, other.disk);
     let shared = own.samples.shared(other.samples);
     let real = |digest: &&String| !digest.is_empty();

@@ -3,7 +3,7 @@
 use strongroom_hypervisor::{Domain, Hypervisor, MachineFiles, RunState};
 
 use super::vm::{disk_name, files, subject};
-use super::{Place, Seal, SealError, check as compare, make, open};
+use super::{Seal, SealError, SealPath, check as compare, make, open};
 use crate::run::context::{Context, Surroundings};
 
 /// The domain, if nothing is about to change its images.
@@ -33,7 +33,7 @@ pub fn seal(
     vm: &str,
     with_swap: bool,
     machine: impl Fn(&str) -> Result<MachineFiles, String>,
-) -> Result<(Seal, Place), SealError> {
+) -> Result<(Seal, SealPath), SealError> {
     if !context.hypervisor.is_local() {
         return Err(SealError::Remote(vm.to_owned()));
     }
@@ -52,9 +52,9 @@ pub fn seal(
     if at_rest(context.hypervisor, vm)?.xml != domain.xml {
         return Err(refused("its definition was changed meanwhile".into()));
     }
-    let place = Place::of_vm(context.state, vm);
-    place.write(&signed)?;
-    Ok((seal, place))
+    let path = SealPath::of_vm(context.state, vm);
+    path.write(&signed)?;
+    Ok((seal, path))
 }
 
 /// Checks a VM's images against its seal. `machine` tells what the next start uses. Returns the seal that holds and who vouches
@@ -69,12 +69,12 @@ pub fn check<E: From<SealError>>(
     let early = here.settings.has_uuids().then(&machine).transpose()?;
     let uuid = early.as_ref().and_then(|machine| machine.uuid);
     let job = here.settings.job_with(vm, uuid);
-    let place = Place::of_vm(here.state, vm);
-    let Some(signed) = place.read()? else {
+    let path = SealPath::of_vm(here.state, vm);
+    let Some(signed) = path.read()? else {
         if if_required && !job.require_seal {
             return Ok(None);
         }
-        let (name, path) = (vm.to_owned(), place.statement());
+        let (name, path) = (vm.to_owned(), path.statement());
         return Err(SealError::Missing { name, path }.into());
     };
     let machine = match early {

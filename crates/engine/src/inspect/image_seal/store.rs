@@ -11,14 +11,14 @@ use strongroom_points::trust::signature;
 use super::{MAX_BYTES, SealError, Signed};
 use crate::run::state::StateDirectory;
 
-/// The place of one seal.
+/// The path of one seal.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct SealPath {
     directory: PathBuf,
     name: String,
 }
 
-impl Place {
+impl SealPath {
     /// In any directory; `name` is a file's name.
     pub fn new(directory: &Path, name: &str) -> Self {
         Self {

@@ -189,8 +189,8 @@ fn a_seal_counts_only_if_somebody_trusted_made_it_for_this() {
 fn a_seal_is_verified_by_hand_with_ssh_keygen() {
     let lab = Lab::new();
     let signed = lab.make();
-    let place = Place::new(lab.directory.path(), "seal");
-    place.write(&signed).unwrap();
+    let path = SealPath::new(lab.directory.path(), "seal");
+    path.write(&signed).unwrap();
     let line = format!(
         "ssh-keygen -Y verify -f {0}/allowed -I me@host -n {NAMESPACE} -s {0}/seal.json.sig < {0}/seal.json",
         lab.directory.path().display()
@@ -201,21 +201,21 @@ fn a_seal_is_verified_by_hand_with_ssh_keygen() {
 #[test]
 fn a_seal_is_kept_until_it_is_used_up() {
     let lab = Lab::new();
-    let place = Place::new(&lab.path("seals"), "a/../b");
-    assert_eq!(place.read().unwrap(), None);
-    assert!(!place.use_up().unwrap());
+    let path = SealPath::new(&lab.path("seals"), "a/../b");
+    assert_eq!(path.read().unwrap(), None);
+    assert!(!path.use_up().unwrap());
     let signed = lab.make();
-    place.write(&signed).unwrap();
-    place.write(&signed).unwrap();
-    assert_eq!(place.read().unwrap(), Some(signed.clone()));
-    assert_eq!(place.statement().parent(), Some(lab.path("seals").as_path()));
-    assert!(place.use_up().unwrap());
-    assert_eq!(place.read().unwrap(), None);
-    assert!(!place.use_up().unwrap());
+    path.write(&signed).unwrap();
+    path.write(&signed).unwrap();
+    assert_eq!(path.read().unwrap(), Some(signed.clone()));
+    assert_eq!(path.statement().parent(), Some(lab.path("seals").as_path()));
+    assert!(path.use_up().unwrap());
+    assert_eq!(path.read().unwrap(), None);
+    assert!(!path.use_up().unwrap());
     // Half of one trusts no key.
-    place.write(&signed).unwrap();
+    path.write(&signed).unwrap();
     fs::remove_file(lab.path("seals/a_.._b.json.sig")).unwrap();
-    lab.check(&place.read().unwrap().unwrap()).unwrap_err();
+    lab.check(&path.read().unwrap().unwrap()).unwrap_err();
 }
 
 #[test]
