@@ -7,10 +7,10 @@ use strongroom_engine::provision::create::tang;
 use strongroom_guest::protocol::{Listener, MAX_CIPHERTEXT, MAX_TEXT, Message};
 use strongroom_points::headers::{self, Statement};
 use strongroom_points::manifest::{self, Manifest};
+use strongroom_points::selector::{PointName, Selector};
 use strongroom_points::store::{ArchiveInfo, ChunkId};
 use strongroom_points::trust::chain::{Head, Link, Records, walk};
 use strongroom_points::trust::witness;
-use strongroom_points::when::{PointName, When};
 
 /// A manifest: it is written as it was read, what it names cannot leave its directory, and the swap disks in it can be
 /// made or are refused.
@@ -132,8 +132,8 @@ pub fn point_name(data: &[u8]) {
     let fitting = archives.iter().filter(|info| point.fits(info));
     let chosen = fitting.max_by_key(|info| (point.names(info), info.time)).cloned();
     match &point.when {
-        When::Latest => assert_eq!(chosen.as_ref(), archives.last()),
-        When::Text(text) => {
+        Selector::Latest => assert_eq!(chosen.as_ref(), archives.last()),
+        Selector::Text(text) => {
             let named = archives.iter().rfind(|info| info.name == text.as_str());
             assert!(
                 named.is_none() || chosen.as_ref() == named,

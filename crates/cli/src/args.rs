@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use strongroom_engine::provision::create::tang;
 use strongroom_engine::verify::{Scope, Share};
 use strongroom_hypervisor::NbdTls;
-use strongroom_points::when::PointName;
+use strongroom_points::selector::PointName;
 
 /// Back up running KVM/libvirt VMs into ordinary Borg repositories, and bring them back.
 #[derive(Debug, Parser)]

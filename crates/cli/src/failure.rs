@@ -12,7 +12,7 @@ use strongroom_engine::restore::RestoreError;
 use strongroom_engine::restore::plan::PlanError;
 use strongroom_engine::restore::write::WriteError;
 use strongroom_hypervisor::HypervisorError;
-use strongroom_points::archive::HistoryError;
+use strongroom_points::archive::PointError;
 use strongroom_points::store::{Kind, StoreError};
 use strongroom_points::trust::SigningError;
 
@@ -72,11 +72,11 @@ impl From<StoreError> for Failure {
     }
 }
 
-impl From<HistoryError> for Failure {
-    fn from(error: HistoryError) -> Self {
+impl From<PointError> for Failure {
+    fn from(error: PointError) -> Self {
         match error {
-            HistoryError::Repository(error) => error.into(),
-            HistoryError::None(_) => Self::usage(error),
+            PointError::Repository(error) => error.into(),
+            PointError::None(_) => Self::usage(error),
             other => Self::failed(other),
         }
     }
@@ -113,7 +113,7 @@ impl From<BackupError> for Failure {
                 "nothing was committed; test the key of [signing] with `ssh-keygen -Y sign -f KEY -n test < /dev/null`",
             ),
             BackupError::Repository(error) => error.into(),
-            BackupError::History(error) => error.into(),
+            BackupError::Point(error) => error.into(),
             BackupError::Config(error @ (ConfigError::UnknownVm(_) | ConfigError::Ambiguous(..))) => Self::usage(error),
             BackupError::Plan(error @ Unplanned::Busy { .. }) => {
                 Self::failed(error).hint("run the backup again when that is over; `virsh domjobinfo` shows it")
@@ -216,7 +216,7 @@ impl From<RestoreError> for Failure {
         };
         match error {
             RestoreError::Repository(error) => error.into(),
-            RestoreError::History(error) => error.into(),
+            RestoreError::Point(error) => error.into(),
             other => Self {
                 hint: hint.map(str::to_owned),
                 ..Self::failed(other)

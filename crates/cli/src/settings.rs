@@ -12,8 +12,8 @@ use strongroom_engine::run::state::StateDirectory;
 use strongroom_hypervisor::{Hypervisor as _, HypervisorError, Timed};
 use strongroom_libvirt::Libvirt;
 use strongroom_points::catalog::Catalog;
+use strongroom_points::selector::{PointName, Selector};
 use strongroom_points::store::{Access, Repositories};
-use strongroom_points::when::{PointName, When};
 use uuid::Uuid;
 
 use crate::args::Global;
@@ -268,7 +268,7 @@ impl Settings {
         if settings.is_configured(&whole) {
             return Ok(PointName {
                 vm: whole,
-                when: When::Latest,
+                when: Selector::Latest,
             });
         }
         Ok(PointName {

@@ -29,10 +29,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use serde::Serialize;
 use strongroom_base::cancel::Cancelled;
 use strongroom_hypervisor::{Domain, HypervisorError};
-use strongroom_points::archive::HistoryError;
+use strongroom_points::archive::PointError;
 use strongroom_points::headers::{self, Headers};
-use strongroom_points::history::Point;
 use strongroom_points::manifest::{Exclusion, Manifest, ManifestError, Method};
+use strongroom_points::restore_point::RestorePoint;
 use strongroom_points::store::{Access, ArchiveOptions, ArchiveWriter, ChunkId, Repository};
 use strongroom_points::trust::chain::ChainProblem;
 use strongroom_points::trust::ledger::Ledger;
@@ -82,7 +82,7 @@ pub enum BackupError {
     Repository(#[from] strongroom_points::store::StoreError),
     /// An earlier archive.
     #[error(transparent)]
-    History(#[from] HistoryError),
+    Point(#[from] PointError),
     /// The new manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -319,7 +319,7 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
     let gone = adopted::gone(context, &mut repository, &domain.name, there, headers.as_ref())?;
     let damaged: BTreeSet<ChunkId> = damaged.into_iter().chain(gone.data).collect();
     let [newest, older] = [newest, older].map(|point| {
-        point.map(|point| Point {
+        point.map(|point| RestorePoint {
             damaged: damaged.clone(),
             ..point
         })
@@ -383,7 +383,7 @@ fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, 
     let number = newest.as_ref().map_or(0, |newest| newest.manifest.sequence);
     repository.start_above(recorded.counter_floor(number));
     let mut writer = repository.begin(options)?;
-    let points: Vec<&Point> = newest.iter().chain(&older).collect();
+    let points: Vec<&RestorePoint> = newest.iter().chain(&older).collect();
     for point in &points {
         writer.adopt(
             plan.disks
@@ -571,7 +571,7 @@ fn capture_and_commit(
     state: &mut VmState,
     plan: &mut Plan,
     run: &Run,
-    (points, throttler, job, next): (&[&Point], &Throttler, &VmJob, Successor),
+    (points, throttler, job, next): (&[&RestorePoint], &Throttler, &VmJob, Successor),
     whole: &mut Option<ArchiveWriter>,
 ) -> Result<Sealed, BackupError> {
     let gone = || BackupError::Repository(strongroom_points::store::StoreError::doomed());
@@ -653,8 +653,8 @@ fn jobless(context: &Context<'_>, domain: &Domain, job: &VmJob) -> Option<String
 fn parent_point(
     repository: &mut Repository,
     state: &VmState,
-    newest: Option<&Point>,
-) -> Result<Option<Point>, BackupError> {
+    newest: Option<&RestorePoint>,
+) -> Result<Option<RestorePoint>, BackupError> {
     let Some(committed) = &state.records().committed else {
         return Ok(None);
     };
@@ -667,7 +667,7 @@ fn parent_point(
     let Some(info) = info.cloned() else {
         return Ok(None);
     };
-    match Point::read(repository, &info) {
+    match RestorePoint::read(repository, &info) {
         Ok(point) => Ok(Some(point)),
         // Another archive under that name, or a damaged one: not a parent, but no reason to stop.
         Err(error) if error.concerns_one_archive() => Ok(None),
@@ -680,7 +680,7 @@ fn newest_headers(
     context: &Context<'_>,
     repository: &mut Repository,
     vm: &str,
-    newest: Option<&Point>,
+    newest: Option<&RestorePoint>,
     order: &Order,
 ) -> Result<Option<Headers>, BackupError> {
     let Some(record) = newest.and_then(|point| point.manifest.headers.as_ref()) else {
@@ -719,8 +719,8 @@ fn parent<'a>(
     domain: &Domain,
     state: &'a VmState,
     repository: &Repository,
-    newest: Option<&'a Point>,
-    older: Option<&'a Point>,
+    newest: Option<&'a RestorePoint>,
+    older: Option<&'a RestorePoint>,
     order: &Order,
 ) -> Parent<'a> {
     let Some(committed) = &state.records().committed else {

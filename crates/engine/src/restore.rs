@@ -20,16 +20,16 @@ use std::path::PathBuf;
 use serde::Serialize;
 use strongroom_base::cancel::Cancelled;
 use strongroom_hypervisor::HypervisorError;
-use strongroom_points::archive::HistoryError;
+use strongroom_points::archive::PointError;
 use strongroom_points::catalog::Catalog;
 use strongroom_points::digest;
 use strongroom_points::firmware;
-use strongroom_points::history::Point;
 use strongroom_points::manifest::DOMAIN_PATH;
+use strongroom_points::restore_point::RestorePoint;
+use strongroom_points::selector::PointName;
 use strongroom_points::store::{Access, Repository};
 use strongroom_points::trust::Untrusted;
 use strongroom_points::trust::chain::ChainProblem;
-use strongroom_points::when::PointName;
 use uuid::Uuid;
 
 pub use self::plan::{DiskContent, DiskTarget, LeftOut, RestorePlan};
@@ -108,7 +108,7 @@ pub enum RestoreError {
     Repository(#[from] strongroom_points::store::StoreError),
     /// The archive.
     #[error(transparent)]
-    History(#[from] HistoryError),
+    Point(#[from] PointError),
     /// What was asked for does not fit the archive or the host.
     #[error(transparent)]
     Plan(#[from] plan::PlanError),
@@ -263,7 +263,7 @@ fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreErro
     let catalog = Catalog::look(&mut repository, context.state.path())?;
     let entry = catalog.find(&request.point)?;
     let (newest, order) = belief::compare(context, request, &repository, &catalog.of(&request.point.vm))?;
-    let point = Point::read(&mut repository, &entry.info)?;
+    let point = RestorePoint::read(&mut repository, &entry.info)?;
     let vouched = belief::trust(context, request, &repository, &catalog, &point, &order)?;
     let chain = header::Chain {
         newest,
@@ -421,7 +421,7 @@ fn bring_to_state(
     context: &Context<'_>,
     request: &Request,
     mut repository: Repository,
-    point: &Point,
+    point: &RestorePoint,
     chain: &header::Chain<'_>,
     image: &std::path::Path,
     clock: std::time::Instant,
@@ -469,7 +469,7 @@ fn write_all(
     context: &Context<'_>,
     request: &Request,
     repository: &mut Repository,
-    point: &Point,
+    point: &RestorePoint,
     plan: &RestorePlan,
     headers: &header::Search<'_>,
     stage: &Stage<'_>,
@@ -515,7 +515,7 @@ fn write_all(
 }
 
 /// The definition as it was.
-fn definition(repository: &mut Repository, point: &Point) -> Result<String, RestoreError> {
+fn definition(repository: &mut Repository, point: &RestorePoint) -> Result<String, RestoreError> {
     let bytes = checked_file(repository, point, DOMAIN_PATH, MAX_DOMAIN_XML)?;
     String::from_utf8(bytes).map_err(|_| RestoreError::Altered {
         archive: point.name(),
@@ -526,7 +526,7 @@ fn definition(repository: &mut Repository, point: &Point) -> Result<String, Rest
 /// A file of the archive, compared with the manifest.
 fn checked_file(
     repository: &mut Repository,
-    point: &Point,
+    point: &RestorePoint,
     path: &str,
     limit: u64,
 ) -> Result<Vec<u8>, RestoreError> {

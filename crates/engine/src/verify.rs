@@ -23,12 +23,13 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::Serialize;
 use strongroom_base::cancel::Cancelled;
-use strongroom_points::archive::HistoryError;
+use strongroom_points::archive::PointError;
 use strongroom_points::catalog::{Catalog, Entry};
 use strongroom_points::headers::Headers;
-use strongroom_points::history::Point;
 use strongroom_points::manifest::LostPoint;
 use strongroom_points::names::is_vm_name;
+use strongroom_points::restore_point::RestorePoint;
+use strongroom_points::selector::{PointName, Selector};
 use strongroom_points::store::{Access, ArchiveInfo, ChunkId, ChunkRef, Repository};
 use strongroom_points::trust::Signer;
 use strongroom_points::trust::chain::{Head, Link, Records};
@@ -36,7 +37,6 @@ use strongroom_points::trust::ledger::Ledger;
 use strongroom_points::trust::order::{self, Order};
 pub use strongroom_points::trust::part::{Part, Share};
 use strongroom_points::trust::witness;
-use strongroom_points::when::{PointName, When};
 
 use self::headers::HeaderInventory;
 use self::missing_disks::Disks;
@@ -68,11 +68,11 @@ pub struct Scope {
     /// The VM.
     pub vm: String,
     /// One restore point; all if there is none.
-    pub when: Option<When>,
+    pub when: Option<Selector>,
 }
 
 impl FromStr for Scope {
-    type Err = strongroom_points::when::WhenError;
+    type Err = strongroom_points::selector::SelectorError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let PointName { vm, when } = text.parse()?;
@@ -388,7 +388,7 @@ impl Work<'_> {
         request: &Request,
         scope: &Scope,
         witness: Option<&[Head]>,
-    ) -> Result<(), HistoryError> {
+    ) -> Result<(), PointError> {
         let catalog = Catalog::read(repository)?;
         let all = in_order(repository, &catalog);
         let chosen = match &scope.when {
@@ -424,7 +424,7 @@ impl Work<'_> {
             if self.here.cancel.is_cancelled() {
                 return Ok(());
             }
-            let read = Point::read(repository, info);
+            let read = RestorePoint::read(repository, info);
             match read {
                 Ok(point) => self.point(repository, &point)?,
                 Err(error) => self.unreadable(info, error)?,
@@ -456,11 +456,11 @@ impl Work<'_> {
     }
 
     /// An archive that cannot be read: it is a problem, and only that, unless the connection is gone.
-    fn unreadable(&mut self, info: &ArchiveInfo, error: HistoryError) -> Result<(), HistoryError> {
+    fn unreadable(&mut self, info: &ArchiveInfo, error: PointError) -> Result<(), PointError> {
         match error {
-            HistoryError::Repository(error) if error.is_connection_lost() => Err(error.into()),
+            PointError::Repository(error) if error.is_connection_lost() => Err(error.into()),
             error => {
-                let kind = if matches!(error, HistoryError::Foreign(_)) {
+                let kind = if matches!(error, PointError::Foreign(_)) {
                     "foreign"
                 } else {
                     "unreadable"
@@ -473,7 +473,7 @@ impl Work<'_> {
     }
 
     /// One restore point: what it says of itself, who vouches for it, and whether its chunks are there.
-    fn point(&mut self, repository: &mut Repository, point: &Point) -> Result<(), HistoryError> {
+    fn point(&mut self, repository: &mut Repository, point: &RestorePoint) -> Result<(), PointError> {
         let signer = self.signers.get(&point.link).cloned();
         let (signer, problems) = point::check(repository, &self.report.vm, point, signer)?;
         // What is signed for another place, or by a key that is not named, says nothing of this chain.
@@ -508,7 +508,7 @@ impl Work<'_> {
     }
 
     /// The archives of headers: all of them, or what one restore point needs of them.
-    fn all_headers(&mut self, repository: &mut Repository, all: bool) -> Result<(), HistoryError> {
+    fn all_headers(&mut self, repository: &mut Repository, all: bool) -> Result<(), PointError> {
         for info in strongroom_points::headers::archives(repository) {
             if self.here.cancel.is_cancelled() {
                 return Ok(());
@@ -547,8 +547,8 @@ mod tests {
     fn a_vm_alone_means_all_its_restore_points() {
         let scope = |text: &str| text.parse::<Scope>().unwrap().when;
         assert_eq!(scope("web"), None);
-        assert_eq!(scope("web@latest"), Some(When::Latest));
-        assert_eq!(scope("web@2026"), Some(When::Text("2026".into())));
+        assert_eq!(scope("web@latest"), Some(Selector::Latest));
+        assert_eq!(scope("web@2026"), Some(Selector::Text("2026".into())));
         "@x".parse::<Scope>().unwrap_err();
     }
 }

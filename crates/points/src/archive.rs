@@ -15,7 +15,7 @@ const MOST_STRANGE: usize = 20;
 
 /// Why a restore point cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum HistoryError {
+pub enum PointError {
     /// The repository's reason.
     #[error("use the repository: {0}")]
     Repository(#[from] StoreError),
@@ -83,7 +83,7 @@ pub fn is_headers(info: &ArchiveInfo) -> bool {
     info.name.as_str().is_some_and(|name| name.ends_with(SUFFIX))
 }
 
-impl HistoryError {
+impl PointError {
     /// Whether it is this archive that cannot be used, and not the repository.
     pub fn concerns_one_archive(&self) -> bool {
         match self {
@@ -106,14 +106,14 @@ pub(crate) fn read_items(
     info: &ArchiveInfo,
     first: &str,
     ours: fn(&str) -> bool,
-) -> Result<Content, HistoryError> {
+) -> Result<Content, PointError> {
     let archive = repository.archive_by_info(info)?;
     let mut items = BTreeMap::new();
     let mut strange = Vec::new();
     for item in repository.items(&archive) {
         let item = item?;
         if items.is_empty() && item.path.as_str() != Some(first) {
-            return Err(HistoryError::Foreign(info.name.to_string()));
+            return Err(PointError::Foreign(info.name.to_string()));
         }
         // Pieces of a file that Borg left at a checkpoint are not the file.
         let path = item
@@ -186,12 +186,12 @@ pub(crate) fn read_item(
     archive: &str,
     item: &Item,
     limit: u64,
-) -> Result<Vec<u8>, HistoryError> {
+) -> Result<Vec<u8>, PointError> {
     let chunks = item.chunks.clone().unwrap_or_default();
     let size: u64 = chunks.iter().map(|chunk| u64::from(chunk.size)).sum();
     if size > limit {
         let (archive, path) = (archive.to_owned(), item.path.to_string());
-        return Err(HistoryError::TooLarge {
+        return Err(PointError::TooLarge {
             archive,
             path,
             size,

@@ -8,11 +8,11 @@ use std::path::Path;
 use uuid::Uuid;
 
 use self::cache::Cache;
-use crate::archive::{self, HistoryError, Listed};
+use crate::archive::{self, Listed, PointError};
 use crate::manifest::{MANIFEST_PATH, MAX_BYTES, Manifest, SIGNATURE_PATH};
+use crate::selector::{PointName, Selector};
 use crate::store::{Archive, ArchiveInfo, Item, Repository};
 use crate::trust::signature;
-use crate::when::{PointName, When};
 
 /// One restore point: what is signed of it.
 #[derive(Debug)]
@@ -32,17 +32,17 @@ pub struct Entry {
 
 impl Entry {
     /// Reads what is signed. It comes first, so the lists of chunks behind it are not fetched.
-    pub fn read(repository: &mut Repository, info: &ArchiveInfo) -> Result<Self, HistoryError> {
+    pub fn read(repository: &mut Repository, info: &ArchiveInfo) -> Result<Self, PointError> {
         let name = info.name.to_string();
         let archive = repository.archive_by_info(info)?;
         let mut first = first_items(repository, &archive)?.into_iter();
         let mut next = |path: &str| first.next().filter(|item| item.path.as_str() == Some(path));
         let Some(item) = next(MANIFEST_PATH) else {
-            return Err(HistoryError::Foreign(name));
+            return Err(PointError::Foreign(name));
         };
         let second = next(SIGNATURE_PATH);
         let bytes = archive::read_item(repository, &name, &item, MAX_BYTES)?;
-        let manifest = Manifest::parse(&bytes).map_err(|source| HistoryError::Manifest {
+        let manifest = Manifest::parse(&bytes).map_err(|source| PointError::Manifest {
             archive: name.clone(),
             source,
         })?;
@@ -76,7 +76,7 @@ impl Entry {
 }
 
 /// The first two items of an archive. They are in the first piece of its metadata, unless others have cut it.
-fn first_items(repository: &mut Repository, archive: &Archive) -> Result<Vec<Item>, HistoryError> {
+fn first_items(repository: &mut Repository, archive: &Archive) -> Result<Vec<Item>, PointError> {
     let mut pieces = 1;
     loop {
         let mut head = archive.clone();
@@ -105,19 +105,19 @@ pub struct Catalog {
 impl Catalog {
     /// Reads what is signed of each. An error means that the repository cannot be used: what concerns one archive is
     /// among the unreadable ones.
-    pub fn read(repository: &mut Repository) -> Result<Self, HistoryError> {
+    pub fn read(repository: &mut Repository) -> Result<Self, PointError> {
         Self::read_with(repository, None)
     }
 
     /// The same, reading only what was not read before: that is kept in the state directory.
-    pub fn look(repository: &mut Repository, state: &Path) -> Result<Self, HistoryError> {
+    pub fn look(repository: &mut Repository, state: &Path) -> Result<Self, PointError> {
         let mut cache = Cache::open(state, repository);
         let catalog = Self::read_with(repository, Some(&mut cache))?;
         cache.keep();
         Ok(catalog)
     }
 
-    fn read_with(repository: &mut Repository, mut cache: Option<&mut Cache>) -> Result<Self, HistoryError> {
+    fn read_with(repository: &mut Repository, mut cache: Option<&mut Cache>) -> Result<Self, PointError> {
         let mut catalog = Self::default();
         let archives = repository.archives().filter(|info| !archive::is_headers(info));
         for info in archives.cloned().collect::<Vec<_>>() {
@@ -132,7 +132,7 @@ impl Catalog {
                     }
                     catalog.entries.push(entry);
                 }
-                Err(HistoryError::Foreign(name)) => catalog.foreign.push(name),
+                Err(PointError::Foreign(name)) => catalog.foreign.push(name),
                 Err(error) if error.concerns_one_archive() => {
                     catalog.unreadable.push((info, error.to_string()));
                 }
@@ -167,7 +167,7 @@ impl Catalog {
 
     /// The restore point that is meant: the newest of this VM that fits. Archives of others in the same repository are
     /// passed over.
-    pub fn find(&self, point: &PointName) -> Result<&Entry, HistoryError> {
+    pub fn find(&self, point: &PointName) -> Result<&Entry, PointError> {
         let fitting = self.entries.iter().filter(|entry| point.fits(&entry.info));
         let best = fitting
             .filter(|entry| entry.manifest.vm.name == point.vm)
@@ -179,7 +179,7 @@ impl Catalog {
             .iter()
             .filter(|(info, _)| point.fits(info) && best.is_none_or(|best| rank(&best.info) < rank(info)));
         if let Some((info, reason)) = doubtful.max_by_key(|(info, _)| rank(info)) {
-            return Err(HistoryError::Unreadable {
+            return Err(PointError::Unreadable {
                 archive: info.name.to_string(),
                 reason: reason.clone(),
             });
@@ -188,19 +188,19 @@ impl Catalog {
     }
 
     /// Why nothing is found.
-    fn nothing(&self, point: &PointName) -> HistoryError {
+    fn nothing(&self, point: &PointName) -> PointError {
         let other = self.entries.iter().rev().find(|entry| point.fits(&entry.info));
         let foreign = self.foreign.iter().find(|name| match &point.when {
-            When::Latest => true,
-            When::Text(text) => *name == text,
+            Selector::Latest => true,
+            Selector::Text(text) => *name == text,
         });
         match (other, foreign) {
-            (Some(entry), _) => HistoryError::OtherVm {
+            (Some(entry), _) => PointError::OtherVm {
                 archive: entry.name(),
                 vm: entry.manifest.vm.name.clone(),
             },
-            (None, Some(name)) => HistoryError::Foreign(name.clone()),
-            (None, None) => HistoryError::None(point.to_string()),
+            (None, Some(name)) => PointError::Foreign(name.clone()),
+            (None, None) => PointError::None(point.to_string()),
         }
     }
 }
@@ -345,9 +345,9 @@ pub(crate) mod tests {
             ..Catalog::default()
         };
         let why = |point: &str| catalog.find(&point.parse().unwrap()).unwrap_err();
-        assert!(matches!(why("web@home"), HistoryError::Foreign(name) if name == "home"));
-        assert!(matches!(why("web@other"), HistoryError::None(_)));
-        assert!(matches!(why("web"), HistoryError::Foreign(_)));
+        assert!(matches!(why("web@home"), PointError::Foreign(name) if name == "home"));
+        assert!(matches!(why("web@other"), PointError::None(_)));
+        assert!(matches!(why("web"), PointError::Foreign(_)));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use strongroom_disk::Extent;
 use strongroom_disk::luks::LARGEST_AREA;
 use strongroom_hypervisor::names::is_target;
 
-use crate::archive::{self, HistoryError, Listed, archive_name, is_headers};
+use crate::archive::{self, Listed, PointError, archive_name, is_headers};
 use crate::digest;
 use crate::manifest::{LuksRecord, VmIdentity};
 use crate::store::{Archive, ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
@@ -169,7 +169,7 @@ pub struct Headers {
 
 impl Headers {
     /// Reads an archive's items and statement.
-    pub fn read(repository: &mut Repository, info: &ArchiveInfo) -> Result<Self, HistoryError> {
+    pub fn read(repository: &mut Repository, info: &ArchiveInfo) -> Result<Self, PointError> {
         let name = info.name.to_string();
         let (archive, items, strange) = archive::read_items(repository, info, STATEMENT_PATH, is_ours)?;
         let mut file = |path: &str, limit| {
@@ -180,7 +180,7 @@ impl Headers {
         };
         let bytes = file(STATEMENT_PATH, MAX_BYTES)?.unwrap_or_default();
         let signature = file(SIGNATURE_PATH, signature::MAX_BYTES)?;
-        let statement = Statement::parse(&bytes).map_err(|reason| HistoryError::Headers {
+        let statement = Statement::parse(&bytes).map_err(|reason| PointError::Headers {
             archive: name.clone(),
             reason,
         })?;

@@ -3,7 +3,7 @@
 use strongroom_engine::run::event::Code;
 use strongroom_engine::run::state::StateDirectory;
 use strongroom_engine::verify::{self, Problem, Report, Request, Scope, Share, VmReport};
-use strongroom_points::when::PointName;
+use strongroom_points::selector::PointName;
 
 use crate::args::Verify;
 use crate::documents::Verified;

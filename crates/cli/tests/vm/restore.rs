@@ -11,7 +11,7 @@ use crate::common::running::{Running, Said};
 use crate::common::tmpfs::Tmpfs;
 use crate::common::{Bench, names};
 use strongroom_engine::backup::Report;
-use strongroom_points::history::Point;
+use strongroom_points::restore_point::RestorePoint;
 use strongroom_points::store::Access;
 use strongroom_testkit::{Format, Lab, TestGuest, output_of, run, sha256_of_raw, virsh};
 
@@ -379,7 +379,7 @@ fn damage_is_named_by_disk_and_offset(scene: &Scene<'_>) {
     let name = scene.report.archive.as_str();
     let info = repository.archives().find(|info| info.name == *name);
     let info = info.cloned().unwrap();
-    let point = Point::read(&mut repository, &info).unwrap();
+    let point = RestorePoint::read(&mut repository, &info).unwrap();
     let chunk = point.chunks("vdc").unwrap()[index];
     repository.close().unwrap();
     let (file, entry, size) = find_object(&scene.repository(), &chunk.id.0);

@@ -4,11 +4,11 @@
 use std::collections::{BTreeSet, HashSet};
 
 use strongroom_hypervisor::Domain;
-use strongroom_points::archive::HistoryError;
+use strongroom_points::archive::PointError;
 use strongroom_points::catalog::{Catalog, Entry};
 use strongroom_points::headers::Headers;
-use strongroom_points::history::Point;
 use strongroom_points::manifest::VmIdentity;
+use strongroom_points::restore_point::RestorePoint;
 use strongroom_points::store::{ChunkId, Repository};
 use strongroom_points::trust::chain::{ChainProblem, Records};
 use strongroom_points::trust::ledger::{Ledger, Left};
@@ -29,7 +29,7 @@ pub fn newest(
     domain: &Domain,
     run: &RunId,
     made_anew: bool,
-) -> Result<(Option<Point>, Records, Order), BackupError> {
+) -> Result<(Option<RestorePoint>, Records, Order), BackupError> {
     let (here, vm) = (context.here(), &domain.name);
     let catalog = Catalog::look(repository, context.state.path())?;
     for (_, why) in &catalog.unreadable {
@@ -92,9 +92,9 @@ pub fn newest(
         let Some(entry) = candidates.next() else {
             break None;
         };
-        match Point::read(repository, &entry.info) {
+        match RestorePoint::read(repository, &entry.info) {
             Ok(point) => break Some(point),
-            Err(error @ HistoryError::Repository(_)) if !error.concerns_one_archive() => {
+            Err(error @ PointError::Repository(_)) if !error.concerns_one_archive() => {
                 return Err(error.into());
             }
             Err(error) => context.warn(Code::ArchivePassedOver, format!("passed over: failed to {error}")),
@@ -140,7 +140,7 @@ pub fn gone(
     context: &Context<'_>,
     repository: &mut Repository,
     vm: &str,
-    points: [Option<&Point>; 2],
+    points: [Option<&RestorePoint>; 2],
     headers: Option<&Headers>,
 ) -> Result<Gone, BackupError> {
     let points = || points.into_iter().flatten();

@@ -4,8 +4,8 @@ use strongroom_disk::gpt::Gpt;
 use strongroom_disk::{ExtentMap, RangeSet};
 use strongroom_nbd::{Client, Options};
 use strongroom_points::headers::AreaRecord;
-use strongroom_points::history::Point;
 use strongroom_points::manifest::{DiskRecord, LuksRecord, Mode};
+use strongroom_points::restore_point::RestorePoint;
 use strongroom_points::store::{ArchiveWriter, ChunkRef};
 use uuid::Uuid;
 
@@ -57,7 +57,7 @@ pub fn read(
     job: &VmJob,
     capture: &Capture<'_>,
     disk: &DiskPlan,
-    points: &[&Point],
+    points: &[&RestorePoint],
     throttler: &Throttler,
     writer: &mut ArchiveWriter,
 ) -> Result<DiskResult, BackupError> {

@@ -5,9 +5,9 @@ use std::path::Path;
 use strongroom_hypervisor::names::PREFIX;
 use strongroom_hypervisor::{BadBitmap, Bitmaps, Disk, Domain, Identity, Snapshot};
 use strongroom_points::digest;
-use strongroom_points::history::Point;
 use strongroom_points::manifest::{DiskRecord, Exclusion, Manifest, Method, Mode};
 use strongroom_points::names::archive_prefix;
+use strongroom_points::restore_point::RestorePoint;
 use strongroom_points::store::ChunkRef;
 use uuid::Uuid;
 
@@ -127,7 +127,7 @@ pub enum PlanError {
 pub enum Parent<'a> {
     /// A checkpoint that the hypervisor vouches for, but for these disks, and the archive that was made at that
     /// instant.
-    Usable(&'a Committed, &'a Point, Vec<BadBitmap>),
+    Usable(&'a Committed, &'a RestorePoint, Vec<BadBitmap>),
     /// None, and why.
     None(String),
     /// None, and none is to be made for the next run, and why.

@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 use strongroom_hypervisor::{Domain, HypervisorError, RunState};
-use strongroom_points::archive::HistoryError;
+use strongroom_points::archive::PointError;
 use strongroom_points::catalog::{Catalog, Entry};
 use strongroom_points::names::archive_prefix;
 use strongroom_points::store::{Access, ArchiveInfo};
@@ -202,7 +202,7 @@ struct Found {
 }
 
 /// Looks into the repository. Archives of others do not count, nor those of other VMs.
-fn archives(here: &Surroundings<'_>, location: &str, names: &[String]) -> Result<Found, HistoryError> {
+fn archives(here: &Surroundings<'_>, location: &str, names: &[String]) -> Result<Found, PointError> {
     let mut repository = here
         .repositories
         .open_as_it_is(location, Access::ReadWithoutLock)?;

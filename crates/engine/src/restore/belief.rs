@@ -3,13 +3,13 @@
 
 use jiff::Timestamp;
 use strongroom_points::catalog::{Catalog, Entry};
-use strongroom_points::history::Point;
 use strongroom_points::manifest::HeadersRecord;
+use strongroom_points::restore_point::RestorePoint;
+use strongroom_points::selector::Selector;
 use strongroom_points::store::Repository;
 use strongroom_points::trust::order::{self, Order};
 use strongroom_points::trust::signature::{self, NAMESPACE, Signer, Untrusted};
 use strongroom_points::trust::{self, Standing};
-use strongroom_points::when::When;
 
 use super::{Request, RestoreError};
 use crate::run::context::Context;
@@ -27,7 +27,7 @@ pub fn compare(
     let id = repository.id().to_string();
     let records = trust::recall(&here.grounds(), vm, &id, &trust::witnessed(&here.grounds()));
     let standing = Standing::of(&here.grounds(), repository, chain, &records);
-    let may_stop = request.point.when == When::Latest && !request.allow_rollback;
+    let may_stop = request.point.when == Selector::Latest && !request.allow_rollback;
     if let Some(problem) = standing.hidden().filter(|_| may_stop) {
         return Err(RestoreError::NotTheNewest {
             vm: vm.clone(),
@@ -50,7 +50,7 @@ pub fn trust(
     request: &Request,
     repository: &Repository,
     catalog: &Catalog,
-    point: &Point,
+    point: &RestorePoint,
     order: &Order,
 ) -> Result<bool, RestoreError> {
     let signing = context.settings.signing.as_ref();

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use strongroom_points::headers::{self, Headers};
-use strongroom_points::history::Point;
 use strongroom_points::manifest::{HeadersRecord, LuksRecord};
+use strongroom_points::restore_point::RestorePoint;
 use strongroom_points::store::{ChunkRef, Repository};
 use strongroom_points::trust::order::Order;
 
@@ -43,7 +43,7 @@ impl Found {
 pub struct Search<'a> {
     context: &'a Context<'a>,
     request: &'a Request,
-    point: &'a Point,
+    point: &'a RestorePoint,
     chain: &'a Chain<'a>,
     /// Those that may be taken, and have not been looked at: the newest last.
     unread: Vec<Headers>,
@@ -77,7 +77,7 @@ impl<'a> Search<'a> {
         context: &'a Context<'a>,
         repository: &mut Repository,
         request: &'a Request,
-        point: &'a Point,
+        point: &'a RestorePoint,
         chain: &'a Chain<'a>,
     ) -> Result<Self, RestoreError> {
         let mut search = Self {

@@ -25,8 +25,8 @@ use crossbeam_channel::bounded;
 use strongroom_base::workers::{Batches, join, workers_wanted};
 use strongroom_disk::{Extent, ExtentMap, Kind, RangeSet};
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Sparse, Zeroing, through};
-use strongroom_points::history::Point;
 use strongroom_points::manifest::DiskRecord;
+use strongroom_points::restore_point::RestorePoint;
 use strongroom_points::store::{ChunkId, Opener, Repository, Spare};
 use uuid::Uuid;
 
@@ -152,7 +152,7 @@ pub type Owner = (String, Uuid);
 pub fn target(
     context: &Context<'_>,
     request: &Request,
-    point: &Point,
+    point: &RestorePoint,
     image: &Path,
 ) -> Result<(DiskTarget, Option<Owner>), RestoreError> {
     let [target] = request.disks.as_slice() else {
@@ -201,7 +201,7 @@ pub fn target(
 pub fn disk(
     context: &Context<'_>,
     repository: &mut Repository,
-    point: &Point,
+    point: &RestorePoint,
     disk: &DiskTarget,
     headers: &[Found],
     owner: Option<&Owner>,
@@ -323,7 +323,7 @@ impl Differences {
 fn compare(
     context: &Context<'_>,
     repository: &Repository,
-    point: &Point,
+    point: &RestorePoint,
     disk: &DiskTarget,
     headers: &[Found],
     format: Format,

@@ -9,9 +9,9 @@ use serde::Serialize;
 use strongroom_disk::SwapLayout;
 use strongroom_hypervisor::{Disk, DiskSource, HypervisorError, Retarget};
 use strongroom_points::firmware;
-use strongroom_points::history::Point;
 use strongroom_points::manifest::{ExcludedDisk, Exclusion, NVRAM_PATH};
 use strongroom_points::names::archive_prefix;
+use strongroom_points::restore_point::RestorePoint;
 use uuid::Uuid;
 
 use super::{ImageFormat, Request};
@@ -151,7 +151,11 @@ pub enum PlanError {
 }
 
 /// Decides where everything goes.
-pub fn make(context: &Context<'_>, request: &Request, point: &Point) -> Result<RestorePlan, PlanError> {
+pub fn make(
+    context: &Context<'_>,
+    request: &Request,
+    point: &RestorePoint,
+) -> Result<RestorePlan, PlanError> {
     let vm = request.rename.clone().unwrap_or_else(|| request.point.vm.clone());
     if vm.is_empty() || vm.starts_with('.') || vm.contains(['/', '\0']) {
         return Err(PlanError::Name(vm));
@@ -265,7 +269,13 @@ fn own(request: &Request, plan: &RestorePlan, vm: Uuid) -> Own {
 }
 
 /// Where UEFI variables and the TPM's state go. Other files are none of ours.
-fn files(context: &Context<'_>, request: &Request, point: &Point, vm: &str, uuid: Uuid) -> Vec<FileTarget> {
+fn files(
+    context: &Context<'_>,
+    request: &Request,
+    point: &RestorePoint,
+    vm: &str,
+    uuid: Uuid,
+) -> Vec<FileTarget> {
     let place = |path: &str| {
         if path == NVRAM_PATH {
             return Some(directory(context, request).join(format!("{}-nvram.fd", archive_prefix(vm))));
@@ -298,7 +308,7 @@ fn directory(context: &Context<'_>, request: &Request) -> PathBuf {
 fn disks(
     context: &Context<'_>,
     request: &Request,
-    point: &Point,
+    point: &RestorePoint,
     vm: &str,
 ) -> Result<Vec<DiskTarget>, PlanError> {
     let manifest = &point.manifest;

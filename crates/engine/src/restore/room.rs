@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use strongroom_points::history::Point;
+use strongroom_points::restore_point::RestorePoint;
 use strongroom_points::store::Opener;
 
 use super::header::Found;
@@ -10,7 +10,7 @@ use super::{DiskContent, DiskTarget};
 use crate::files::room::with_tables;
 
 /// What a disk takes at most: all its chunks but those that hold nothing but zeroes, and its headers.
-pub fn of_disk(point: &Point, disk: &DiskTarget, headers: &[Found], opener: &Opener) -> u64 {
+pub fn of_disk(point: &RestorePoint, disk: &DiskTarget, headers: &[Found], opener: &Opener) -> u64 {
     let mut zeroes = HashMap::new();
     let chunks = match disk.content {
         DiskContent::Archived => point.chunks(&disk.target).unwrap_or_default(),

@@ -8,7 +8,7 @@ use strongroom_base::workers::{Batches, join, workers_wanted};
 use strongroom_disk::Extent;
 use strongroom_nbd::{Client, Format, Options, QemuNbd, Serve, Sparse};
 use strongroom_points::digest;
-use strongroom_points::history::Point;
+use strongroom_points::restore_point::RestorePoint;
 use strongroom_points::store::{ChunkId, ChunkRef, Content, Object, Opener, Repository, Spare};
 
 pub use super::error::WriteError;
@@ -30,7 +30,7 @@ const CLUSTER: usize = 64 << 10;
 pub fn disk(
     context: &Context<'_>,
     repository: &mut Repository,
-    point: &Point,
+    point: &RestorePoint,
     disk: &DiskTarget,
     headers: &[Found],
     stage: &Stage<'_>,
@@ -83,7 +83,7 @@ pub fn disk(
 fn fill(
     context: &Context<'_>,
     repository: &mut Repository,
-    point: &Point,
+    point: &RestorePoint,
     disk: &DiskTarget,
     headers: &[Found],
     image: &mut impl Sink,
@@ -109,7 +109,7 @@ fn fill(
 }
 
 /// The chunks of a disk, which have to be those that the manifest describes, and where they lie.
-pub(super) fn placed(point: &Point, disk: &DiskTarget) -> Result<Vec<Placed>, WriteError> {
+pub(super) fn placed(point: &RestorePoint, disk: &DiskTarget) -> Result<Vec<Placed>, WriteError> {
     let chunks = point.chunks(&disk.target).ok_or(WriteError::List)?;
     let record = point.manifest.disk(&disk.target).ok_or(WriteError::List)?;
     laid_out(chunks, disk.size, &record.digest)
@@ -134,7 +134,7 @@ fn laid_out(chunks: &[ChunkRef], size: u64, digest: &str) -> Result<Vec<Placed>,
 fn archived(
     context: &Context<'_>,
     repository: &mut Repository,
-    point: &Point,
+    point: &RestorePoint,
     disk: &DiskTarget,
     image: &mut impl Sink,
 ) -> Result<u64, WriteError> {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use strongroom_points::headers::Headers;
-use strongroom_points::history::Point;
 use strongroom_points::manifest;
+use strongroom_points::restore_point::RestorePoint;
 use strongroom_points::store::{ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
 
 use super::{Problem, Work};
@@ -72,7 +72,7 @@ impl Work<'_> {
         let mut archives: Vec<(String, BTreeMap<String, Item>)> = Vec::new();
         for info in all {
             // What cannot be read was said before.
-            let read = Point::read(repository, info);
+            let read = RestorePoint::read(repository, info);
             archives.extend(read.map(|point| (point.name(), point.items)));
         }
         for info in strongroom_points::headers::archives(repository) {

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use strongroom_points::headers::{AreaRecord, Headers};
-use strongroom_points::history::Point;
 use strongroom_points::manifest::HeadersRecord;
+use strongroom_points::restore_point::RestorePoint;
 use strongroom_points::store::{ArchiveInfo, Repository};
 
 use super::{Problem, Work};
@@ -24,7 +24,7 @@ pub struct HeaderInventory {
 
 impl HeaderInventory {
     /// Takes note of what a restore point needs.
-    pub fn needs(&mut self, point: &Point) {
+    pub fn needs(&mut self, point: &RestorePoint) {
         let archive = point.name();
         for disk in &point.manifest.disks {
             for luks in &disk.luks {

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
-use strongroom_points::history::Point;
 use strongroom_points::manifest::{Exclusion, Manifest};
+use strongroom_points::restore_point::RestorePoint;
 
 /// What the restore points of a VM say of its disks. Only those that a trusted key has signed count.
 #[derive(Debug, Default)]
@@ -57,7 +57,7 @@ impl MissingDisk {
 
 impl Disks {
     /// Takes note of a restore point.
-    pub fn add(&mut self, point: &Point) {
+    pub fn add(&mut self, point: &RestorePoint) {
         self.note(&point.name(), &point.manifest);
     }
 

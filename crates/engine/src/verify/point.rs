@@ -1,10 +1,10 @@
 //! One restore point: is it signed, in its place, and does it hold exactly what its manifest describes?
 
-use strongroom_points::archive::HistoryError;
+use strongroom_points::archive::PointError;
 use strongroom_points::digest;
 use strongroom_points::firmware;
-use strongroom_points::history::Point;
 use strongroom_points::manifest::{DOMAIN_PATH, DiskRecord, MANIFEST_PATH, SIGNATURE_PATH, disk_path};
+use strongroom_points::restore_point::RestorePoint;
 use strongroom_points::store::Repository;
 use strongroom_points::trust::Signer;
 
@@ -18,9 +18,9 @@ const MAX_DOMAIN_XML: u64 = 16 << 20;
 pub fn check(
     repository: &mut Repository,
     vm: &str,
-    point: &Point,
+    point: &RestorePoint,
     signer: Option<Result<Signer, String>>,
-) -> Result<(Option<String>, Vec<Problem>), HistoryError> {
+) -> Result<(Option<String>, Vec<Problem>), PointError> {
     let archive = point.name();
     let mut problems = Vec::new();
     let mut problem = |kind, text: String| problems.push(Problem::of(kind, &archive, text));
@@ -81,7 +81,7 @@ pub fn check(
                 problem("file", format!("{}: not what its manifest describes", file.path));
             }
             Some(Ok(None)) => problem("file", format!("{}: it is missing", file.path)),
-            Some(Err(HistoryError::Repository(error))) if error.is_connection_lost() => {
+            Some(Err(PointError::Repository(error))) if error.is_connection_lost() => {
                 return Err(error.into());
             }
             Some(Err(error)) => problem("file", format!("{}: failed to {error}", file.path)),
@@ -100,7 +100,7 @@ pub fn check(
 }
 
 /// What is wrong with a disk's list of chunks.
-fn disk_problem(point: &Point, disk: &DiskRecord) -> Option<&'static str> {
+fn disk_problem(point: &RestorePoint, disk: &DiskRecord) -> Option<&'static str> {
     let Some(item) = point.items.get(&disk_path(&disk.target)) else {
         return Some("it is missing");
     };

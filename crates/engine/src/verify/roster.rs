@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use strongroom_points::history::Point;
 use strongroom_points::names::is_vm_name;
+use strongroom_points::restore_point::RestorePoint;
 use strongroom_points::trust::chain::Head;
 use strongroom_points::trust::ledger::Ledger;
 
@@ -19,7 +19,7 @@ pub struct Inventories(BTreeMap<String, (Timestamp, String)>);
 
 impl Inventories {
     /// Takes note of a restore point's inventory. Only who is trusted says which VMs there have to be.
-    pub fn add(&mut self, point: &Point) {
+    pub fn add(&mut self, point: &RestorePoint) {
         let manifest = &point.manifest;
         for vm in manifest.inventory.iter().chain([&manifest.vm.name]) {
             self.lists(vm, manifest.captured, &point.name());

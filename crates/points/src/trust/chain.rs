@@ -19,8 +19,8 @@ use jiff::Timestamp;
 
 pub use super::record::{Head, Records};
 use crate::catalog::Entry;
-use crate::history::Point;
 use crate::manifest::{LostPoint, Manifest};
+use crate::restore_point::RestorePoint;
 
 /// One restore point that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub struct Link {
 
 impl Link {
     /// Of a restore point that was read.
-    pub fn of(point: &Point, trusted: bool) -> Self {
+    pub fn of(point: &RestorePoint, trusted: bool) -> Self {
         Self::new(point.name(), &point.manifest, &point.link, trusted)
     }
 

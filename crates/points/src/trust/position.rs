@@ -6,8 +6,8 @@ use super::chain::{Head, Link, Records};
 use super::grounds::{Doubt, Grounds};
 use super::ledger::Ledger;
 use super::{standing, witness};
-use crate::history::Point;
 use crate::manifest::{LostPoint, Manifest};
+use crate::restore_point::RestorePoint;
 use crate::store::{ChunkId, Repository};
 
 /// How many lost restore points are stated: the newest of them. One is enough for an alarm.
@@ -31,7 +31,7 @@ pub fn successor(
     grounds: &Grounds<'_>,
     vm: &str,
     repository: &Repository,
-    newest: Option<&Point>,
+    newest: Option<&RestorePoint>,
     records: &Records,
 ) -> Successor {
     let before = newest.map_or(&[][..], |point| &point.manifest.lost);
@@ -178,7 +178,7 @@ pub fn remember(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::tests::point;
+    use crate::restore_point::tests::point;
     use crate::store::ArchiveInfo;
     use crate::testing::{Heard, Listing};
     use crate::trust::chain::tests::{head, link};

@@ -11,12 +11,12 @@ pub struct PointName {
     /// The VM's name.
     pub vm: String,
     /// Which of its restore points.
-    pub when: When,
+    pub when: Selector,
 }
 
 /// Which restore point.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum When {
+pub enum Selector {
     /// The newest.
     Latest,
     /// The newest whose archive name, or whose time in UTC (`2026-11-23`, `2026-11-23T11:30`), starts so.
@@ -25,24 +25,24 @@ pub enum When {
 
 /// Why no restore point can be told from a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum WhenError {
+pub enum SelectorError {
     /// No VM before the `@`, or nothing after it.
     #[error("understand {0:?}: expected VM or VM@WHEN, where WHEN is `latest`, a date, or an archive's name")]
     Syntax(String),
 }
 
 impl FromStr for PointName {
-    type Err = WhenError;
+    type Err = SelectorError;
 
-    fn from_str(text: &str) -> Result<Self, WhenError> {
+    fn from_str(text: &str) -> Result<Self, SelectorError> {
         let (vm, when) = text.rsplit_once('@').unwrap_or((text, "latest"));
         if vm.is_empty() || when.is_empty() {
-            return Err(WhenError::Syntax(text.to_owned()));
+            return Err(SelectorError::Syntax(text.to_owned()));
         }
         let when = if when == "latest" {
-            When::Latest
+            Selector::Latest
         } else {
-            When::Text(when.to_owned())
+            Selector::Text(when.to_owned())
         };
         Ok(Self {
             vm: vm.to_owned(),
@@ -54,8 +54,8 @@ impl FromStr for PointName {
 impl fmt::Display for PointName {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.when {
-            When::Latest => write!(out, "{}@latest", self.vm),
-            When::Text(text) => write!(out, "{}@{text}", self.vm),
+            Selector::Latest => write!(out, "{}@latest", self.vm),
+            Selector::Text(text) => write!(out, "{}@{text}", self.vm),
         }
     }
 }
@@ -63,14 +63,14 @@ impl fmt::Display for PointName {
 impl PointName {
     /// Whether an archive has exactly the name that was given.
     pub fn names(&self, info: &ArchiveInfo) -> bool {
-        matches!(&self.when, When::Text(text) if info.name.as_str() == Some(text))
+        matches!(&self.when, Selector::Text(text) if info.name.as_str() == Some(text))
     }
 
     /// Whether an archive can be meant, by its name or its time.
     pub fn fits(&self, info: &ArchiveInfo) -> bool {
         match &self.when {
-            When::Latest => true,
-            When::Text(text) => self.names(info) || starts_with(info, text),
+            Selector::Latest => true,
+            Selector::Text(text) => self.names(info) || starts_with(info, text),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use strongroom_disk::Extent;
 
-use crate::archive::{self, HistoryError, Listed, read_item, read_items};
+use crate::archive::{self, Listed, PointError, read_item, read_items};
 use crate::firmware;
 use crate::manifest::{self, Manifest};
 use crate::store::{Archive, ArchiveInfo, ChunkId, ChunkRef, Item, Repository};
@@ -13,7 +13,7 @@ use crate::trust::signature;
 
 /// One archive of ours, with everything but its disks' bytes.
 #[derive(Debug)]
-pub struct Point {
+pub struct RestorePoint {
     /// The archive.
     pub archive: Archive,
     /// Its manifest.
@@ -32,16 +32,16 @@ pub struct Point {
     pub damaged: BTreeSet<ChunkId>,
 }
 
-impl Point {
+impl RestorePoint {
     /// Reads an archive's items and manifest.
-    pub fn read(repository: &mut Repository, info: &ArchiveInfo) -> Result<Self, HistoryError> {
+    pub fn read(repository: &mut Repository, info: &ArchiveInfo) -> Result<Self, PointError> {
         let name = info.name.to_string();
         let (archive, items, strange) = read_items(repository, info, manifest::MANIFEST_PATH, is_ours)?;
         let Some(item) = items.get(manifest::MANIFEST_PATH) else {
-            return Err(HistoryError::Foreign(name));
+            return Err(PointError::Foreign(name));
         };
         let bytes = read_item(repository, &name, item, manifest::MAX_BYTES)?;
-        let manifest = Manifest::parse(&bytes).map_err(|source| HistoryError::Manifest {
+        let manifest = Manifest::parse(&bytes).map_err(|source| PointError::Manifest {
             archive: name.clone(),
             source,
         })?;
@@ -107,7 +107,7 @@ impl Point {
         repository: &mut Repository,
         path: &str,
         limit: u64,
-    ) -> Result<Option<Vec<u8>>, HistoryError> {
+    ) -> Result<Option<Vec<u8>>, PointError> {
         self.items
             .get(path)
             .map(|item| read_item(repository, &self.name(), item, limit))
@@ -134,7 +134,7 @@ pub(crate) mod tests {
     }
 
     /// A restore point with one disk of three chunks.
-    pub fn point() -> Point {
+    pub fn point() -> RestorePoint {
         let text = r#"{"format":1,"vm":{"name":"web","uuid":"00000000-0000-0000-0000-000000000000"},"run":"r",
             "archive":"web-1","started":"1970-01-01T00:00:00Z","repository":"00","sequence":1,"previous":null,
             "captured":"1970-01-01T00:00:00Z","method":"offline","consistency":"clean","stall_us":0,"checkpoint":null,
@@ -151,7 +151,7 @@ pub(crate) mod tests {
         };
         let path = manifest::disk_path("vda");
         let disk = Item::regular(&path, vec![chunk(1, 4096), chunk(2, 8192), chunk(3, 512)]);
-        Point {
+        RestorePoint {
             archive: Archive {
                 time: info.time,
                 authenticated: true,
@@ -171,8 +171,9 @@ pub(crate) mod tests {
     #[test]
     fn damaged_chunks_are_not_taken_over_but_read_anew() {
         let mut point = point();
-        let sound =
-            |point: &Point| -> Vec<ChunkId> { point.sound_chunks("vda").map(|chunk| chunk.id).collect() };
+        let sound = |point: &RestorePoint| -> Vec<ChunkId> {
+            point.sound_chunks("vda").map(|chunk| chunk.id).collect()
+        };
         assert_eq!(sound(&point), [id(1), id(2), id(3)]);
         assert_eq!(point.damaged_extents("vda"), []);
         point.damaged = [id(2), id(3)].into();
