@@ -66,7 +66,7 @@ pub fn terminate(child: &mut Child) {
     }
 }
 
-/// Asks the child to end, and kills it after a while. Gives how it ended; nothing if it was left behind.
+/// Asks the child to end, and kills it after a while. Returns how it ended; nothing if it was left behind.
 pub fn end(child: &mut Child, program: &str, patience: Duration) -> Option<ExitStatus> {
     terminate(child);
     match wait(child, patience) {
@@ -76,7 +76,7 @@ pub fn end(child: &mut Child, program: &str, patience: Duration) -> Option<ExitS
     }
 }
 
-/// Kills the child. Gives how it ended; nothing if it was left behind.
+/// Kills the child. Returns how it ended; nothing if it was left behind.
 pub fn kill(child: &mut Child, program: &str) -> Option<ExitStatus> {
     let _ = child.kill();
     let status = wait(child, GONE).ok()?;

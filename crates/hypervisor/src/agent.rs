@@ -40,10 +40,10 @@ pub trait Agent {
     /// Asks for a sign of life, and waits at most this long.
     fn agent_ping(&self, domain: Uuid, at_most: Duration) -> Result<(), HypervisorError>;
 
-    /// Freezes all mounted file systems that can be. Gives how many.
+    /// Freezes all mounted file systems that can be. Returns how many.
     fn freeze(&self, domain: Uuid, at_most: Duration) -> Result<u32, HypervisorError>;
 
-    /// Thaws whatever is frozen; nothing being frozen is no error. Gives how many were thawed.
+    /// Thaws whatever is frozen; nothing being frozen is no error. Returns how many were thawed.
     fn thaw(&self, domain: Uuid, at_most: Duration) -> Result<u32, HypervisorError>;
 
     /// Whether file systems are frozen.

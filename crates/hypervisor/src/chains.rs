@@ -89,7 +89,7 @@ pub trait Chains {
     fn chains(&self, domain: Uuid) -> Result<Vec<Chain>, HypervisorError>;
 
     /// Takes one external, disk-only, atomic snapshot of exactly these disks, without keeping libvirt metadata of it;
-    /// every other disk is excluded by name. Gives how long the call took: an upper bound of the guest-visible pause.
+    /// every other disk is excluded by name. Returns how long the call took: an upper bound of the guest-visible pause.
     fn take_snapshot(&self, domain: Uuid, disks: &[SnapshotDisk]) -> Result<Duration, HypervisorError>;
 
     /// Starts to merge a disk's active overlay into its base while the guest runs (an active commit).

@@ -434,7 +434,7 @@ pub trait Hypervisor:
     /// Names of all checkpoints of the domain, of any maker, oldest first.
     fn checkpoints(&self, domain: Uuid) -> Result<Vec<String>, HypervisorError>;
 
-    /// Gives the disks whose bitmaps of a checkpoint cannot be believed; of the others the hypervisor has found an
+    /// Returns the disks whose bitmaps of a checkpoint cannot be believed; of the others the hypervisor has found an
     /// unbroken chain of bitmaps that are consistent and record. An error concerns the checkpoint as a whole. Of a
     /// domain that does not run, only that the checkpoint exists can be said.
     fn check_checkpoint(&self, domain: Uuid, name: &str) -> Result<Vec<BadBitmap>, HypervisorError>;
@@ -448,7 +448,7 @@ pub trait Hypervisor:
     /// Why no backup job can run on a domain of this kind, if its host says so: an old hypervisor, or another one.
     fn lacks_backup_jobs(&self, domain: Uuid) -> Result<Option<String>, HypervisorError>;
 
-    /// Starts a pull-mode backup. Gives how long the call took: an upper bound of the guest-visible pause.
+    /// Starts a pull-mode backup. Returns how long the call took: an upper bound of the guest-visible pause.
     fn begin_backup(&self, domain: Uuid, job: &BackupJob) -> Result<Duration, HypervisorError>;
 
     /// The backup job running on the domain, if any.
@@ -461,7 +461,7 @@ pub trait Hypervisor:
     /// second, and so on. What others read from the disks meanwhile does not count.
     fn requests(&self, domain: Uuid, targets: &[&str]) -> Result<Vec<Requests>, HypervisorError>;
 
-    /// Lets a domain run on that is paused because of an I/O error (its storage was full). Gives whether it was;
+    /// Lets a domain run on that is paused because of an I/O error (its storage was full). Returns whether it was;
     /// a domain that is paused for another reason stays so.
     fn resume_after_io_error(&self, domain: Uuid) -> Result<bool, HypervisorError>;
 

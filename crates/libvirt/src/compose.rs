@@ -13,7 +13,7 @@ use crate::xml::{parse, writable, writable_path};
 /// Namespace of what we write into a domain's `<metadata>`.
 pub const NAMESPACE: &str = "urn:strongroom:domain:1";
 
-/// Gives the definition. The error says what cannot be written, or does not fit together.
+/// Returns the definition. The error says what cannot be written, or does not fit together.
 pub fn domain(new: &NewDomain) -> Result<String, String> {
     check(new)?;
     let text = |name: &'static str, text: &str| Element::new(name).with_text(text);

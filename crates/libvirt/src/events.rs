@@ -43,7 +43,7 @@ impl Events {
         self.changed.notify_all();
     }
 
-    /// Waits until the number of the domain is not `seen`; gives the number.
+    /// Waits until the number of the domain is not `seen`; returns the number.
     pub fn wait(&self, domain: Uuid, seen: u64, at_most: Duration) -> u64 {
         let start = Instant::now();
         let mut counts = self.counts();

@@ -49,7 +49,7 @@ impl Monitor<'_> {
         Ok(nodes::jobs(&self.ask("query-jobs", &json!({}))?)?)
     }
 
-    /// Sends one command; gives what it returns.
+    /// Sends one command; returns what it returns.
     pub fn ask(self, command: &str, arguments: &Value) -> Result<Value, MonitorError> {
         let request = json!({"execute": command, "arguments": arguments}).to_string();
         let answer = self

@@ -17,7 +17,7 @@ const FORMAT: &str = "qcow2";
 /// Children of a disk that belong to its old source, or that a qcow2 file cannot have (`shareable` wants raw).
 const OF_THE_SOURCE: [&str; 5] = ["backingStore", "mirror", "auth", "encryption", "shareable"];
 
-/// Gives the changed definition. The error says what cannot be done.
+/// Returns the changed definition. The error says what cannot be done.
 ///
 /// Done twice, it changes nothing the second time. The result has been read back: it says what was asked.
 pub fn rewrite(xml: &str, change: &Retarget) -> Result<Retargeted, String> {

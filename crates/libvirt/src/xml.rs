@@ -57,7 +57,7 @@ pub fn text(node: Node<'_, '_>) -> String {
         .collect()
 }
 
-/// Gives `value` back if it can be written into XML and read back unchanged.
+/// Returns `value` if it can be written into XML and read back unchanged.
 ///
 /// Control characters cannot: XML 1.0 has no way to write most of them, and turns the others into spaces.
 pub fn writable<'a>(what: &str, value: &'a str) -> Result<&'a str, String> {
@@ -68,7 +68,7 @@ pub fn writable<'a>(what: &str, value: &'a str) -> Result<&'a str, String> {
     Ok(value)
 }
 
-/// Gives an absolute path as text that can be written into XML.
+/// Returns an absolute path as text that can be written into XML.
 pub fn writable_path<'a>(what: &str, path: &'a Path) -> Result<&'a str, String> {
     if !path.is_absolute() {
         return Err(format!("{what} {} is not absolute", path.display()));

@@ -30,7 +30,7 @@ pub(crate) struct Tunnel {
 }
 
 impl Tunnel {
-    /// Starts it. Gives the near end of the connection as well.
+    /// Starts it. Returns the near end of the connection as well.
     pub(crate) fn start(command: &[OsString]) -> io::Result<(Self, OwnedFd)> {
         let [program, arguments @ ..] = command else {
             return Err(io::Error::other("the command is empty"));

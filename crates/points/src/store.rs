@@ -295,7 +295,7 @@ impl ArchiveWriter {
         self.0.lacks(ids);
     }
 
-    /// Stores a chunk, unless it is there. Gives its memory back, to be used again.
+    /// Stores a chunk, unless it is there. Returns its memory, to be used again.
     pub fn put(&mut self, sealed: Sealed) -> Result<(ChunkRef, Vec<u8>)> {
         self.0.put(sealed)
     }

@@ -23,7 +23,7 @@ impl Bench {
     }
 
     /// The domain runs no backup job; it has no checkpoint but the one on record; no scratch file, draft or socket lies
-    /// about; no run is open; the repository is not locked. Gives the names of the archives.
+    /// about; no run is open; the repository is not locked. Returns the names of the archives.
     #[track_caller]
     pub fn at_rest(&self, lab: &Lab, vm: &str) -> Vec<String> {
         self.guest_at_rest(lab, vm);

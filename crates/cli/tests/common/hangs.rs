@@ -187,7 +187,7 @@ impl<'a> Ward<'a> {
         running
     }
 
-    /// Puts the repository behind ssh. Gives how the server beyond is found.
+    /// Puts the repository behind ssh. Returns how the server beyond is found.
     pub fn over_ssh(&mut self, sshd: &Sshd) -> PathBuf {
         let (there, place) = (self.lab.path("borg-there"), self.lab.path("there"));
         let borg = run(Command::new("sh").args(["-c", "command -v borg"]));

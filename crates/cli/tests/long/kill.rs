@@ -196,7 +196,7 @@ impl Session {
         outcome.is_ok()
     }
 
-    /// Prints what was counted; gives how many were tried and how many went wrong.
+    /// Prints what was counted; returns how many were tried and how many went wrong.
     fn table(&self) -> (u32, u32) {
         let line = "-".repeat(96);
         eprintln!(

@@ -49,7 +49,7 @@ impl<'a> BackupVm<'a> {
         Self { guest, bench }
     }
 
-    /// Runs the program there. Gives how it ended, its document, and what it said beside that.
+    /// Runs the program there. Returns how it ended, its document, and what it said beside that.
     fn strongroom(&self, config: &str, arguments: &str) -> (i64, Value, String) {
         let passphrase = self.bench.borg.environment();
         let passphrase = passphrase
@@ -69,7 +69,7 @@ impl<'a> BackupVm<'a> {
         (answer["status"].as_i64().unwrap(), document, rest)
     }
 
-    /// Backs up a VM there, which has to work without a warning. Gives the archive.
+    /// Backs up a VM there, which has to work without a warning. Returns the archive.
     fn backup(&self, config: &str, vm: &str, mode: &str) -> String {
         let (status, document, said) = self.strongroom(config, &format!("backup {vm}"));
         let manifest = &document["backups"][0]["backup"]["manifest"];

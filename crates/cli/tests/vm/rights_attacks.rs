@@ -268,7 +268,7 @@ impl Scene<'_> {
         self.account.virsh(&["list", "--all"]);
     }
 
-    /// Begins a job that the administrator wants. Gives its socket.
+    /// Begins a job that the administrator wants. Returns its socket.
     fn administrators_job(&self, tiny: &Tiny) -> PathBuf {
         let local = Libvirt::connect(crate::common::URI).unwrap();
         let domain = local.domain(&tiny.name).unwrap();

@@ -329,7 +329,7 @@ mod tests {
             disk
         }
 
-        /// Takes the pieces as the next list; gives the bytes that were stored.
+        /// Takes the pieces as the next list; returns the bytes that were stored.
         fn backup(&mut self, changed: &RangeSet, most: u64) -> u64 {
             let map = ExtentMap::uniform(self.size, Kind::Data);
             let pieces = plan_within(&self.chunks, changed, &map, most);

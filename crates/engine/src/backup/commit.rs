@@ -35,7 +35,7 @@ pub struct Instant {
     pub started: Timestamp,
 }
 
-/// Adds everything but the disks' data to the archive and commits it. Gives the manifest as well.
+/// Adds everything but the disks' data to the archive and commits it. Returns the manifest as well.
 pub fn commit(
     context: &Context<'_>,
     domain: &Domain,

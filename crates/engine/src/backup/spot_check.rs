@@ -27,7 +27,7 @@ pub enum SpotCheckError {
     Read(strongroom_nbd::Error),
 }
 
-/// Reads up to `count` kept chunks, chosen at random, and compares their ids. Gives how many it read. Chunks of zeroes
+/// Reads up to `count` kept chunks, chosen at random, and compares their ids. Returns how many it read. Chunks of zeroes
 /// are passed over where the disk has holes there still; the parts that are `excised` from the disk are zeroes in its
 /// chunks.
 pub fn sample(

@@ -107,7 +107,7 @@ pub fn stream(
     Ok(Streamed { chunks, read, stored })
 }
 
-/// Puts what the workers deliver, and fills the list. Gives the bytes stored.
+/// Puts what the workers deliver, and fills the list. Returns the bytes stored.
 fn store(
     context: &Context<'_>,
     target: &str,

@@ -37,7 +37,7 @@ pub struct Request {
     pub repair_status: bool,
 }
 
-/// Undoes what an interrupted run left of one VM. Gives what was found, a line each; nothing if all is well.
+/// Undoes what an interrupted run left of one VM. Returns what was found, a line each; nothing if all is well.
 pub fn recover(context: &Context<'_>, name: &str, request: Request) -> Result<Vec<String>, RecoverError> {
     let context = &context.about(name);
     // Restores first: they may be what the domain's disks come from, or the domain itself.

@@ -33,7 +33,7 @@ pub enum ReleaseError {
     },
 }
 
-/// Lets go of one VM. Gives what was found, a line each; nothing if there was nothing of ours. With `dry_run` it is only said.
+/// Lets go of one VM. Returns what was found, a line each; nothing if there was nothing of ours. With `dry_run` it is only said.
 pub fn release(context: &Context<'_>, name: &str, dry_run: bool) -> Result<Vec<String>, ReleaseError> {
     let context = &context.about(name);
     let domain = context.hypervisor.domain(&context.settings.job(name).domain())?;

@@ -174,7 +174,7 @@ impl Directory {
         }
     }
 
-    /// Removes a name if it still stands for this file. Gives whether it did.
+    /// Removes a name if it still stands for this file. Returns whether it did.
     pub fn remove_if(&self, name: &OsStr, identity: Identity) -> io::Result<bool> {
         if self.find(name)? != Some(identity) {
             return Ok(false);
@@ -222,7 +222,7 @@ impl Directory {
         moved
     }
 
-    /// Puts a file in the place of another one, which is known and kept. Gives the name that the other one has then:
+    /// Puts a file in the place of another one, which is known and kept. Returns the name that the other one has then:
     /// `from`, or `aside`.
     pub fn replace(&self, from: &OsStr, to: &OsStr, aside: &OsStr, known: Identity) -> io::Result<OsString> {
         let ways = [Replacing::Exchange, Replacing::Link, Replacing::Renames];

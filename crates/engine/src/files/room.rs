@@ -86,7 +86,7 @@ fn shortage(directory: &Path, needed: u64, floor: u64) -> Option<Shortage> {
 }
 
 /// Does the work, which is cancelled as soon as one of these files' storages has less free than has to stay free. `let_go` ends
-/// what the work may be waiting for. Gives what there was too little of, if that was it.
+/// what the work may be waiting for. Returns what there was too little of, if that was it.
 pub fn watched<T>(
     context: &Context<'_>,
     files: &[Need],

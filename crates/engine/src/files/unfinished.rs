@@ -169,7 +169,7 @@ impl<'a> At<'a> {
     }
 }
 
-/// Puts right what interrupted restores of this VM left, or those of all. Gives the VMs, and what was found of each.
+/// Puts right what interrupted restores of this VM left, or those of all. Returns the VMs, and what was found of each.
 pub fn recover(
     context: &Context<'_>,
     vm: Option<&str>,

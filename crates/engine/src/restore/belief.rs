@@ -16,7 +16,7 @@ use crate::run::context::Context;
 use crate::run::event::Code;
 
 /// Compares the repository with what is on record, before its newest restore point is believed. One that was named is
-/// restored all the same, with a word. Gives the newest headers that there have to be, and the times of all.
+/// restored all the same, with a word. Returns the newest headers that there have to be, and the times of all.
 pub fn compare(
     context: &Context<'_>,
     request: &Request,
@@ -44,7 +44,7 @@ pub fn compare(
 }
 
 /// Before anything of the archive is used: the manifest is signed by a trusted key, and for this archive. Only
-/// the operator can do without, explicitly. Gives whether it is vouched for.
+/// the operator can do without, explicitly. Returns whether it is vouched for.
 pub fn trust(
     context: &Context<'_>,
     request: &Request,

@@ -542,7 +542,7 @@ fn collect(
     Ok(())
 }
 
-/// Puts chunks in the place of what is there. Gives the bytes written.
+/// Puts chunks in the place of what is there. Returns the bytes written.
 fn replace(
     context: &Context<'_>,
     repository: &mut Repository,

@@ -10,7 +10,7 @@ use super::{Request, RestoreError, RestorePlan};
 use crate::run::context::Context;
 use crate::run::event::Code;
 
-/// Gives the definition as it will be, and puts into the plan what a person should know of it.
+/// Returns the definition as it will be, and puts into the plan what a person should know of it.
 pub fn of(
     context: &Context<'_>,
     request: &Request,

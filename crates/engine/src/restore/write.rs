@@ -79,7 +79,7 @@ pub fn disk(
     Ok(draft)
 }
 
-/// Writes all that belongs onto a new, empty image. Gives the bytes written.
+/// Writes all that belongs onto a new, empty image. Returns the bytes written.
 fn fill(
     context: &Context<'_>,
     repository: &mut Repository,
@@ -130,7 +130,7 @@ fn laid_out(chunks: &[ChunkRef], size: u64, digest: &str) -> Result<Vec<Placed>,
     Ok(chunks.iter().map(place).collect())
 }
 
-/// Writes the archived content of a disk onto a new, empty image. Gives the bytes written.
+/// Writes the archived content of a disk onto a new, empty image. Returns the bytes written.
 fn archived(
     context: &Context<'_>,
     repository: &mut Repository,
@@ -159,7 +159,7 @@ fn archived(
     Ok(written)
 }
 
-/// Fetches chunks, opens them, and writes what is not zero of them. Gives the bytes written.
+/// Fetches chunks, opens them, and writes what is not zero of them. Returns the bytes written.
 pub(super) fn transfer(
     context: &Context<'_>,
     repository: &mut Repository,
@@ -267,7 +267,7 @@ fn open_chunks(
     Ok(())
 }
 
-/// The image's thread: writes what is not zero, so that holes stay holes. Gives the bytes written.
+/// The image's thread: writes what is not zero, so that holes stay holes. Returns the bytes written.
 fn write_chunks(
     context: &Context<'_>,
     disk: &DiskTarget,

@@ -13,7 +13,7 @@ use crate::run::event::Kind;
 /// Objects that wait for a worker.
 const QUEUE: usize = 4;
 
-/// Gives the damaged chunks, each with the reason. An error means that the connection is lost.
+/// Returns the damaged chunks, each with the reason. An error means that the connection is lost.
 pub fn read(
     here: &Surroundings<'_>,
     repository: &mut Repository,

@@ -15,7 +15,7 @@ use crate::xml::writable_path;
 /// Parts of a source that are of that one image.
 const OF_THE_IMAGE: [&str; 2] = ["encryption", "slices"];
 
-/// Gives the changed definition, or nothing where it says that already. The error says what cannot be done.
+/// Returns the changed definition, or nothing where it says that already. The error says what cannot be done.
 ///
 /// `block` tells that the image is a block device. The result has been read back: it says what was asked.
 pub fn rewrite(

@@ -23,7 +23,7 @@ pub struct Wedged {
     pub base: PathBuf,
 }
 
-/// Gives the text with these disks on their bases. The error says what is not as it has to be; then nothing is to be
+/// Returns the text with these disks on their bases. The error says what is not as it has to be; then nothing is to be
 /// changed. Whatever else is in the text stays.
 pub fn rewrite(xml: &str, disks: &[Wedged]) -> Result<String, String> {
     check(xml, disks)?;

@@ -448,7 +448,7 @@ fn subject(direction: Direction, extent: Extent) -> Subject {
     }
 }
 
-/// Takes note that a request of a job is done; gives the job back if it was the last.
+/// Takes note that a request of a job is done; returns the job if it was the last.
 fn settle(jobs: &mut VecDeque<Job>, number: u64) -> Option<Job> {
     let place = jobs.iter().position(|job| job.number == number)?;
     let job = jobs.get_mut(place)?;

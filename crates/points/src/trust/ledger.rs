@@ -74,7 +74,7 @@ struct Gone {
     point: LostPoint,
 }
 
-/// Adds those that are not listed yet; gives whether there were any.
+/// Adds those that are not listed yet; returns whether there were any.
 fn add(list: &mut Vec<Gone>, repository: &str, points: &[LostPoint]) -> bool {
     let here = list.iter().filter(|gone| gone.repository == repository);
     let listed: HashSet<String> = here.map(|gone| gone.point.sha256.clone()).collect();

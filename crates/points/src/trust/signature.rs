@@ -120,7 +120,7 @@ pub fn check_key(signing: &Signing, cancel: &Cancel) -> Result<(), SigningError>
         })
 }
 
-/// Signs content; gives the armored signature. With `allowed_signers` configured, the signature is verified at once: one
+/// Signs content; returns the armored signature. With `allowed_signers` configured, the signature is verified at once: one
 /// that will not be accepted is no signature.
 pub fn sign(
     signing: &Signing,

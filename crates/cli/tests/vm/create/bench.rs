@@ -305,7 +305,7 @@ impl Console {
         Self::new(terminal.try_clone().unwrap(), terminal)
     }
 
-    /// Waits for a text in what comes from now on. Gives what came before it.
+    /// Waits for a text in what comes from now on. Returns what came before it.
     #[track_caller]
     pub fn wait_for(&mut self, text: &str, patience: Duration) -> String {
         let end = Instant::now() + patience;

@@ -157,7 +157,7 @@ fn status_and_audit(place: &Place, expected: &Expected, points: usize) {
     assert!(findings.contains(expected.finding), "{findings}");
 }
 
-/// They are listed and whole, and hold the disks that they should. Gives the archives, the oldest first.
+/// They are listed and whole, and hold the disks that they should. Returns the archives, the oldest first.
 fn restore_points(place: &Place, expected: &Expected, points: &[Seen]) -> Vec<String> {
     let listed = place.says(&["--json", "list", "--", &place.name]);
     let mut listed = listed.expect(0, &[]).json()["restore_points"]

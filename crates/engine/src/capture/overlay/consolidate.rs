@@ -230,7 +230,7 @@ impl Disk {
         step
     }
 
-    /// Whether a step may be tried (again); gives whether it has been tried before without any effect.
+    /// Whether a step may be tried (again); returns whether it has been tried before without any effect.
     fn may_try(&mut self, step: Step) -> Result<bool, String> {
         match self.step {
             Some((before, since)) if before == step => {

@@ -145,7 +145,7 @@ impl<'a> Freezer<'a> {
         self.outcome = judge(count, until, called, self.budget);
     }
 
-    /// Thaws so many file systems that are frozen since then. Gives until when they are known to have been frozen;
+    /// Thaws so many file systems that are frozen since then. Returns until when they are known to have been frozen;
     /// nothing if no thaw was answered.
     fn thaw(&mut self, state: &mut VmState, count: u32, since: Instant) -> Option<Instant> {
         let mut watchdog = self.watchdog.take()?;

@@ -129,7 +129,7 @@ impl Script<'_> {
     }
 }
 
-/// Runs a command at a destination as ssh knows it. Gives how ssh ended, and the end of what was said.
+/// Runs a command at a destination as ssh knows it. Returns how ssh ended, and the end of what was said.
 fn over_ssh(
     destination: &str,
     command: &str,

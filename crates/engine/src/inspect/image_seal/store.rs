@@ -73,7 +73,7 @@ impl SealPath {
         }))
     }
 
-    /// Puts the seal aside as used up: what it is about changes from now on. Gives whether there was one.
+    /// Puts the seal aside as used up: what it is about changes from now on. Returns whether there was one.
     pub fn use_up(&self) -> Result<bool, SealError> {
         let used = |suffix: &str| self.directory.join(format!("{}.used.{suffix}", self.name));
         // The statement goes first: without it there is no seal.

@@ -76,7 +76,7 @@ impl Agent for Scripted {
 
 const BUDGET: Duration = Duration::from_millis(100);
 
-/// Watches with this agent while the run says what it says; gives what the watchdog said, without its times.
+/// Watches with this agent while the run says what it says; returns what the watchdog said, without its times.
 fn stand(
     agent: &Scripted,
     off: bool,
