@@ -186,7 +186,7 @@ impl Ui {
         vm.map_or_else(|| text.to_owned(), |vm| format!("{vm}: {text}"))
     }
 
-    fn tell(&self, event: &Event<'_>) {
+    fn show(&self, event: &Event<'_>) {
         let vm = event.vm;
         let named = |what: &str| vm.map_or_else(|| what.to_owned(), |vm| format!("{vm} {what}"));
         match &event.kind {
@@ -274,7 +274,7 @@ impl Observer for Ui {
                 self.err(&line);
             }
         }
-        self.tell(event);
+        self.show(event);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The story of one backup, from top to bottom.
 //!
-//! [`run`] is the whole of it (told by `tell`). What it decides is in [`plan`], how the disks are held still in [`crate::capture`], how
+//! [`run`] is the whole of it (`back_up` does it). What it decides is in [`plan`], how the disks are held still in [`crate::capture`], how
 //! the guest is brought to rest for that in [`crate::capture::quiesce`], how
 //! one of them is read in [`disk`], its LUKS headers kept apart in [`luks_headers`], cut into chunks in [`chunking`], checked in [`spot_check`], how the bytes travel in
 //! [`stream`], and what surrounds them in [`commit`].
@@ -253,7 +253,7 @@ pub struct Request {
 /// Backs up one VM, within the time limit for a run.
 pub fn run(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, BackupError> {
     context.within(context.settings.job(name).limits.run, |context| {
-        tell(&context.about(name), name, request).map_err(|error| match context.cancel.check() {
+        back_up(&context.about(name), name, request).map_err(|error| match context.cancel.check() {
             // Whatever failed first when the run was stopped: it was stopped.
             Err(cancelled) => cancelled.into(),
             Ok(()) => error,
@@ -261,7 +261,7 @@ pub fn run(context: &Context<'_>, name: &str, request: Request) -> Result<Outcom
     })
 }
 
-fn tell(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, BackupError> {
+fn back_up(context: &Context<'_>, name: &str, request: Request) -> Result<Outcome, BackupError> {
     let dry_run = request.dry_run;
     let clock = std::time::Instant::now();
     let run = RunId::new();

@@ -247,13 +247,13 @@ pub enum Outcome {
 /// Restores a VM, or some of its disks.
 pub fn run(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreError> {
     let name = request.rename.as_deref().unwrap_or(&request.point.vm);
-    tell(&context.about(name), request).map_err(|error| match context.cancel.check() {
+    restore(&context.about(name), request).map_err(|error| match context.cancel.check() {
         Err(cancelled) => cancelled.into(),
         Ok(()) => error,
     })
 }
 
-fn tell(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreError> {
+fn restore(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreError> {
     let clock = std::time::Instant::now();
     context.report(Kind::step(Step::Plan));
     let job = context.settings.job(&request.point.vm);

@@ -292,7 +292,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Takes bytes; returns the words that they complete. After an error nothing more is to be heard.
+    /// Takes bytes; returns the messages that they complete. After an error nothing more is to be heard.
     pub fn hear(&mut self, bytes: &[u8]) -> Result<Vec<Message>, ProtocolError> {
         let mut words = Vec::new();
         for byte in bytes {

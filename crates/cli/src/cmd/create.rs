@@ -73,7 +73,7 @@ pub(super) fn make(settings: &Settings, args: &Create, role: Option<&Role<'_>>) 
     role.map_or(Ok(()), |role| (role.fits)(&template.description))?;
     let context = settings.context(&parts);
     let made = create::run(&context, &template, &request, typed)?;
-    tell(settings, &made, &request);
+    report(settings, &made, &request);
     if role.is_none() {
         protect(settings, &parts, &made);
     }
@@ -252,7 +252,7 @@ fn typed(args: &Create) -> Result<Typed, Failure> {
     }
 }
 
-fn tell(settings: &Settings, made: &Created, request: &Request) {
+fn report(settings: &Settings, made: &Created, request: &Request) {
     let ui = &settings.ui;
     let name = &made.name;
     ui.info(format!(

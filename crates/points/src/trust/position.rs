@@ -154,7 +154,7 @@ pub fn remember(
         );
     }
     if let Some(asked) = grounds.witness
-        && let Err(error) = witness::tell(asked, &head, grounds.cancel)
+        && let Err(error) = witness::report(asked, &head, grounds.cancel)
     {
         grounds.log.warn(
             Doubt::WitnessNotTold,

@@ -371,7 +371,7 @@ mod tests {
         let (ours, mut other) = (head(3, "h3", 3), head(4, "h4", 4));
         other.vm = "db".into();
         for head in [&ours, &other] {
-            witness::tell(&witness, head, grounds.cancel).unwrap();
+            witness::report(&witness, head, grounds.cancel).unwrap();
         }
         let told = witnessed(&grounds);
         assert_eq!(told, [ours.clone(), other]);

@@ -74,7 +74,7 @@ pub fn check(witness: &Witness, cancel: &Cancel) -> Result<(), WitnessError> {
 }
 
 /// Tells the witness of a new restore point.
-pub fn tell(witness: &Witness, head: &Head, cancel: &Cancel) -> Result<(), WitnessError> {
+pub fn report(witness: &Witness, head: &Head, cancel: &Cancel) -> Result<(), WitnessError> {
     let line = head.line();
     if let Some(path) = &witness.file {
         let line = line.clone();
@@ -224,13 +224,13 @@ mod tests {
         let cancel = Cancel::new();
         assert!(ask(&witness, &cancel).unwrap().is_empty());
         for number in 1..=3 {
-            tell(&witness, &head(number), &cancel).unwrap();
+            report(&witness, &head(number), &cancel).unwrap();
         }
         assert_eq!(ask(&witness, &cancel).unwrap(), [head(1), head(2), head(3)]);
         // A line that was cut short does not spoil the next one, and is not passed over.
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, &text[..text.len() - 9]).unwrap();
-        tell(&witness, &head(4), &cancel).unwrap();
+        report(&witness, &head(4), &cancel).unwrap();
         assert!(matches!(
             ask(&witness, &cancel),
             Err(WitnessError::Line { line: 3, .. })
@@ -301,7 +301,7 @@ mod tests {
         };
         let cancel = Cancel::new();
         let part = cancel.within(Some(Duration::from_millis(300)));
-        let error = tell(&witness, &head(1), &part.cancel).unwrap_err().to_string();
+        let error = report(&witness, &head(1), &part.cancel).unwrap_err().to_string();
         assert!(error.contains("the time limit"), "{error}");
     }
 
@@ -337,20 +337,20 @@ mod tests {
         let cancel = Cancel::new();
         let here = clone("here");
         for number in 1..=2 {
-            tell(&here, &head(number), &cancel).unwrap();
+            report(&here, &head(number), &cancel).unwrap();
         }
         // Another machine, with nothing but a clone; it hears of what is told later as well.
         let elsewhere = clone("elsewhere");
         assert_eq!(ask(&elsewhere, &cancel).unwrap(), [head(1), head(2)]);
-        tell(&here, &head(3), &cancel).unwrap();
+        report(&here, &head(3), &cancel).unwrap();
         assert_eq!(ask(&elsewhere, &cancel).unwrap(), [head(1), head(2), head(3)]);
         // Out of reach, it is told of and not passed over.
         std::fs::rename(at("origin"), at("away")).unwrap();
-        tell(&here, &head(4), &cancel).unwrap_err();
+        report(&here, &head(4), &cancel).unwrap_err();
         ask(&elsewhere, &cancel).unwrap_err();
         // What could not be pushed goes with the next one.
         std::fs::rename(at("away"), at("origin")).unwrap();
-        tell(&here, &head(5), &cancel).unwrap();
+        report(&here, &head(5), &cancel).unwrap();
         let told = ask(&elsewhere, &cancel).unwrap();
         assert_eq!(told, [1, 2, 3, 4, 5].map(head));
     }
@@ -366,14 +366,14 @@ mod tests {
             ..Witness::default()
         };
         let cancel = Cancel::new();
-        tell(&witness, &head(1), &cancel).unwrap();
-        tell(&witness, &head(2), &cancel).unwrap();
+        report(&witness, &head(1), &cancel).unwrap();
+        report(&witness, &head(2), &cancel).unwrap();
         assert_eq!(ask(&witness, &cancel).unwrap(), [head(1), head(2)]);
         let broken = Witness {
             command: words("echo no space >&2; exit 1".into()),
             ..Witness::default()
         };
-        let error = tell(&broken, &head(3), &cancel).unwrap_err().to_string();
+        let error = report(&broken, &head(3), &cancel).unwrap_err().to_string();
         assert!(error.contains("no space"), "{error}");
     }
 }
