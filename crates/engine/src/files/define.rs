@@ -33,7 +33,7 @@ pub fn define<'a>(
         let found = Inventory::take(context.hypervisor)
             .map_err(|error| error.to_string())
             .and_then(|inventory| {
-                let user = inventory.any_user(files.iter().map(Published::place));
+                let user = inventory.any_user(files.iter().map(Published::destination));
                 user.map(|held| held.map(|held| (held.domain.clone(), held.uuid)))
                     .map_err(|unread| format!("{:?}: {}", unread.domain, unread.reason))
             });
