@@ -1,7 +1,7 @@
 //! The story of one restore, from top to bottom.
 //!
 //! [`run`] decides where everything goes ([`plan`]), finds the LUKS headers that open the disks ([`header`]), writes the disks
-//! ([`write`]) beside their final places, or here for another machine (`stage`), moves them there when all are whole
+//! ([`write`]) beside their final places, or here for another machine (`staging`), moves them there when all are whole
 //! ([`crate::files::staged`]), and defines the domain last. What fails leaves everything as it was.
 
 mod belief;
@@ -12,7 +12,7 @@ pub mod plan;
 mod prospect;
 mod room;
 mod sink;
-mod stage;
+mod staging;
 pub mod write;
 
 use std::path::PathBuf;
@@ -33,12 +33,12 @@ use strongroom_points::trust::chain::ChainProblem;
 use uuid::Uuid;
 
 pub use self::plan::{DiskContent, DiskTarget, LeftOut, RestorePlan};
-use self::stage::Stage;
+use self::staging::Staging;
 use self::write::WriteError;
 use crate::files::define::define;
 use crate::files::room::{Need, Shortage, check, watched};
 pub use crate::files::staged::RestoredDisk;
-use crate::files::staged::{Draft, Published};
+use crate::files::staged::{InstalledFile, StagedFile};
 use crate::files::unfinished;
 use crate::run::context::Context;
 use crate::run::event::{Code, Kind, Step};
@@ -315,13 +315,13 @@ fn restore(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreE
 
     // Everything is written under other names first.
     context.report(Kind::step(Step::Restore));
-    let stage = Stage::new(context, &plan.vm, request.disks.is_empty())?;
+    let staging = Staging::new(context, &plan.vm, request.disks.is_empty())?;
     let opener = repository.opener();
     let needs: Vec<Need> = plan
         .disks
         .iter()
         .map(|disk| Need {
-            path: stage.path(&disk.path),
+            path: staging.path(&disk.path),
             bytes: room::of_disk(&point, disk, headers.of(&disk.target), &opener),
         })
         .collect();
@@ -334,22 +334,32 @@ fn restore(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreE
         &needs,
         job.limits.free,
         || connection.cancel(),
-        |context| write_all(context, request, &mut repository, &point, &plan, &headers, &stage),
+        |context| {
+            write_all(
+                context,
+                request,
+                &mut repository,
+                &point,
+                &plan,
+                &headers,
+                &staging,
+            )
+        },
     );
     if let Some(shortage) = shortage {
         return Err(RestoreError::GaveWay(shortage));
     }
-    let (drafts, failures) = written?;
+    let (staged_files, failures) = written?;
     repository.close()?;
     context.cancel.check()?;
 
     // All is there. What held hours ago may not hold any more; only then take the places, and tell the hypervisor.
     plan::check(context, request, &plan, vm, definition.as_deref())?;
-    let journal = stage.journal();
-    journal.taking(&drafts, request.overwrite)?;
-    let mut published: Vec<Published<'_>> = drafts
+    let journal = staging.journal();
+    journal.taking(&staged_files, request.overwrite)?;
+    let mut installed: Vec<InstalledFile<'_>> = staged_files
         .into_iter()
-        .map(|draft| stage.publish(context, draft, request.overwrite))
+        .map(|staged| staging.install(context, staged, request.overwrite))
         .collect::<Result<_, _>>()?;
     let definition = definition.filter(|_| failures.is_empty());
     journal.taken(definition.as_deref())?;
@@ -365,7 +375,7 @@ fn restore(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreE
                 }
             };
         } else {
-            (defined, published) = define(context, &definition, published)?;
+            (defined, installed) = define(context, &definition, installed)?;
         }
         uuid = Some(defined);
         if point.manifest.autostart
@@ -390,7 +400,7 @@ fn restore(context: &Context<'_>, request: &Request) -> Result<Outcome, RestoreE
         }
     }
     let mut disks = Vec::new();
-    for file in published {
+    for file in installed {
         journal.step();
         let kept = file.keep().map_err(|source| WriteError::File {
             path: PathBuf::from("the old file"),
@@ -472,14 +482,21 @@ fn write_all(
     point: &RestorePoint,
     plan: &RestorePlan,
     headers: &header::Search<'_>,
-    stage: &Stage<'_>,
-) -> Result<(Vec<Draft>, Vec<String>), RestoreError> {
-    let mut drafts = Vec::new();
+    staging: &Staging<'_>,
+) -> Result<(Vec<StagedFile>, Vec<String>), RestoreError> {
+    let mut staged_files = Vec::new();
     let mut failures = headers.missing().to_vec();
     for disk in &plan.disks {
         context.cancel.check()?;
-        match write::disk(context, repository, point, disk, headers.of(&disk.target), stage) {
-            Ok(draft) => drafts.push(draft),
+        match write::disk(
+            context,
+            repository,
+            point,
+            disk,
+            headers.of(&disk.target),
+            staging,
+        ) {
+            Ok(staged) => staged_files.push(staged),
             Err(source) if request.keep_going && !context.cancel.is_cancelled() => {
                 failures.push(format!("disk {}: {source}", disk.target));
             }
@@ -494,8 +511,8 @@ fn write_all(
     for file in &plan.files {
         let limit = firmware::limit(&file.path).unwrap_or_default();
         let written = checked_file(repository, point, &file.path, limit).and_then(|bytes| {
-            let draft = stage.draft(&file.to).and_then(|draft| draft.with(&bytes));
-            draft.map_err(|source| RestoreError::File {
+            let staged = staging.stage(&file.to).and_then(|staged| staged.with(&bytes));
+            staged.map_err(|source| RestoreError::File {
                 path: file.path.clone(),
                 source: WriteError::File {
                     path: file.to.clone(),
@@ -504,14 +521,14 @@ fn write_all(
             })
         });
         match written {
-            Ok(draft) => drafts.push(draft),
+            Ok(staged) => staged_files.push(staged),
             Err(error) if request.keep_going && !context.cancel.is_cancelled() => {
                 failures.push(error.to_string());
             }
             Err(error) => return Err(error),
         }
     }
-    Ok((drafts, failures))
+    Ok((staged_files, failures))
 }
 
 /// The definition as it was.

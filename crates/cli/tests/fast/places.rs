@@ -26,19 +26,19 @@ const ORDER: &str = "STRONGROOM_TEST_PLACES";
 /// A restore's dealings with its files: one replaces another, one is new, in a directory that is.
 fn take_places(directory: &Path, state: &StateDirectory) {
     let journal = Journal::begin(state, "web").unwrap();
-    let draft = |name: &str| {
-        let draft = journal.draft(&directory.join(name)).unwrap();
-        draft.with(b"new").unwrap()
+    let staged = |name: &str| {
+        let staged = journal.stage(&directory.join(name)).unwrap();
+        staged.with(b"new").unwrap()
     };
-    let drafts = vec![draft("images/vda"), draft("images/made/vars")];
-    journal.taking(&drafts, true).unwrap();
-    let mut published = Vec::new();
-    for draft in drafts {
+    let staged_files = vec![staged("images/vda"), staged("images/made/vars")];
+    journal.taking(&staged_files, true).unwrap();
+    let mut installed = Vec::new();
+    for staged in staged_files {
         journal.step();
-        published.push(draft.publish(true).unwrap());
+        installed.push(staged.install(true).unwrap());
     }
     journal.taken(None).unwrap();
-    for file in published {
+    for file in installed {
         journal.step();
         file.keep().unwrap();
     }

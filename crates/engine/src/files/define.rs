@@ -6,7 +6,7 @@ use strongroom_hypervisor::HypervisorError;
 use uuid::Uuid;
 
 use super::Inventory;
-use super::staged::Published;
+use super::staged::InstalledFile;
 use crate::run::context::Context;
 use crate::run::event::Code;
 
@@ -22,8 +22,8 @@ const RETRY: Duration = Duration::from_millis(500);
 pub fn define<'a>(
     context: &Context<'_>,
     xml: &str,
-    files: Vec<Published<'a>>,
-) -> Result<(Uuid, Vec<Published<'a>>), HypervisorError> {
+    files: Vec<InstalledFile<'a>>,
+) -> Result<(Uuid, Vec<InstalledFile<'a>>), HypervisorError> {
     let error = match context.hypervisor.define(xml, false) {
         Ok(uuid) => return Ok((uuid, files)),
         Err(error) => error,
@@ -33,7 +33,7 @@ pub fn define<'a>(
         let found = Inventory::take(context.hypervisor)
             .map_err(|error| error.to_string())
             .and_then(|inventory| {
-                let user = inventory.any_user(files.iter().map(Published::destination));
+                let user = inventory.any_user(files.iter().map(InstalledFile::destination));
                 user.map(|held| held.map(|held| (held.domain.clone(), held.uuid)))
                     .map_err(|unread| format!("{:?}: {}", unread.domain, unread.reason))
             });

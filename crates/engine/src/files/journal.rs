@@ -15,7 +15,7 @@ use strongroom_base::record::{RecordError, read_json, replace_json};
 use uuid::Uuid;
 
 use super::directory::Identity;
-use super::staged::{Draft, names_beside, token};
+use super::staged::{StagedFile, names_beside, token};
 use crate::run::state::{StateDirectory, StateError};
 
 /// The version of the file.
@@ -171,7 +171,7 @@ impl Journal {
     }
 
     /// Puts a file on record and makes it, empty, beside its place.
-    pub fn draft(&self, path: &Path) -> io::Result<Draft> {
+    pub fn stage(&self, path: &Path) -> io::Result<StagedFile> {
         let missing = path
             .ancestors()
             .skip(1)
@@ -185,27 +185,27 @@ impl Journal {
         self.change(|entry| entry.files.push(destination))
             .map_err(io::Error::other)?;
         let token = self.entry.borrow().token.clone();
-        Draft::new(path, &token)
+        StagedFile::new(path, &token)
     }
 
     /// Puts the directory on record in which files for another machine are made.
-    pub fn stage(&self, directory: &Path) -> Result<(), StateError> {
+    pub fn stage_remote(&self, directory: &Path) -> Result<(), StateError> {
         self.change(|entry| entry.stage = Some(directory.to_owned()))
     }
 
     /// All files are whole, and about to take their places.
-    pub fn taking(&self, drafts: &[Draft], overwrite: bool) -> Result<(), StateError> {
+    pub fn taking(&self, staged_files: &[StagedFile], overwrite: bool) -> Result<(), StateError> {
         let mut files = self.entry.borrow().files.clone();
-        for draft in drafts {
+        for staged in staged_files {
             let Some(destination) = files
                 .iter_mut()
-                .find(|destination| destination.path == draft.destination())
+                .find(|destination| destination.path == staged.destination())
             else {
                 continue;
             };
-            destination.new = Some(draft.identity().map_err(at(draft.destination()))?);
+            destination.new = Some(staged.identity().map_err(at(staged.destination()))?);
             destination.before = if overwrite {
-                draft.before().map_err(at(draft.destination()))?
+                staged.before().map_err(at(staged.destination()))?
             } else {
                 None
             };

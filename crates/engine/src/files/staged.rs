@@ -1,7 +1,7 @@
 //! Files that take their places only when all of them are whole.
 //!
-//! A [`Draft`] is a file under a temporary name, beside its place, or in a directory here if its place is on another machine.
-//! [`Draft::publish`] moves it there ([`Draft::publish_there`] copies it) and gives a [`Published`] file, which goes back to
+//! A [`StagedFile`] is a file under a temporary name, beside its place, or in a directory here if its place is on another machine.
+//! [`StagedFile::install`] moves it there ([`StagedFile::install_remote`] copies it) and returns an [`InstalledFile`], which goes back to
 //! how it was unless it is kept: the domain is defined in between. What a death leaves of either, the journal names
 //! ([`super::journal`]).
 
@@ -37,7 +37,7 @@ pub struct RestoredDisk {
 
 /// A file under a temporary name. Dropped, it is removed.
 #[derive(Debug)]
-pub struct Draft {
+pub struct StagedFile {
     directory: Rc<Directory>,
     file: File,
     temporary: OsString,
@@ -50,7 +50,7 @@ pub struct Draft {
 }
 
 /// A file that has taken its place. Dropped, it goes, and what was there before comes back.
-pub struct Published<'a> {
+pub struct InstalledFile<'a> {
     path: PathBuf,
     undo: Undo<'a>,
     disk: Option<RestoredDisk>,
@@ -74,7 +74,7 @@ enum Undo<'a> {
     There(&'a dyn Hypervisor),
 }
 
-/// The names beside a place that a draft with this token uses: its own, and that of what it replaces.
+/// The names beside a place that a staged file with this token uses: its own, and that of what it replaces.
 pub fn names_beside(name: &OsStr, token: &str) -> (OsString, OsString) {
     let beside = |what: &str| {
         let end = format!(".{token}.{what}");
@@ -90,13 +90,13 @@ pub fn names_beside(name: &OsStr, token: &str) -> (OsString, OsString) {
     (beside("new"), beside("old"))
 }
 
-/// A word that no other draft has.
+/// A word that no other staged file has.
 pub fn token() -> String {
     let id = uuid::Uuid::new_v4().simple().to_string();
     format!("r{}", id.get(..12).unwrap_or(&id))
 }
 
-impl Draft {
+impl StagedFile {
     /// An empty file beside its place, readable by its owner alone; missing directories are made.
     pub fn new(path: &Path, token: &str) -> io::Result<Self> {
         let name = path
@@ -159,7 +159,7 @@ impl Draft {
         self.directory.find(self.name())
     }
 
-    /// The file as long as it is not published.
+    /// The file as long as it is not installed.
     pub fn temporary(&self) -> PathBuf {
         self.directory.path().join(&self.temporary)
     }
@@ -174,7 +174,7 @@ impl Draft {
     }
 
     /// Moves the file to its place: only if that is free, unless `overwrite`.
-    pub fn publish<'a>(mut self, overwrite: bool) -> io::Result<Published<'a>> {
+    pub fn install<'a>(mut self, overwrite: bool) -> io::Result<InstalledFile<'a>> {
         let new = self.identity()?;
         let before = match self.before()?.filter(|_| overwrite) {
             // Unlike a plain rename, this never replaces what came to be there meanwhile.
@@ -191,7 +191,7 @@ impl Draft {
         };
         let here = self.directory.find(self.name());
         // From here on a drop puts everything back.
-        let published = Published {
+        let installed = InstalledFile {
             path: self.path.clone(),
             undo: Undo::Here {
                 directory: Rc::clone(&self.directory),
@@ -202,7 +202,7 @@ impl Draft {
             disk: self.disk.take(),
         };
         if here? == Some(new) {
-            Ok(published)
+            Ok(installed)
         } else {
             // The temporary name was given to another file.
             Err(io::Error::other(
@@ -212,13 +212,13 @@ impl Draft {
     }
 
     /// Copies the file to its place on another machine, if that is free. `moved` is told of bytes as they go; false ends it.
-    pub fn publish_there<'a>(
+    pub fn install_remote<'a>(
         mut self,
         hypervisor: &'a dyn Hypervisor,
         moved: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<Published<'a>, HypervisorError> {
+    ) -> Result<InstalledFile<'a>, HypervisorError> {
         hypervisor.store(&self.temporary(), &self.path, moved)?;
-        Ok(Published {
+        Ok(InstalledFile {
             path: self.path.clone(),
             undo: Undo::There(hypervisor),
             disk: self.disk.take(),
@@ -226,9 +226,9 @@ impl Draft {
     }
 }
 
-impl Drop for Draft {
+impl Drop for StagedFile {
     fn drop(&mut self) {
-        // Once it is published, this name is free, or that of the file which was there before.
+        // Once it is installed, this name is free, or that of the file which was there before.
         if let Ok(identity) = self.identity() {
             let _ = self.directory.remove_if(&self.temporary, identity);
         }
@@ -236,7 +236,7 @@ impl Drop for Draft {
     }
 }
 
-impl Published<'_> {
+impl InstalledFile<'_> {
     /// The file stays; what was there before is removed.
     pub fn keep(mut self) -> io::Result<Option<RestoredDisk>> {
         if let Undo::Here {
@@ -263,7 +263,7 @@ impl Published<'_> {
     }
 }
 
-impl Drop for Published<'_> {
+impl Drop for InstalledFile<'_> {
     fn drop(&mut self) {
         match &self.undo {
             Undo::Kept => {}
@@ -302,19 +302,19 @@ mod tests {
             .collect()
     }
 
-    fn draft(path: &Path, bytes: &[u8]) -> Draft {
-        Draft::new(path, &token()).unwrap().with(bytes).unwrap()
+    fn staged(path: &Path, bytes: &[u8]) -> StagedFile {
+        StagedFile::new(path, &token()).unwrap().with(bytes).unwrap()
     }
 
     #[test]
-    fn a_draft_takes_a_free_place_only_and_leaves_nothing_when_dropped() {
+    fn a_staged_file_takes_only_a_free_place_and_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("nvram.fd");
-        drop(draft(&path, b"never"));
+        drop(staged(&path, b"never"));
         assert!(names(directory.path()).is_empty());
 
-        draft(&path, b"first").publish(false).unwrap().keep().unwrap();
-        assert!(draft(&path, b"second").publish(false).is_err());
+        staged(&path, b"first").install(false).unwrap().keep().unwrap();
+        assert!(staged(&path, b"second").install(false).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"first");
         assert_eq!(names(directory.path()), ["nvram.fd"]);
     }
@@ -324,11 +324,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vda.qcow2");
         std::fs::write(&path, b"old").unwrap();
-        let published = draft(&path, b"new").publish(true).unwrap();
+        let installed = staged(&path, b"new").install(true).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
-        drop(published);
+        drop(installed);
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
-        draft(&path, b"new").publish(true).unwrap().keep().unwrap();
+        staged(&path, b"new").install(true).unwrap().keep().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(names(directory.path()), ["vda.qcow2"]);
     }
@@ -337,14 +337,14 @@ mod tests {
     fn directories_are_made_for_a_file_and_go_with_it() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a/b/state");
-        drop(draft(&path, b"never"));
-        drop(draft(&path, b"never").publish(false).unwrap());
+        drop(staged(&path, b"never"));
+        drop(staged(&path, b"never").install(false).unwrap());
         assert!(names(directory.path()).is_empty());
-        draft(&path, b"kept").publish(false).unwrap().keep().unwrap();
+        staged(&path, b"kept").install(false).unwrap().keep().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"kept");
     }
 
-    /// Row R6: a name that is exchanged between making and opening leads to no other file, and is not published.
+    /// Row R6: a name that is exchanged between making and opening leads to no other file, and is not installed.
     #[test]
     fn a_name_that_is_exchanged_leads_nowhere() {
         let directory = tempfile::tempdir().unwrap();
@@ -352,17 +352,17 @@ mod tests {
         std::fs::write(&victim, b"kept").unwrap();
         let path = directory.path().join("vda.qcow2");
         for link in [true, false] {
-            let draft = Draft::new(&path, &token()).unwrap();
-            std::fs::remove_file(draft.temporary()).unwrap();
+            let staged = StagedFile::new(&path, &token()).unwrap();
+            std::fs::remove_file(staged.temporary()).unwrap();
             if link {
-                std::os::unix::fs::symlink(&victim, draft.temporary()).unwrap();
+                std::os::unix::fs::symlink(&victim, staged.temporary()).unwrap();
             } else {
-                std::fs::write(draft.temporary(), b"foreign").unwrap();
+                std::fs::write(staged.temporary(), b"foreign").unwrap();
             }
-            strongroom_nbd::format_qcow2(draft.file(), &path, 1 << 20).unwrap();
-            let draft = draft.with(b"secret").unwrap();
-            let temporary = draft.temporary();
-            assert!(draft.publish(false).is_err());
+            strongroom_nbd::format_qcow2(staged.file(), &path, 1 << 20).unwrap();
+            let staged = staged.with(b"secret").unwrap();
+            let temporary = staged.temporary();
+            assert!(staged.install(false).is_err());
             let _ = std::fs::remove_file(temporary);
             let _ = std::fs::remove_file(&path);
         }

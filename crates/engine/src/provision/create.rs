@@ -33,7 +33,7 @@ use self::machine::{Limits, Machine, MachineError, Typed};
 use crate::files::define::define;
 use crate::files::journal::Journal;
 use crate::files::room::{self, Need, Shortage};
-use crate::files::staged::{Draft, Published};
+use crate::files::staged::{InstalledFile, StagedFile};
 use crate::files::unfinished;
 use crate::files::{InUse, Inventory, Own};
 use crate::provision::template::Template;
@@ -284,20 +284,20 @@ pub fn run(
         move |source| CreateError::File { path, source }
     };
     let allocated = system_file.metadata().map_err(at(&destinations.system))?.blocks() * 512;
-    let mut drafts = Vec::new();
-    for (draft, file) in [(system, system_file)].into_iter().chain(swap) {
-        file.sync_all().map_err(at(draft.destination()))?;
-        drafts.push(draft);
+    let mut staged_files = Vec::new();
+    for (staged, file) in [(system, system_file)].into_iter().chain(swap) {
+        file.sync_all().map_err(at(staged.destination()))?;
+        staged_files.push(staged);
     }
     let mut keep_secret = |ciphertext: Option<&String>, what: &str| {
         let Some(ciphertext) = ciphertext else {
             return Ok(None);
         };
         let path = destinations.recovery(name, &luks.uuid, what);
-        let draft = journal
-            .draft(&path)
-            .and_then(|draft| draft.with(ciphertext.as_bytes()));
-        drafts.push(draft.map_err(at(&path))?);
+        let staged = journal
+            .stage(&path)
+            .and_then(|staged| staged.with(ciphertext.as_bytes()));
+        staged_files.push(staged.map_err(at(&path))?);
         Ok::<_, CreateError>(Some(path))
     };
     let recovery = keep_secret(report.recovery.as_ref(), "")?;
@@ -305,10 +305,10 @@ pub fn run(
     let passphrase = keep_secret(keys.map(|keys| &keys.passphrase), "-repositories")?;
     let ssh_key = keys.map(|keys| keys.ssh_key.clone());
     let signing_key = keys.map(|keys| keys.signing_key.clone());
-    journal.taking(&drafts, false)?;
-    for draft in drafts {
-        let path = draft.destination().to_owned();
-        kept.push(draft.publish(false).map_err(at(&path))?);
+    journal.taking(&staged_files, false)?;
+    for staged in staged_files {
+        let path = staged.destination().to_owned();
+        kept.push(staged.install(false).map_err(at(&path))?);
     }
     journal.taken(Some(&xml))?;
     let (uuid, kept) = define(context, &xml, kept)?;
@@ -449,7 +449,7 @@ fn check(
     Ok(())
 }
 
-/// Removes drafts of runs that were killed.
+/// Removes staged files of runs that were killed.
 fn sweep(path: &Path) {
     let Some(directory) = path.parent() else { return };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -465,15 +465,15 @@ fn sweep(path: &Path) {
 }
 
 /// An empty image beside its place.
-fn blank(journal: &Journal, path: &Path, size: u64) -> Result<(Draft, File), CreateError> {
+fn blank(journal: &Journal, path: &Path, size: u64) -> Result<(StagedFile, File), CreateError> {
     let at = |source| CreateError::File {
         path: path.to_owned(),
         source,
     };
-    let draft = journal.draft(path).map_err(at)?;
-    format_qcow2(draft.file(), path, size)?;
-    let file = draft.file().try_clone().map_err(at)?;
-    Ok((draft, file))
+    let staged = journal.stage(path).map_err(at)?;
+    format_qcow2(staged.file(), path, size)?;
+    let file = staged.file().try_clone().map_err(at)?;
+    Ok((staged, file))
 }
 
 fn order(request: &Request) -> Order {
@@ -500,7 +500,7 @@ fn no_space(path: &Path) -> Option<String> {
 
 /// Looks at the new disk without a key: there has to be the volume that was reported, and nothing else where
 /// one begins.
-fn look(system: &Draft, request: &Request, report: &Report) -> Result<LuksFacts, CreateError> {
+fn look(system: &StagedFile, request: &Request, report: &Report) -> Result<LuksFacts, CreateError> {
     let wrong = |error: &dyn std::fmt::Display| CreateError::Disk(error.to_string());
     let serve = Serve {
         opened: Some(strongroom_nbd::through(system.file())),
@@ -539,7 +539,7 @@ fn look(system: &Draft, request: &Request, report: &Report) -> Result<LuksFacts,
 }
 
 /// They stay. The domain is defined: nothing that goes wrong now takes its disks away.
-fn keep(context: &Context<'_>, files: Vec<Published<'_>>) {
+fn keep(context: &Context<'_>, files: Vec<InstalledFile<'_>>) {
     for file in files {
         if let Err(error) = file.keep() {
             context.warn(
@@ -574,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn drafts_of_the_dead_are_removed_and_no_others() {
+    fn staged_files_of_the_dead_are_removed_and_no_others() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("web-system.qcow2");
         let own = std::process::id();

@@ -14,9 +14,9 @@ use strongroom_points::store::{ChunkId, ChunkRef, Content, Object, Opener, Repos
 pub use super::error::WriteError;
 use super::header::{Found, Placed};
 use super::sink::Sink;
-use super::stage::Stage;
+use super::staging::Staging;
 use super::{DiskContent, DiskTarget, ImageFormat, RestoredDisk};
-use crate::files::staged::Draft;
+use crate::files::staged::StagedFile;
 use crate::run::context::Context;
 use crate::run::event::Kind;
 
@@ -33,16 +33,16 @@ pub fn disk(
     point: &RestorePoint,
     disk: &DiskTarget,
     headers: &[Found],
-    stage: &Stage<'_>,
-) -> Result<Draft, WriteError> {
+    staging: &Staging<'_>,
+) -> Result<StagedFile, WriteError> {
     let file_error = |source| WriteError::File {
         path: disk.path.clone(),
         source,
     };
-    let mut draft = stage.draft(&disk.path).map_err(file_error)?;
+    let mut staged = staging.stage(&disk.path).map_err(file_error)?;
     let bytes_written = match disk.format {
         ImageFormat::Raw => {
-            let mut file = draft.file().try_clone().map_err(file_error)?;
+            let mut file = staged.file().try_clone().map_err(file_error)?;
             file.set_len(disk.size).map_err(file_error)?;
             let written = fill(context, repository, point, disk, headers, &mut file)?;
             file.sync_all().map_err(file_error)?;
@@ -54,9 +54,9 @@ pub fn disk(
                 source,
             };
             // QEMU's tools get the file itself, whatever has its name by now.
-            strongroom_nbd::format_qcow2(draft.file(), &disk.path, disk.size)?;
+            strongroom_nbd::format_qcow2(staged.file(), &disk.path, disk.size)?;
             let serve = Serve {
-                opened: Some(strongroom_nbd::through(draft.file())),
+                opened: Some(strongroom_nbd::through(staged.file())),
                 ..Serve::writable(Format::Qcow2)
             };
             let server = QemuNbd::start(&disk.path, &serve)?;
@@ -65,18 +65,18 @@ pub fn disk(
             image.flush().map_err(image_error)?;
             drop(image);
             server.stop()?;
-            draft.file().sync_all().map_err(file_error)?;
+            staged.file().sync_all().map_err(file_error)?;
             written
         }
     };
-    draft.disk = Some(RestoredDisk {
+    staged.disk = Some(RestoredDisk {
         target: disk.target.clone(),
         path: disk.path.clone(),
         size: disk.size,
         bytes_written,
         fresh: matches!(disk.content, DiskContent::Swap(_)),
     });
-    Ok(draft)
+    Ok(staged)
 }
 
 /// Writes all that belongs onto a new, empty image. Returns the bytes written.

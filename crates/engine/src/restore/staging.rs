@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::RestoreError;
 use super::error::WriteError;
 use crate::files::journal::{Journal, STAGE_PREFIX};
-use crate::files::staged::{Draft, Published};
+use crate::files::staged::{InstalledFile, StagedFile};
 use crate::run::context::Context;
 use crate::run::event::Kind;
 
@@ -17,14 +17,14 @@ use crate::run::event::Kind;
 const TEMPORARY: &str = "/var/tmp";
 
 /// Where files are made.
-pub enum Stage<'a> {
+pub enum Staging<'a> {
     /// Beside their places, under other names, which are on record.
     Beside(Journal),
     /// In a directory here, for another machine.
     Aside(TempDir, &'a dyn Hypervisor, Journal),
 }
 
-impl<'a> Stage<'a> {
+impl<'a> Staging<'a> {
     /// For a whole VM on the context's hypervisor, or for single disks on this machine.
     pub fn new(context: &Context<'a>, vm: &str, whole: bool) -> Result<Self, RestoreError> {
         let journal = Journal::begin(context.state, vm)?;
@@ -36,7 +36,7 @@ impl<'a> Stage<'a> {
             .prefix(STAGE_PREFIX)
             .tempdir_in(&parent)
             .map_err(|source| failed(Path::new(&parent), source))?;
-        journal.stage(directory.path())?;
+        journal.stage_remote(directory.path())?;
         Ok(Self::Aside(directory, context.hypervisor, journal))
     }
 
@@ -56,26 +56,26 @@ impl<'a> Stage<'a> {
     }
 
     /// Nothing yet; for a file that will have this place.
-    pub fn draft(&self, path: &Path) -> io::Result<Draft> {
+    pub fn stage(&self, path: &Path) -> io::Result<StagedFile> {
         match self {
-            Self::Beside(journal) => journal.draft(path),
-            Self::Aside(directory, ..) => Draft::aside(directory.path(), path),
+            Self::Beside(journal) => journal.stage(path),
+            Self::Aside(directory, ..) => StagedFile::aside(directory.path(), path),
         }
     }
 
     /// Takes a file to its place.
-    pub fn publish(
+    pub fn install(
         &self,
         context: &Context<'_>,
-        draft: Draft,
+        staged: StagedFile,
         overwrite: bool,
-    ) -> Result<Published<'a>, RestoreError> {
-        let path = draft.destination().to_owned();
+    ) -> Result<InstalledFile<'a>, RestoreError> {
+        let path = staged.destination().to_owned();
         self.journal().step();
         let Self::Aside(_, hypervisor, _) = self else {
-            return draft.publish(overwrite).map_err(|source| failed(&path, source));
+            return staged.install(overwrite).map_err(|source| failed(&path, source));
         };
-        let bytes = draft.temporary().metadata();
+        let bytes = staged.temporary().metadata();
         let bytes = bytes.map_err(|source| failed(&path, source))?.len();
         let target = path
             .file_name()
@@ -98,13 +98,13 @@ impl<'a> Stage<'a> {
             });
             !context.cancel.is_cancelled()
         };
-        let published = draft.publish_there(*hypervisor, &mut moved)?;
+        let installed = staged.install_remote(*hypervisor, &mut moved)?;
         context.report(Kind::DiskWritten {
             target: &target,
             read: bytes,
             written: bytes,
         });
-        Ok(published)
+        Ok(installed)
     }
 }
 
