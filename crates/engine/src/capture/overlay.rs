@@ -379,6 +379,15 @@ mod tests {
         // libvirt leaves out what it can read from the image.
         assert_eq!(of(&[chain("vda", &[overlay])]).inactive, Top::Overlay);
         assert_eq!(of(&[chain("vda", &[overlay, "/images/other"])]).qemu, Top::Other);
+        assert_eq!(of(&[chain("vda", &["/images/theirs"])]).qemu, Top::Other);
+        // Each view by itself can name it.
+        for part in 0..3 {
+            let mut one = chain("vda", &[base]);
+            let views = [&mut one.qemu, &mut one.live, &mut one.inactive];
+            views.into_iter().nth(part).unwrap().push(overlay.into());
+            assert!(of(&[one]).mentioned, "{part}");
+        }
+        assert!(!of(&[chain("vda", &[base])]).mentioned);
         let foreign = of(&[chain("vda", &["/images/theirs", overlay, base])]);
         assert_eq!((foreign.qemu, foreign.mentioned), (Top::Other, true));
         assert_eq!(
@@ -425,6 +434,149 @@ mod tests {
                     Step::Stay(Why::Foreign)
                 }
             );
+        }
+    }
+
+    /// The guest writes to the overlay: what each state of the job asks for, once nothing is about to change.
+    #[test]
+    fn a_running_guest_comes_home_by_one_step_at_a_time() {
+        use BlockJobState::{Copying, Pivoting, Ready};
+        let views = |live, job, job_in_qemu| Views {
+            active: true,
+            away: false,
+            qemu: Top::Overlay,
+            live,
+            inactive: Top::Overlay,
+            job,
+            job_in_qemu,
+            mentioned: true,
+        };
+        let facts = Facts::unknown("in use");
+        let (over, base) = (Top::Overlay, Top::Base);
+        for (live, job, in_qemu, pivoting, settled, step) in [
+            (over, Job::None, false, true, true, Step::Note(false)),
+            (over, Job::None, false, false, true, Step::StartCommit),
+            (over, Job::Ours(Copying), false, true, true, Step::Stay(Why::Lost)),
+            (over, Job::Ours(Copying), false, true, false, Step::Wait),
+            (over, Job::Ours(Copying), true, true, true, Step::Wait),
+            (over, Job::Ours(Ready), false, true, false, Step::Wait),
+            (over, Job::Ours(Ready), true, true, false, Step::Pivot),
+            (over, Job::Ours(Ready), true, false, false, Step::Note(true)),
+            (over, Job::Ours(Pivoting), true, true, true, Step::Pivot),
+            (over, Job::Ours(Pivoting), true, true, false, Step::Wait),
+            (base, Job::None, false, true, true, Step::CommitBehindLibvirt),
+            (base, Job::None, false, false, true, Step::Note(true)),
+            (base, Job::Ours(Ready), true, true, true, Step::Stay(Why::Unclear)),
+            (base, Job::Ours(Ready), true, true, false, Step::Wait),
+            (Top::Other, Job::None, false, true, true, Step::Stay(Why::Foreign)),
+        ] {
+            let views = views(live, job, in_qemu);
+            assert_eq!(
+                next(views, pivoting, &facts, settled),
+                step,
+                "{views:?} {pivoting} {settled}"
+            );
+        }
+        // Switched already, and only libvirt still names the overlay.
+        let switched = |job_in_qemu| Views {
+            qemu: base,
+            inactive: base,
+            ..views(over, Job::Ours(Pivoting), job_in_qemu)
+        };
+        for (in_qemu, settled, step) in [
+            (false, true, Step::Stay(Why::Wedged)),
+            (false, false, Step::Wait),
+            (true, true, Step::Stay(Why::Unclear)),
+        ] {
+            assert_eq!(
+                next(switched(in_qemu), true, &facts, settled),
+                step,
+                "{in_qemu} {settled}"
+            );
+        }
+    }
+
+    /// The VM is off: what the files say decides, and what cannot be told is left to you.
+    #[test]
+    fn a_vm_that_is_off_keeps_what_was_written_last() {
+        let views = |inactive| Views {
+            active: false,
+            away: false,
+            qemu: Top::Nothing,
+            live: Top::Nothing,
+            inactive,
+            job: Job::None,
+            job_in_qemu: false,
+            mentioned: inactive == Top::Overlay,
+        };
+        let (over, base) = (Top::Overlay, Top::Base);
+        let (absent, empty, data) = (Content::Absent, Content::Empty, Content::Data);
+        for (inactive, overlay, newer, same, pivoting, step) in [
+            (over, &absent, true, None, true, Step::NextStartOnBase),
+            (over, &absent, true, None, false, Step::Stay(Why::Missing)),
+            (over, &empty, false, None, false, Step::NextStartOnBase),
+            (over, &data, true, None, false, Step::CommitOffline),
+            (over, &data, true, None, true, Step::Compare),
+            (over, &data, true, Some(true), true, Step::NextStartOnBase),
+            (over, &data, true, Some(false), true, Step::Stay(Why::Ambiguous)),
+            (over, &data, false, Some(false), true, Step::CommitOffline),
+            (base, &absent, false, None, true, Step::Home),
+            (base, &empty, false, None, false, Step::Remove),
+            (base, &data, true, None, true, Step::Remove),
+            (base, &data, false, None, false, Step::NextStartOnOverlay),
+            (base, &data, true, None, false, Step::Compare),
+            (base, &data, false, None, true, Step::Compare),
+            (base, &data, true, Some(true), false, Step::Remove),
+            (base, &data, true, Some(false), false, Step::Stay(Why::Diverged)),
+            (base, &data, false, Some(false), true, Step::NextStartOnOverlay),
+            (Top::Other, &data, false, None, true, Step::Stay(Why::Foreign)),
+        ] {
+            let facts = Facts {
+                overlay: overlay.clone(),
+                base_is_newer: newer,
+                same,
+            };
+            let found = next(views(inactive), pivoting, &facts, true);
+            assert_eq!(found, step, "{inactive:?} {facts:?} {pivoting}");
+        }
+        for inactive in [over, base] {
+            let found = next(views(inactive), true, &Facts::unknown("in use"), true);
+            assert_eq!(found, Step::Stay(Why::Unreadable));
+        }
+        // Another disk names it, or another host's QEMU has it.
+        let used = Views {
+            mentioned: true,
+            ..views(base)
+        };
+        let facts = Facts {
+            overlay: Content::Empty,
+            base_is_newer: true,
+            same: None,
+        };
+        assert_eq!(next(used, true, &facts, true), Step::Stay(Why::Foreign));
+        let away = Views { away: true, ..used };
+        assert_eq!(next(away, true, &facts, true), Step::Stay(Why::Away));
+    }
+
+    #[test]
+    fn what_does_harm_at_another_moment_is_looked_at_again() {
+        for step in [
+            Step::NextStartOnOverlay,
+            Step::NextStartOnBase,
+            Step::Note(true),
+            Step::CommitOffline,
+            Step::Remove,
+        ] {
+            assert!(step.is_delicate(), "{step}");
+        }
+        for step in [
+            Step::StartCommit,
+            Step::Wait,
+            Step::Pivot,
+            Step::Compare,
+            Step::Home,
+        ] {
+            assert!(!step.is_delicate(), "{step}");
         }
     }
 }

@@ -196,3 +196,30 @@ fn an_archive_is_named_without_what_others_could_take_for_something_else() {
     }
     assert_eq!(archive_prefix(&"x".repeat(200)).len(), 128);
 }
+
+/// The swap disk is another one than before: you are asked, unless you have said that it is right.
+#[test]
+fn a_disk_with_another_role_is_asked_about_until_confirmed() {
+    let mut newest = parents::written();
+    newest.excluded.push(strongroom_points::manifest::ExcludedDisk {
+        target: "vdb".into(),
+        why: Exclusion::Swap,
+        size: Some(1024),
+        layout: None,
+        identity: Some(Identity {
+            source: Some("/images/other".into()),
+            ..Identity::default()
+        }),
+    });
+    let domain = domain(RunState::Running, vec![disk("vda"), disk("vdb")]);
+    let make = |disks_confirmed| {
+        let job = VmJob {
+            disks_confirmed,
+            ..settings(&["vdb"], &[], CaptureMethod::Auto)
+        };
+        make(&domain, &job, Some(&newest), &none(), &RunId::new()).map_err(|error| error.to_string())
+    };
+    let error = make(false).unwrap_err();
+    assert!(error.contains("/images/other"), "{error}");
+    make(true).unwrap();
+}

@@ -125,6 +125,9 @@ fn a_name_that_means_another_disk_is_asked_about() {
             .contains("is vdd now")
     );
 
+    // The configuration has followed: the swap disk is swap where it is now, and so is the new one.
+    assert_eq!(asked(&moved, &settings(&["vdb", "vdd"], &[])), None);
+
     // A disk that was never seen has its name, and nothing shows that it is swap.
     let strange = [("vda", identity(1)), ("vdb", identity(9))];
     let said = asked(&strange, &settings(&["vdb"], &[])).unwrap();

@@ -1,7 +1,7 @@
 //! Which earlier restore point an increment may follow.
 
 use super::super::*;
-use strongroom_points::store::ChunkId;
+use strongroom_points::store::{Archive, ArchiveInfo, ChunkId, Item};
 
 fn committed() -> Committed {
     Committed {
@@ -12,7 +12,7 @@ fn committed() -> Committed {
     }
 }
 
-fn written() -> Manifest {
+pub(super) fn written() -> Manifest {
     let text = r#"{"format":1,"vm":{"name":"web","uuid":"00000000-0000-0000-0000-000000000001"},"run":"r1",
         "sequence":1,"previous":null,"captured":"2026-11-30T00:00:00Z","method":"checkpoint","consistency":"crash",
         "stall_us":0,"checkpoint":"strongroom-r1","disks":[],"excluded":[],"files":[],"inventory":[],"producer":"test"}"#;
@@ -50,6 +50,61 @@ fn a_checkpoint_and_an_archive_are_a_pair_or_no_parent() {
     );
 }
 
+/// A disk `vda` of 4096 bytes as a manifest has it.
+fn record(chunks: &[ChunkRef], identity: Identity) -> DiskRecord {
+    let text = r#"{"target":"vda","size":4096,"source_format":"qcow2","mode":"full","reason":"","parent":null,
+        "tracked":true,"digest":"","chunks":1,"bytes_read":0,"bytes_stored":0,"luks":[]}"#;
+    DiskRecord {
+        digest: digest::of_chunks(chunks),
+        identity: Some(identity),
+        ..serde_json::from_str(text).unwrap()
+    }
+}
+
+/// A bitmap that cannot be used makes its own disk be read in full, and no other.
+#[test]
+fn a_bad_bitmap_is_of_one_disk() {
+    let chunks = vec![ChunkRef {
+        id: ChunkId([1; 32]),
+        size: 4096,
+        stored: 0,
+    }];
+    let vda = super::disk("vda");
+    let mut manifest = written();
+    manifest.disks.push(record(&chunks, vda.identity.clone()));
+    let path = strongroom_points::manifest::disk_path("vda");
+    let info = ArchiveInfo {
+        name: "web-1".into(),
+        id: ChunkId([0; 32]),
+        time: manifest.captured,
+    };
+    let point = RestorePoint {
+        archive: Archive {
+            time: info.time,
+            authenticated: true,
+            item_ids: Vec::new(),
+            info,
+        },
+        manifest,
+        bytes: Vec::new(),
+        signature: None,
+        link: String::new(),
+        items: [(path.clone(), Item::regular(&path, chunks))].into(),
+        strange: Vec::new(),
+        damaged: std::collections::BTreeSet::new(),
+    };
+    let committed = committed();
+    let says = |target: &str| {
+        let bad = BadBitmap {
+            target: target.into(),
+            why: "it is inconsistent".into(),
+        };
+        basis(&vda, 4096, &Parent::Usable(&committed, &point, vec![bad])).map(|known| known.archive.clone())
+    };
+    assert_eq!(says("vdb"), Ok("web-1".into()));
+    assert!(says("vda").unwrap_err().contains("it is inconsistent"));
+}
+
 /// The mutants of `basis`: tracked, size, list and digest.
 #[test]
 fn a_disk_follows_a_copy_that_is_whole_and_tracked() {
@@ -62,15 +117,7 @@ fn a_disk_follows_a_copy_that_is_whole_and_tracked() {
         source: Some(path.into()),
         ..Identity::default()
     };
-    let record = || -> DiskRecord {
-        let text = r#"{"target":"vda","size":4096,"source_format":"qcow2","mode":"full","reason":"","parent":null,
-            "tracked":true,"digest":"","chunks":1,"bytes_read":0,"bytes_stored":0,"luks":[]}"#;
-        DiskRecord {
-            digest: digest::of_chunks(&chunks),
-            identity: Some(source("/i/1")),
-            ..serde_json::from_str(text).unwrap()
-        }
-    };
+    let record = || record(&chunks, source("/i/1"));
     let check = |record: Option<&DiskRecord>, bad: Option<&BadBitmap>, size, chunks| {
         copied(&committed(), record, &source("/i/1"), bad, size, chunks)
     };
