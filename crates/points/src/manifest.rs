@@ -422,3 +422,111 @@ impl Manifest {
         digest::sha256(bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// A manifest of `vda` with one header area apart, and of the excluded `vdb`.
+    fn good() -> Value {
+        json!({
+            "format": 2, "vm": {"name": "web", "uuid": Uuid::nil()}, "run": "r", "archive": "web-1", "sequence": 1,
+            "previous": null, "captured": "2026-01-01T00:00:00Z", "method": "checkpoint", "consistency": "crash",
+            "stall_us": 0, "checkpoint": null, "files": [], "inventory": ["web", "db"], "producer": "p",
+            "headers": {"archive": "web-1.headers", "sha256": ""},
+            "disks": [{"target": "vda", "size": 8192, "source_format": "qcow2", "mode": "full", "reason": "",
+                "parent": null, "tracked": true, "digest": "", "chunks": 0, "bytes_read": 0, "bytes_stored": 0,
+                "luks": [area(0, 4096)]}],
+            "excluded": [{"target": "vdb", "why": "swap", "size": 512, "layout": null}],
+        })
+    }
+
+    fn area(offset: u64, length: u64) -> Value {
+        json!({"offset": offset, "version": 2, "uuid": "", "digests": [], "tokens": [],
+            "header": {"length": length, "binding": "", "sha256": ""}})
+    }
+
+    fn read(change: impl FnOnce(&mut Value)) -> Result<Manifest, String> {
+        let mut value = good();
+        change(&mut value);
+        Manifest::parse(value.to_string().as_bytes()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_manifest_is_read_as_it_was_written() {
+        let manifest = read(|_| ()).unwrap();
+        let bytes = manifest.to_bytes().unwrap();
+        assert_eq!(Manifest::parse(&bytes).unwrap(), manifest);
+        assert_eq!(Manifest::link(&bytes), digest::sha256(&bytes));
+        assert_eq!(manifest.disk("vda").map(|disk| disk.size), Some(8192));
+        assert_eq!(manifest.disk("vdb"), None);
+        let areas: Vec<Extent> = manifest.disks[0].areas().collect();
+        assert_eq!(areas, [Extent::new(0, 4096).unwrap()]);
+        // As far as a disk reaches, and as far as numbers go.
+        read(|value| value["disks"][0]["luks"] = json!([area(0, 4096), area(4096, 4096)])).unwrap();
+        read(|value| value["sequence"] = MAX_SEQUENCE.into()).unwrap();
+        read(|value| {
+            value["disks"][0]["size"] = LARGEST_AREA.into();
+            value["disks"][0]["luks"] = json!([area(0, LARGEST_AREA)]);
+        })
+        .unwrap();
+        // Nothing apart, as in the first format.
+        read(|value| {
+            value["format"] = 1.into();
+            value["headers"] = Value::Null;
+            value["disks"][0]["luks"] = json!([]);
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn what_no_backup_writes_is_refused() {
+        let refused = |change: fn(&mut Value), says: &str| {
+            let why = read(change).unwrap_err();
+            assert!(why.contains(says), "{why}");
+        };
+        refused(|value| value["format"] = 0.into(), "its format is 0");
+        refused(|value| value["format"] = 3.into(), "its format is 3");
+        refused(
+            |value| value["sequence"] = (MAX_SEQUENCE + 1).into(),
+            "is the largest",
+        );
+        refused(|value| value["vm"]["name"] = "../x".into(), "not a VM's name");
+        refused(|value| value["inventory"][1] = "a/b".into(), "not a VM's name");
+        refused(|value| value["disks"][0]["target"] = "../x".into(), "target name");
+        refused(|value| value["excluded"][0]["target"] = "".into(), "target name");
+        refused(
+            |value| value["excluded"][0]["target"] = "vda".into(),
+            "is there twice",
+        );
+        let areas = |luks: Value| {
+            let why = read(|value| value["disks"][0]["luks"] = luks).unwrap_err();
+            assert!(why.contains("the header areas of disk vda"), "{why}");
+        };
+        areas(json!([area(0, 0)]));
+        areas(json!([area(u64::MAX, 4096)]));
+        areas(json!([area(4096, 4097)]));
+        areas(json!([area(0, 4096), area(4095, 1)]));
+        let larger = read(|value| {
+            value["disks"][0]["size"] = u64::MAX.into();
+            value["disks"][0]["luks"] = json!([area(0, LARGEST_AREA + 1)]);
+        });
+        assert!(larger.unwrap_err().contains("larger than it can be"));
+        for change in [
+            |value: &mut Value| value["headers"] = Value::Null,
+            |value: &mut Value| value["disks"][0]["luks"] = json!([]),
+            |value: &mut Value| value["format"] = 1.into(),
+        ] {
+            assert!(read(change).unwrap_err().contains("does not fit together"));
+        }
+    }
+
+    #[test]
+    fn only_a_targets_image_is_a_disk() {
+        assert_eq!(disk_of(&disk_path("vda")), Some("vda"));
+        for path in ["disks/vda", "vda.raw", "disks/../vda.raw", "disks/.raw"] {
+            assert_eq!(disk_of(path), None, "{path}");
+        }
+    }
+}

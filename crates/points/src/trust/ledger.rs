@@ -360,6 +360,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path();
         assert_eq!(Ledger::vms(state).unwrap(), []);
+        // What cannot be listed is not empty.
+        std::fs::write(state.join("trust"), "").unwrap();
+        Ledger::vms(state).unwrap_err();
+        std::fs::remove_file(state.join("trust")).unwrap();
         Ledger::open(state, "web").unwrap().advance(head(2)).unwrap();
         // Nothing was ever seen of this one.
         let mut other = Ledger::open(state, "db").unwrap();

@@ -80,7 +80,7 @@ impl<'a> Standing<'a> {
             let older = chain
                 .iter()
                 .rev()
-                .filter(|entry| entry.number() <= newest.number());
+                .filter(|entry| entry.number() < newest.number());
             for entry in older.filter(|entry| entry.info.time > newest.info.time) {
                 if let Some(Err(why)) = place(entry, &id) {
                     doubtful.push((entry.name(), why));
@@ -268,6 +268,8 @@ mod tests {
         let of = |entries: &[Entry], listing: &Listing, known: &Records| {
             let chain: Vec<&Entry> = entries.iter().collect();
             let standing = Standing::of(&grounds, &listing.open(), &chain, known);
+            let hidden = standing.problems.iter().any(ChainProblem::hides_the_newest);
+            assert_eq!(standing.hidden().is_some(), hidden);
             (kinds(&standing), standing.problem(), standing.line("web"))
         };
         // Borg's own record tells it where ours are gone, and says nothing new where ours tell it.
@@ -356,6 +358,14 @@ mod tests {
             assert_eq!(doubtful, ["copy"], "{number}");
             assert_eq!(newest, [Some(2), Some(1)][number]);
         }
+        // One with the number of the newest is passed over before it, and counts once.
+        let mut copy = chain().swap_remove(1);
+        copy.info.name = "copy".into();
+        copy.info.time = Timestamp::from_second(500).unwrap();
+        copy.list_as_said();
+        entries.push(copy);
+        let (newest, doubtful, ..) = of(&entries, &records(&[]));
+        assert_eq!((newest, doubtful), (Some(2), vec!["copy".into()]));
     }
 
     #[test]
