@@ -18,7 +18,7 @@ mod reading;
 
 pub use self::naming::{name_problem, uuid_in};
 pub use self::quiesce::{IfMissed, Level, Quiesce};
-pub use self::reading::{Audit, Limits, Reader};
+pub use self::reading::{Limits, Reader, SpotCheck};
 
 /// What is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]
@@ -101,8 +101,8 @@ pub struct Config {
     #[serde(default)]
     pub limits: Limits,
     /// How the map of changes is checked.
-    #[serde(default)]
-    pub audit: Audit,
+    #[serde(default, rename = "audit")]
+    pub spot_check: SpotCheck,
     /// Who signs restore points, and whose signatures are trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signing: Option<Signing>,
@@ -212,7 +212,7 @@ impl Config {
             reader: Reader::default(),
             jobs: default_jobs(),
             limits: Limits::default(),
-            audit: Audit::default(),
+            spot_check: SpotCheck::default(),
             signing: None,
             witness: None,
             vm: BTreeMap::new(),
@@ -274,7 +274,7 @@ impl Config {
         if self.jobs == 0 || self.jobs > 64 {
             return Err("jobs: 1 to 64 VMs at the same time".into());
         }
-        self.audit.check()?;
+        self.spot_check.check()?;
         self.nbd_tls.as_ref().map_or(Ok(()), NbdTls::check)?;
         self.signing.as_ref().map_or(Ok(()), Signing::check)?;
         self.witness.as_ref().map_or(Ok(()), Witness::check)?;

@@ -203,7 +203,7 @@ fn a_map_of_changes_that_lies_is_noticed_and_the_disk_read_in_full() {
     let guest = lab.guest().root_mib(256).boot();
     let vm = guest.name().to_owned();
     let mut bench = Bench::new(&lab, &[&vm]);
-    bench.config.audit.chunks = Some(1000);
+    bench.config.spot_check.chunks = Some(1000);
     let first = bench.backup(&vm, &()).unwrap();
     guest.probe("write 8");
     guest.probe("sync");

@@ -3,7 +3,7 @@
 //!
 //! If a share `f` of the chunks called unchanged has changed, `k` samples miss that with probability `(1 - f)^k`. The
 //! configuration says what share has to be noticed, with which confidence, and within how many runs; see
-//! [`crate::config::Audit::count`].
+//! [`crate::config::SpotCheck::count`].
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;

@@ -60,7 +60,7 @@ impl Default for Limits {
 /// How much of what has not changed is read all the same, to find out whether that is true.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Audit {
+pub struct SpotCheck {
     /// With which probability a map of changes that is wrong is noticed; 0 for no spot check.
     pub confidence: f64,
     /// Within how many incremental backups.
@@ -72,7 +72,7 @@ pub struct Audit {
     pub chunks: Option<usize>,
 }
 
-impl Default for Audit {
+impl Default for SpotCheck {
     fn default() -> Self {
         Self {
             confidence: 0.99,
@@ -83,7 +83,7 @@ impl Default for Audit {
     }
 }
 
-impl Audit {
+impl SpotCheck {
     /// How many chunks of a disk to read in each run. A sample of `k` chunks misses a share `s` of wrong ones with
     /// probability `(1 - s)^k`, `n` runs with `(1 - s)^(k n)`; that must not be more than `1 - confidence`.
     pub fn count(&self) -> usize {

@@ -26,7 +26,7 @@ fn the_audit_reads_what_its_confidence_takes() {
     let count = |text: &str| {
         parse(&format!("repository = '/srv/{{vm}}'\n[audit]\n{text}"))
             .unwrap()
-            .audit
+            .spot_check
             .count()
     };
     assert_eq!(count(""), 7, "ln 0.01 / ln 0.9 = 43.7, over 7 runs");

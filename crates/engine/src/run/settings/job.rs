@@ -187,7 +187,7 @@ impl VmJob {
             luks_headers: none.luks_headers,
             track_beside_snapshots: none.track_beside_snapshots,
             throttle: (&file.reader).into(),
-            spot_check: file.audit.count(),
+            spot_check: file.spot_check.count(),
             limits: (&limits).into(),
             require_seal: none.require_seal,
         })
