@@ -123,7 +123,7 @@ impl StagedFile {
     }
 
     /// An empty file in a directory of this machine: its place will be on another one.
-    pub fn aside(directory: &Path, path: &Path) -> io::Result<Self> {
+    pub fn remote(directory: &Path, path: &Path) -> io::Result<Self> {
         let temporary = path.file_name().unwrap_or_default().to_owned();
         let directory = Directory::open(directory)?;
         Ok(Self {

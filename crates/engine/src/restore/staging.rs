@@ -21,7 +21,7 @@ pub enum Staging<'a> {
     /// Beside their places, under other names, which are on record.
     Beside(Journal),
     /// In a directory here, for another machine.
-    Aside(TempDir, &'a dyn Hypervisor, Journal),
+    Remote(TempDir, &'a dyn Hypervisor, Journal),
 }
 
 impl<'a> Staging<'a> {
@@ -37,21 +37,21 @@ impl<'a> Staging<'a> {
             .tempdir_in(&parent)
             .map_err(|source| failed(Path::new(&parent), source))?;
         journal.stage_remote(directory.path())?;
-        Ok(Self::Aside(directory, context.hypervisor, journal))
+        Ok(Self::Remote(directory, context.hypervisor, journal))
     }
 
     /// What is on record of it.
     pub fn journal(&self) -> &Journal {
         match self {
-            Self::Beside(journal) | Self::Aside(_, _, journal) => journal,
+            Self::Beside(journal) | Self::Remote(_, _, journal) => journal,
         }
     }
 
     /// Where a file is made that will have this place: on which storage it needs room.
-    pub fn path<'p>(&'p self, place: &'p Path) -> std::path::PathBuf {
+    pub fn path<'p>(&'p self, destination: &'p Path) -> std::path::PathBuf {
         match self {
-            Self::Beside(_) => place.to_owned(),
-            Self::Aside(directory, ..) => directory.path().join(place.file_name().unwrap_or_default()),
+            Self::Beside(_) => destination.to_owned(),
+            Self::Remote(directory, ..) => directory.path().join(destination.file_name().unwrap_or_default()),
         }
     }
 
@@ -59,7 +59,7 @@ impl<'a> Staging<'a> {
     pub fn stage(&self, path: &Path) -> io::Result<StagedFile> {
         match self {
             Self::Beside(journal) => journal.stage(path),
-            Self::Aside(directory, ..) => StagedFile::aside(directory.path(), path),
+            Self::Remote(directory, ..) => StagedFile::remote(directory.path(), path),
         }
     }
 
@@ -72,7 +72,7 @@ impl<'a> Staging<'a> {
     ) -> Result<InstalledFile<'a>, RestoreError> {
         let path = staged.destination().to_owned();
         self.journal().step();
-        let Self::Aside(_, hypervisor, _) = self else {
+        let Self::Remote(_, hypervisor, _) = self else {
             return staged.install(overwrite).map_err(|source| failed(&path, source));
         };
         let bytes = staged.temporary().metadata();

@@ -1,4 +1,4 @@
-//! External snapshots: onto an overlay, and home again.
+//! External snapshots: onto an overlay, and back to the image.
 
 use std::path::Path;
 use std::process::Command;
@@ -24,7 +24,7 @@ fn chain(peer: &dyn Peer, target: &str) -> Chain {
 }
 
 /// What is said of a disk that is on its own image in every view.
-fn home(peer: &dyn Peer, target: &str) -> Chain {
+fn on_its_image(peer: &dyn Peer, target: &str) -> Chain {
     let images = vec![peer.image(target)];
     Chain {
         target: target.into(),
@@ -43,7 +43,7 @@ fn away(peer: &dyn Peer, target: &str) -> Chain {
         qemu: images.clone(),
         live: images.clone(),
         inactive: images,
-        ..home(peer, target)
+        ..on_its_image(peer, target)
     }
 }
 
@@ -60,8 +60,8 @@ fn await_chain(peer: &dyn Peer, target: &str, mut seen: u64, wanted: impl Fn(&Ch
     }
 }
 
-/// Merges a disk's overlay and waits until the guest is home.
-fn bring_home(peer: &dyn Peer, target: &str) {
+/// Merges a disk's overlay and waits until the guest is on its image again.
+fn consolidate(peer: &dyn Peer, target: &str) {
     let (port, uuid) = (peer.port(), peer.uuid());
     let seen = port.events(uuid);
     let (overlay, base) = (peer.overlay(target), peer.image(target));
@@ -82,7 +82,7 @@ fn bring_home(peer: &dyn Peer, target: &str) {
     );
     let seen = port.events(uuid);
     port.pivot(uuid, target).unwrap();
-    await_chain(peer, target, seen, |found| *found == home(peer, target));
+    await_chain(peer, target, seen, |found| *found == on_its_image(peer, target));
 }
 
 /// Whether an image that no process has holds that byte in the whole range.
@@ -101,19 +101,19 @@ pub fn an_image_goes_onto_an_overlay_and_home(peer: &dyn Peer) {
     peer.start();
     let (port, uuid) = (peer.port(), peer.uuid());
     for target in ["vda", "vdc"] {
-        assert_eq!(chain(peer, target), home(peer, target));
+        assert_eq!(chain(peer, target), on_its_image(peer, target));
         peer.write(target, 0x11, 0, MIB);
     }
     port.take_snapshot(uuid, &[asked(peer, "vda"), asked(peer, "vdc")])
         .unwrap();
     assert_eq!(chain(peer, "vda"), away(peer, "vda"));
     assert_eq!(chain(peer, "vdc"), away(peer, "vdc"));
-    assert_eq!(chain(peer, "vdb"), home(peer, "vdb"));
+    assert_eq!(chain(peer, "vdb"), on_its_image(peer, "vdb"));
     assert_eq!(port.snapshot_names(uuid).unwrap().len(), 0, "none is on record");
     for target in ["vda", "vdc"] {
         peer.write(target, 0x22, 64 * KIB, 64 * KIB);
         port.pivot(uuid, target).unwrap_err();
-        bring_home(peer, target);
+        consolidate(peer, target);
         peer.write(target, 0x33, 2 * MIB, 64 * KIB);
     }
     peer.stop();
@@ -138,20 +138,20 @@ pub fn a_snapshot_is_of_all_disks_or_of_none(peer: &dyn Peer) {
     port.take_snapshot(uuid, &[asked(peer, "vda"), asked(peer, "vdb")])
         .unwrap_err();
     for target in ["vda", "vdb"] {
-        assert_eq!(chain(peer, target), home(peer, target));
+        assert_eq!(chain(peer, target), on_its_image(peer, target));
     }
     assert_eq!(std::fs::read(peer.overlay("vdb")).unwrap(), b"in the way");
     assert!(!peer.overlay("vda").exists());
     let (overlay, base) = (peer.overlay("vda"), peer.image("vda"));
     port.start_commit(uuid, "vda", &overlay, &base, 0).unwrap_err();
-    assert_eq!(chain(peer, "vda"), home(peer, "vda"));
+    assert_eq!(chain(peer, "vda"), on_its_image(peer, "vda"));
     // No view of a backup job goes away below it.
     let job = peer.job(None, &[("vda", None, false)]);
     port.begin_backup(uuid, &job).unwrap();
     port.end_backup(uuid).unwrap();
     // What the next start uses can be put right by name.
     port.set_inactive_image(uuid, "vda", &base, "qcow2").unwrap();
-    assert_eq!(chain(peer, "vda"), home(peer, "vda"));
+    assert_eq!(chain(peer, "vda"), on_its_image(peer, "vda"));
 }
 
 /// What went through an overlay has changed since the checkpoint before it.
@@ -161,7 +161,7 @@ pub fn a_checkpoint_knows_what_was_merged(peer: &dyn Peer) {
     port.create_checkpoint(uuid, "cp", &["vda".into()]).unwrap();
     port.take_snapshot(uuid, &[asked(peer, "vda")]).unwrap();
     peer.write("vda", 0x44, 4 * MIB, 64 * KIB);
-    bring_home(peer, "vda");
+    consolidate(peer, "vda");
     peer.write("vda", 0x55, 8 * MIB, 64 * KIB);
     let job = peer.job(None, &[("vda", Some("cp"), false)]);
     port.begin_backup(uuid, &job).unwrap();
