@@ -208,7 +208,8 @@ impl Catalog {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::store::ChunkId;
+    use crate::store::{ChunkId, Kind};
+    use crate::testing::Listing;
 
     /// A restore point of a VM with this number, made at this second.
     pub fn entry(vm: &str, number: u64, second: i64) -> Entry {
@@ -355,5 +356,96 @@ pub(crate) mod tests {
         let entry = entry("web", 1, 100);
         assert_eq!(entry.place(&"00".repeat(32)), Ok(()));
         entry.place("11").unwrap_err();
+    }
+
+    /// Lists an archive of this name with these items, in pieces.
+    fn store(listing: &mut Listing, name: &str, items: Result<Vec<Vec<Item>>, Kind>) {
+        let id = ChunkId([100 + listing.archives.len() as u8; 32]);
+        listing.archives.push(ArchiveInfo {
+            name: name.into(),
+            id,
+            time: jiff::Timestamp::UNIX_EPOCH,
+        });
+        listing.items.insert(id, items);
+    }
+
+    /// A repository with restore points in one piece and in several, what others have made, and what is damaged.
+    fn repository() -> Listing {
+        let mut listing = Listing::of(9);
+        let mut manifest = |number| {
+            let entry = entry("web", number, 0);
+            listing.file(MANIFEST_PATH, &entry.bytes)
+        };
+        let (first, second, third) = (manifest(1), manifest(2), manifest(3));
+        let signature = listing.file(SIGNATURE_PATH, b"signature");
+        let disk = listing.file("disks/vda.raw", b"");
+        let whole = vec![vec![second, signature.clone(), disk.clone()]];
+        store(&mut listing, "web-2", Ok(whole));
+        store(&mut listing, "web-1", Ok(vec![vec![first], vec![disk.clone()]]));
+        store(
+            &mut listing,
+            "web-3",
+            Ok(vec![vec![], vec![third], vec![], vec![signature]]),
+        );
+        store(&mut listing, "home", Ok(vec![vec![disk]]));
+        store(&mut listing, "web-1.headers", Err(Kind::Damaged));
+        store(&mut listing, "web-9", Err(Kind::Damaged));
+        listing
+    }
+
+    #[test]
+    fn what_is_signed_is_read_wherever_it_was_cut() {
+        let catalog = Catalog::read(&mut repository().open()).unwrap();
+        let read = |entry: &Entry| (entry.name(), entry.number(), entry.signature.is_some());
+        let entries: Vec<_> = catalog.entries.iter().map(read).collect();
+        let expected = [("web-1", 1, false), ("web-2", 2, true), ("web-3", 3, true)];
+        assert_eq!(
+            entries,
+            expected.map(|(name, number, signed)| (name.to_owned(), number, signed))
+        );
+        assert_eq!(catalog.entries[1].bytes, entry("web", 2, 0).bytes);
+        assert_eq!(catalog.foreign, ["home"]);
+        let unreadable: Vec<_> = catalog
+            .unreadable
+            .iter()
+            .map(|(info, _)| info.name.to_string())
+            .collect();
+        assert_eq!(unreadable, ["web-9"]);
+        // One archive that cannot be read is not the repository that cannot be used.
+        for (kind, one) in [(Kind::Missing, true), (Kind::Lost, false), (Kind::Other, false)] {
+            let mut listing = repository();
+            store(&mut listing, "web-10", Err(kind));
+            assert_eq!(Catalog::read(&mut listing.open()).is_ok(), one, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_read_before_is_not_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut listing = repository();
+        let look = |listing: &Listing| {
+            let catalog = Catalog::look(&mut listing.open(), directory.path()).unwrap();
+            let entries = catalog.entries.iter();
+            entries
+                .map(|entry| (entry.name(), entry.bytes.clone(), entry.signature.clone()))
+                .collect::<Vec<_>>()
+        };
+        let first = look(&listing);
+        assert_eq!(first.len(), 3);
+        let content = std::mem::take(&mut listing.data);
+        let items = listing.items.clone();
+        for info in &listing.archives {
+            listing.items.insert(info.id, Err(Kind::Damaged));
+        }
+        assert_eq!(look(&listing), first);
+        // Of another version, it is as if there were none.
+        let name = format!("catalog/{}.json", listing.id);
+        let path = directory.path().join(name);
+        let mut kept: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        kept["version"] = 2.into();
+        std::fs::write(&path, kept.to_string()).unwrap();
+        assert_eq!(look(&listing), []);
+        (listing.data, listing.items) = (content, items);
+        assert_eq!(look(&listing), first);
     }
 }

@@ -1,5 +1,6 @@
-//! For tests: a repository that knows no more than what it lists, and a log that is kept.
+//! For tests: a repository that is a list, and a log that is kept.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -7,12 +8,13 @@ use jiff::Timestamp;
 use strongroom_base::cancel::Cancel;
 
 use crate::store::{
-    Archive, ArchiveInfo, ArchiveOptions, Canceller, ChunkRef, Encryption, Fetch, Ids, Item, Items, Opener,
-    Repository, Result, Spare, Store, StoreId, Transaction,
+    Archive, ArchiveInfo, ArchiveOptions, Canceller, ChunkId, ChunkRef, Content, Encryption, Fetch, Ids,
+    Item, Items, Kind, Object, Open, Opener, Repository, Result, Spare, Store, StoreError, StoreId,
+    Transaction,
 };
 use crate::trust::grounds::{Doubt, Grounds, Log};
 
-/// What a repository says of itself. It has no content.
+/// What a repository says of itself, and what it has of small files.
 #[derive(Clone)]
 pub struct Listing {
     pub id: StoreId,
@@ -20,6 +22,10 @@ pub struct Listing {
     pub replayed: Option<String>,
     pub counter: Option<u64>,
     pub archives: Vec<ArchiveInfo>,
+    /// The items of each archive, in the pieces in which they are stored; or why they cannot be read.
+    pub items: BTreeMap<ChunkId, Result<Vec<Vec<Item>>, Kind>>,
+    /// What is in chunks.
+    pub data: BTreeMap<ChunkId, Vec<u8>>,
 }
 
 impl Listing {
@@ -31,7 +37,21 @@ impl Listing {
             replayed: None,
             counter: None,
             archives: Vec::new(),
+            items: BTreeMap::new(),
+            data: BTreeMap::new(),
         }
+    }
+
+    /// A file with this content, in a chunk of its own.
+    pub fn file(&mut self, path: &str, content: &[u8]) -> Item {
+        let id = ChunkId([self.data.len() as u8; 32]);
+        self.data.insert(id, content.to_vec());
+        let chunk = ChunkRef {
+            id,
+            size: content.len() as u32,
+            stored: 0,
+        };
+        Item::regular(path, vec![chunk])
     }
 
     pub fn open(&self) -> Repository {
@@ -65,17 +85,29 @@ impl Store for Listing {
     fn archives(&self) -> &[ArchiveInfo] {
         &self.archives
     }
-    fn archive(&mut self, _: &ArchiveInfo) -> Result<Archive> {
-        unimplemented!()
+    fn archive(&mut self, info: &ArchiveInfo) -> Result<Archive> {
+        let pieces = self.items[&info.id].as_ref().map_or(1, Vec::len);
+        Ok(Archive {
+            info: info.clone(),
+            time: info.time,
+            authenticated: true,
+            item_ids: (0..pieces).map(|piece| ChunkId([piece as u8; 32])).collect(),
+        })
     }
-    fn items(&mut self, _: &Archive) -> Items<'_> {
-        Box::new(std::iter::empty::<Result<Item>>())
+    fn items(&mut self, archive: &Archive) -> Items<'_> {
+        match &self.items[&archive.info.id] {
+            Ok(pieces) => {
+                let pieces = pieces.iter().take(archive.item_ids.len());
+                Box::new(pieces.flatten().cloned().map(Ok))
+            }
+            Err(kind) => Box::new(std::iter::once(Err(StoreError::new(*kind, "it is damaged")))),
+        }
     }
-    fn fetch<'a>(&'a mut self, _: Box<dyn Iterator<Item = ChunkRef> + 'a>) -> Fetch<'a> {
-        Box::new(std::iter::empty())
+    fn fetch<'a>(&'a mut self, chunks: Box<dyn Iterator<Item = ChunkRef> + 'a>) -> Fetch<'a> {
+        Box::new(chunks.map(|chunk| (chunk, Ok(Object::new(self.data[&chunk.id].clone())))))
     }
     fn opener(&self) -> Opener {
-        unimplemented!()
+        Opener::new(Plain)
     }
     fn requests(&self) -> u64 {
         0
@@ -97,6 +129,22 @@ impl Store for Listing {
     }
     fn close(self: Box<Self>) -> Result<()> {
         Ok(())
+    }
+}
+
+/// Opens what is not encrypted.
+struct Plain;
+
+impl Open for Plain {
+    fn ids(&self, _: &[&[u8]]) -> Vec<ChunkId> {
+        unimplemented!()
+    }
+    fn zero_id(&self, _: usize) -> ChunkId {
+        unimplemented!()
+    }
+    fn open(&self, objects: Vec<(ChunkRef, Object)>) -> Vec<Result<Content>> {
+        let open = |(_, object): (ChunkRef, Object)| object.into_inner::<Vec<u8>>().map(Content::from);
+        objects.into_iter().map(open).collect()
     }
 }
 

@@ -281,7 +281,7 @@ mod tests {
         assert_eq!(kinds, ["rollback"]);
         let problem = problem.unwrap();
         assert!(
-            problem.contains("the newest that it has is number 3"),
+            problem.ends_with("the newest that it has is number 3"),
             "{problem}"
         );
         assert_eq!(
