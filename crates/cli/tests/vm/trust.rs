@@ -49,7 +49,7 @@ fn restores_need_a_signature_of_somebody_who_is_trusted() {
     // A backup whose signature would not be accepted is not made, and says so.
     let before = bench.archives(vm);
     let said = bench.says(&lab, &["backup", vm]);
-    said.expect(1, &["could never be verified", "nothing was committed"]);
+    said.expect(1, &["could never be verified", "no VM was touched"]);
     bench.config.signing.as_mut().unwrap().key = Some(lab.path("absent"));
     bench.says(&lab, &["backup", vm]).expect(1, &["sign with"]);
     assert_eq!(bench.at_rest(&lab, vm), before);
@@ -236,6 +236,6 @@ fn an_agent_signs_with_a_key_that_is_in_no_file() {
     bench.says(&lab, &["verify", "--all"]).expect(0, &[]);
     // It goes away: no restore point without a signature.
     drop(agent);
-    backup().expect(1, &["sign with", "nothing was committed"]);
+    backup().expect(1, &["sign with", "no VM was touched"]);
     assert_eq!(bench.archives(vm).len(), 1);
 }

@@ -201,7 +201,7 @@ fn rollback_omission_and_pruning_are_told_apart() {
     world
         .bench
         .says(&world.lab, &["backup", world.vm()])
-        .expect(3, &["number 3", "old copy"]);
+        .expect(3, &["number 3", "rolled back"]);
     assert_eq!(world.newest()["lost"][0]["sequence"], 3);
     // That heals nothing: neither for us nor for an auditor who has nothing but the witness, and not by still another one.
     world.backup(4);
