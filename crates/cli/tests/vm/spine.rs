@@ -3,34 +3,15 @@
 
 use std::sync::Mutex;
 
+use crate::common::checks::request;
 use crate::common::{Bench, Hook, names, sha256_of_export};
-use strongroom_engine::restore::{self, ImageFormat, Request};
+use strongroom_engine::restore::{self, Request};
 use strongroom_engine::run::event::Kind;
 use strongroom_points::manifest::Mode;
 use strongroom_testkit::{Format, Lab, run, sha256_of_raw, virsh};
 
 /// How many incremental backups follow the first.
 const ROUNDS: usize = 10;
-
-fn request(vm: &str, when: &str) -> Request {
-    Request {
-        point: format!("{vm}@{when}").parse().unwrap(),
-        rename: None,
-        disks: Vec::new(),
-        to: None,
-        onto: None,
-        format: ImageFormat::Qcow2,
-        overwrite: false,
-        keep_going: false,
-        unsigned: false,
-        own_headers: false,
-        allow_rollback: false,
-        headers: None,
-        tight: false,
-        trust_definition: true,
-        dry_run: false,
-    }
-}
 
 #[test]
 fn ten_incremental_backups_of_a_writing_guest_restore_bit_identical() {
